@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ SOURCE_BYTES_MIN = 200
 SOURCE_BYTES_MAX = 200_000
 SHINGLE_LINES = 4
 REPEATED_SHARE_MAX = 0.5
+PACKAGE_BYTES_MAX = 14_000_000
 
 # Import name -> licence. Only what is listed here is read; copyleft packages are left out on purpose.
 LICENCES = {
@@ -107,18 +109,26 @@ def read_sessions(path: Path) -> list[Session]:
 
 
 def iter_sources(library_roots: list[Path]) -> Iterator[Source]:
-    """Yield deduplicated Python files of each root's standard library and of its listed packages, in stable order."""
+    """Yield deduplicated Python files of each root's standard library and of its listed packages, in stable order.
+
+    No package (the standard library aside) gives more than `PACKAGE_BYTES_MAX`, or the largest would be the corpus.
+    """
     seen: set[bytes] = set()
+    taken: Counter[str] = Counter()
     for root in library_roots:
         for package, licence, path in _iter_paths(root):
+            if package != STDLIB and taken[package] > PACKAGE_BYTES_MAX:
+                continue
             text = _read_source(path)
             if text is not None and not _is_repeat(text, seen):
+                taken[package] += len(text)
                 yield Source(package, licence, str(path.relative_to(root)), text)
 
 
 def _iter_paths(root: Path) -> Iterator[tuple[str, str, Path]]:
     site = root / "site-packages"
-    for path in sorted(root.rglob("*.py")):
+    # Ordered by a digest of the path, so that a package cut short is sampled evenly.
+    for path in sorted(root.rglob("*.py"), key=lambda p: hashlib.md5(str(p.relative_to(root)).encode()).digest()):
         parts = path.relative_to(root).parts
         if path.is_relative_to(site):
             package = parts[1]
