@@ -4,7 +4,7 @@
 In: structs. Out: MessagePack bytes, and back. Fields are positional (`array_like`), the first element is the
 message's tag. Token ids travel as raw little-endian int32 (`ids_bytes`, `ids_array`): 50k ids cost 0.1 ms instead
 of 1.6 ms as a list. One ZeroMQ frame is one message. Bytes that are no message raise `msgspec.MsgspecError` from
-the decoders, nothing else ever; the receiver logs and drops them. No pickling, no code, no paths.
+the decoders, nothing else; the receiver logs and drops them. No pickling, no code, no paths.
 
 Invariants: every `Generate` is answered by exactly one closing message, a `Delta` with `finish` set or a
 `Refused`; `Ready` or `Failed` is the first message of a core.
@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
+from tokenspeed.obs.sample import CoreSample
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 Refusal = Literal["queue_full", "too_long", "exceeds_pool", "duplicate", "empty"]
@@ -112,26 +113,7 @@ class Stats(Message):
     """Core -> front: gauges now, counters since start; at least every half second, so also the heartbeat."""
 
     now_us: int
-    step: int
-    waiting: int
-    running: int
-    blocks_total: int
-    blocks_free: int
-    """Neither used by a request nor holding a reusable prefix."""
-    blocks_cached: int
-    """Holding a prefix that nobody uses now; given up when blocks run out."""
-    prompt_tokens: int
-    """Of all requests that started."""
-    prompt_tokens_cached: int
-    """Of those, found in the prefix tree."""
-    output_tokens: int
-    retractions: int
-    """Requests sent back to wait because blocks ran out."""
-    faults: int
-    """Rows that came out as NaN or infinity."""
-    step_us_sum: int
-    step_us_counts: list[int]
-    """Steps by duration: counts per bucket of `obs.timeline.STEP_BUCKETS_US`, the last one unbounded."""
+    core: CoreSample
 
 
 Request = Generate | Abort | Flush | Stop

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import wire
+from tokenspeed.obs.sample import CoreSample
 
 SAMPLING = SamplingParams(0.5, seed=3, tokens_max=9, stop_ids=(1, 2), logit_bias={5: -1.0}, logprobs=2)
 LOGPROB = TokenLogprob(1, -0.5, [(1, -0.5), (2, -3.0)], 1)
@@ -27,7 +28,7 @@ REPORTS = [
     wire.Refused(3, "queue_full"),
     wire.Ready(1, 100, 4096, 16, 64, 8, 32, True, [("dtype", "bfloat16", "the checkpoint's")]),
     wire.Failed("no such model"),
-    wire.Stats(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, [1, 2]),
+    wire.Stats(1, CoreSample(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, [1, 2])),
 ]
 
 

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""The exported text: front series are always there, core series follow the latest sample."""
+
+from __future__ import annotations
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tokenspeed.obs.metrics import Metrics
+from tokenspeed.obs.sample import CoreSample
+from tokenspeed.obs.timeline import STEP_BUCKETS_US
+
+COUNTS = [0] * (len(STEP_BUCKETS_US) + 1)
+
+
+def _sample() -> CoreSample:
+    counts = COUNTS.copy()
+    counts[1], counts[-1] = 3, 1
+    return CoreSample(9, 1, 2, 64, 30, 20, 1000, 900, 50, 0, 0, 9_000_000, counts)
+
+
+def test_core_series_appear_once_there_is_a_sample() -> None:
+    silent, speaking = Metrics(lambda: None), Metrics(_sample)
+    names = {family.name for family in text_string_to_metric_families(silent.render().decode())}
+    assert "tokenspeed_time_to_first_token_seconds" in names
+    assert "tokenspeed_running" not in names
+    families = {f.name: f for f in text_string_to_metric_families(speaking.render().decode())}
+    assert families["tokenspeed_running"].samples[0].value == 2
+    assert families["tokenspeed_prompt_tokens_cached"].samples[0].value == 900
+
+
+def test_step_buckets_are_cumulative_and_in_seconds() -> None:
+    families = {f.name: f for f in text_string_to_metric_families(Metrics(_sample).render().decode())}
+    samples = {s.labels.get("le", s.name): s.value for s in families["tokenspeed_step_seconds"].samples}
+    assert samples["0.0005"] == 0
+    assert samples["0.001"] == 3
+    assert samples["+Inf"] == 4
+    assert samples["tokenspeed_step_seconds_sum"] == 9.0
+
+
+def test_two_engines_share_nothing() -> None:
+    one, other = Metrics(lambda: None), Metrics(lambda: None)
+    one.finished.labels("stop").inc()
+    assert b'tokenspeed_requests_finished_total{reason="stop"} 1.0' in one.render()
+    assert b'reason="stop"' not in other.render()

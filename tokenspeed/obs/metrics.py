@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: MIT
+"""Every series `/metrics` exports, with its unit: this file is the list.
+
+In: events of the front (a request starts, yields, ends) and the core's latest sample. Out: Prometheus text.
+Each `Metrics` has its own registry, so two engines in one process do not meet. Labels are closed sets; nothing a
+user sends becomes a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tokenspeed.obs.sample import CoreSample
+from tokenspeed.obs.timeline import STEP_BUCKETS_US
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_FIRST_TOKEN_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+_INTER_TOKEN_S: Final = (0.002, 0.005, 0.01, 0.0143, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+_REQUEST_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0)
+_TOKENS: Final = (1, 16, 64, 256, 1024, 4096, 16384, 65536, 131072, 262144)
+
+
+class Metrics:
+    """The series of one engine. `sample` is asked for the core's latest at each scrape; None before the first."""
+
+    def __init__(self, sample: Callable[[], CoreSample | None]) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.first_token_s = self._histogram(
+            "tokenspeed_time_to_first_token_seconds", _FIRST_TOKEN_S, "from a request's arrival to its first token"
+        )
+        self.inter_token_s = self._histogram(
+            "tokenspeed_inter_token_seconds", _INTER_TOKEN_S, "between tokens; the mean where several came at once"
+        )
+        self.queue_s = self._histogram(
+            "tokenspeed_queue_seconds", _FIRST_TOKEN_S, "from a request's arrival to the first step that ran it"
+        )
+        self.request_s = self._histogram(
+            "tokenspeed_request_seconds", _REQUEST_S, "from a request's arrival to its end"
+        )
+        self.prompt_tokens = self._histogram("tokenspeed_request_prompt_tokens", _TOKENS, "length of prompts, tokens")
+        self.output_tokens = self._histogram("tokenspeed_request_output_tokens", _TOKENS, "length of answers, tokens")
+        self.finished = self._counter("tokenspeed_requests_finished", "ended requests by how they ended")
+        self.aborted = self._counter("tokenspeed_requests_aborted", "requests the front gave up, by cause")
+        self.refused = self._counter("tokenspeed_requests_refused", "requests refused before any work, by cause")
+        self.open = Gauge("tokenspeed_requests_open", "requests between arrival and end", registry=self.registry)
+        self.registry.register(_CoreCollector(sample))
+
+    def render(self) -> bytes:
+        """The Prometheus text format (`CONTENT_TYPE`)."""
+        return generate_latest(self.registry)
+
+    def _histogram(self, name: str, buckets: Sequence[float], help: str) -> Histogram:
+        return Histogram(name, help, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, help: str) -> Counter:
+        return Counter(name, help, ["reason"], registry=self.registry)
+
+
+class _CoreCollector(Collector):
+    """The core's counters and gauges, read when scraped."""
+
+    def __init__(self, sample: Callable[[], CoreSample | None]) -> None:
+        self._sample = sample
+
+    def collect(self) -> Iterable[Metric]:
+        core = self._sample()
+        if core is None:
+            return
+        gauges = (
+            ("waiting", core.waiting, "accepted requests that no step has run yet, or that were sent back"),
+            ("running", core.running, "requests that hold a slot"),
+            ("blocks_total", core.blocks_total, "KV blocks of the arena"),
+            ("blocks_free", core.blocks_free, "KV blocks that hold nothing"),
+            ("blocks_cached", core.blocks_cached, "KV blocks that hold a prefix nobody uses now"),
+        )
+        for name, value, help in gauges:
+            yield GaugeMetricFamily(f"tokenspeed_{name}", help, value=value)
+        counters = (
+            ("prompt_tokens", core.prompt_tokens, "prompt tokens of requests that started"),
+            ("prompt_tokens_cached", core.prompt_tokens_cached, "of those, tokens found in the prefix tree"),
+            ("output_tokens", core.output_tokens, "tokens produced"),
+            ("retractions", core.retractions, "requests sent back to wait because blocks ran out"),
+            ("faults", core.faults, "rows that came out as NaN or infinity"),
+        )
+        for name, value, help in counters:
+            yield CounterMetricFamily(f"tokenspeed_{name}", help, value=value)
+        yield HistogramMetricFamily(
+            "tokenspeed_step_seconds",
+            "steps of the model, by the time each alone had the device",
+            buckets=_cumulative(core.step_us_counts),
+            sum_value=core.step_us_sum / 1e6,
+        )
+
+
+def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
+    total = 0
+    buckets: list[tuple[str, float]] = []
+    bounds = [*(f"{bound_us / 1e6:g}" for bound_us in STEP_BUCKETS_US), "+Inf"]
+    for bound, count in zip(bounds, counts, strict=True):
+        total += count
+        buckets.append((bound, total))
+    return buckets
