@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: MIT
+"""Ops `attention.*`: read a paged context. Decode has one query token a row, extend has many and is causal.
+
+New tokens are already in the arena (`rope.*_write` runs before), and are the last of their row's context. A table has one
+line per row; its entries past the row's context are never read. Keys are already rotated.
+"""
+
+from __future__ import annotations
+
+from tokenspeed.kernels.api.traits import (
+    BF16,
+    BLOCK_TOKENS,
+    DTYPE,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LATENT,
+    ROPE,
+    SUMMED,
+    count,
+    dtype_of,
+    whole,
+)
+from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.ref import attention as ref
+from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Traits
+
+DECODE = (
+    Sizes(contexts=(1,)),
+    Sizes(contexts=(63, 64, 65, 1)),
+    Sizes(contexts=(700, 3, 129)),
+)
+EXTEND = (
+    Sizes(contexts=(1,), lengths=(1,)),
+    Sizes(contexts=(40,), lengths=(40,)),
+    Sizes(contexts=(130, 65, 200, 9), lengths=(1, 65, 70, 3)),
+)
+DECODE_POINTS = tuple(Sizes(contexts=(context,) * rows) for rows in (1, 8) for context in (128, 2048, 8192))
+EXTEND_POINTS = (
+    Sizes(contexts=(512,), lengths=(512,)),
+    Sizes(contexts=(4096,), lengths=(512,)),
+    Sizes(contexts=(8192,), lengths=(64,)),
+)
+
+
+def _lengths(sizes: Sizes) -> tuple[int, ...]:
+    return sizes.lengths or (1,) * len(sizes.contexts)
+
+
+def _pairs(sizes: Sizes) -> int:
+    """How many (query, key) pairs the causal mask leaves."""
+    return sum(n * (c - n) + n * (n + 1) // 2 for c, n in zip(sizes.contexts, _lengths(sizes), strict=True))
+
+
+def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    heads, kv_heads, head_dim = (whole(traits, name) for name in ("heads", "kv_heads", "head_dim"))
+    dtype, block_tokens = dtype_of(traits), whole(traits, "block_tokens")
+    table = draw.table(sizes.contexts, _lengths(sizes), block_tokens)
+    tokens = len(table.positions)
+    args = {
+        "q": draw.normal(tokens, heads, head_dim, dtype=dtype),
+        "k_arena": draw.normal(table.blocks_total, block_tokens, kv_heads, head_dim, dtype=dtype),
+        "v_arena": draw.normal(table.blocks_total, block_tokens, kv_heads, head_dim, dtype=dtype),
+        "block_table": table.block_table,
+    }
+    if sizes.lengths:
+        args["row_starts"] = table.row_starts
+    args["context_lens"] = table.context_lens
+    return Inputs(args={**args, "scale": head_dim**-0.5}, out=(tokens, heads, head_dim))
+
+
+def gqa_cost(traits: Traits, sizes: Sizes) -> Cost:
+    heads, kv_heads, head_dim = (whole(traits, name) for name in ("heads", "kv_heads", "head_dim"))
+    item, tokens = dtype_of(traits).itemsize, sum(_lengths(sizes))
+    moved = (2 * sum(sizes.contexts) * kv_heads + 2 * tokens * heads) * head_dim * item
+    return Cost(moved, 4 * _pairs(sizes) * heads * head_dim)
+
+
+def gqa_legal(traits: Traits) -> str | None:
+    heads, kv_heads = whole(traits, "heads"), whole(traits, "kv_heads")
+    return f"heads {heads} is not a multiple of kv_heads {kv_heads}" if heads % kv_heads else None
+
+
+GQA_TRAITS: Traits = {"dtype": BF16, "heads": 16, "kv_heads": 8, "head_dim": 128, "block_tokens": 64}
+
+GQA_DECODE = Op(
+    name="attention.gqa_decode",
+    doc="""Attend with one query token a row over its paged context.
+    call: q [R, H, D], k_arena and v_arena [N, P, K, D], block_table [R, B] int32, context_lens [R] int32 (this token
+    included, at least 1), scale -> [R, H, D]. Query head h reads kv head h // (H / K).
+    Source: GQA, arXiv 2305.13245; paged KV, arXiv 2309.06180.""",
+    traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS),
+    reference=Plain(ref.gqa_decode),
+    sizes=DECODE,
+    points=tuple(Point(GQA_TRAITS, sizes) for sizes in DECODE_POINTS),
+    inputs=gqa_inputs,
+    tolerance=SUMMED,
+    cost=gqa_cost,
+    legal=gqa_legal,
+)
+
+GQA_EXTEND = Op(
+    name="attention.gqa_extend",
+    doc="""Attend causally with each row's new tokens over its paged context.
+    call: q [T, H, D], k_arena and v_arena [N, P, K, D], block_table [R, B] int32, row_starts [R + 1] int32,
+    context_lens [R] int32 (new tokens included), scale -> [T, H, D].
+    Source: GQA, arXiv 2305.13245; paged KV, arXiv 2309.06180.""",
+    traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS),
+    reference=Plain(ref.gqa_extend),
+    sizes=EXTEND,
+    points=tuple(Point(GQA_TRAITS, sizes) for sizes in EXTEND_POINTS),
+    inputs=gqa_inputs,
+    tolerance=SUMMED,
+    cost=gqa_cost,
+    legal=gqa_legal,
+)
+
+
+def mla_decode_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    heads, latent, rope = (whole(traits, name) for name in ("heads", "latent", "rope"))
+    dtype, block_tokens = dtype_of(traits), whole(traits, "block_tokens")
+    table = draw.table(sizes.contexts, _lengths(sizes), block_tokens)
+    rows = len(sizes.contexts)
+    args = {
+        "q_latent": draw.normal(rows, heads, latent, dtype=dtype),
+        "q_rope": draw.normal(rows, heads, 128 + rope, dtype=dtype)[..., 128:],
+        "arena": draw.normal(table.blocks_total, block_tokens, latent + rope, dtype=dtype),
+        "block_table": table.block_table,
+        "context_lens": table.context_lens,
+        "scale": (latent + rope) ** -0.5,
+    }
+    return Inputs(args=args, out=(rows, heads, latent))
+
+
+def mla_decode_cost(traits: Traits, sizes: Sizes) -> Cost:
+    heads, latent, rope = (whole(traits, name) for name in ("heads", "latent", "rope"))
+    item, rows, context = dtype_of(traits).itemsize, len(sizes.contexts), sum(sizes.contexts)
+    moved = (context * (latent + rope) + rows * heads * (2 * latent + rope)) * item
+    return Cost(moved, 2 * context * heads * (2 * latent + rope))
+
+
+MLA_DECODE = Op(
+    name="attention.mla_decode",
+    doc="""Attend in the latent space with one query token a row (absorbed MLA): the cached latent is key and value.
+    call: q_latent [R, H, L] dense, q_rope [R, H, Dr] (last dimension dense, the others at any stride),
+    arena [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (this token included, at least 1), scale
+    (of the un-absorbed head: 1 / sqrt(Dn + Dr), YaRN factor included) -> [R, H, L], still latent.
+    Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.""",
+    traits=(DTYPE, HEADS, LATENT, ROPE, BLOCK_TOKENS),
+    reference=Plain(ref.mla_decode),
+    sizes=DECODE,
+    points=tuple(
+        Point({"dtype": BF16, "heads": heads, "latent": 512, "rope": 64, "block_tokens": 64}, sizes)
+        for heads in (16, 128)
+        for sizes in DECODE_POINTS
+    ),
+    inputs=mla_decode_inputs,
+    tolerance=SUMMED,
+    cost=mla_decode_cost,
+)
+
+
+def mla_extend_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    heads, latent, rope, nope, value = (
+        whole(traits, name) for name in ("heads", "latent", "rope", "nope_dim", "value_dim")
+    )
+    dtype, block_tokens = dtype_of(traits), whole(traits, "block_tokens")
+    table = draw.table(sizes.contexts, _lengths(sizes), block_tokens)
+    tokens = len(table.positions)
+    args = {
+        "q": draw.normal(tokens, heads, nope + rope, dtype=dtype),
+        "arena": draw.normal(table.blocks_total, block_tokens, latent + rope, dtype=dtype),
+        "block_table": table.block_table,
+        "row_starts": table.row_starts,
+        "context_lens": table.context_lens,
+        "scale": (nope + rope) ** -0.5,
+    }
+    weights = (
+        draw.normal(heads, nope, latent, dtype=dtype, scale=latent**-0.5),
+        draw.normal(heads, latent, value, dtype=dtype, scale=latent**-0.5),
+    )
+    return Inputs(args=args, weights=weights, weights_as=("w_uk", "w_uv"), out=(tokens, heads, value))
+
+
+def mla_extend_cost(traits: Traits, sizes: Sizes) -> Cost:
+    heads, latent, rope, nope, value = (
+        whole(traits, name) for name in ("heads", "latent", "rope", "nope_dim", "value_dim")
+    )
+    item, tokens, context = dtype_of(traits).itemsize, sum(_lengths(sizes)), sum(sizes.contexts)
+    weights = heads * latent * (nope + value)
+    moved = (context * (latent + rope) + weights + tokens * heads * (nope + rope + value)) * item
+    return Cost(moved, 2 * _pairs(sizes) * heads * (nope + rope + value) + 2 * context * weights)
+
+
+MLA_EXTEND = Op(
+    name="attention.mla_extend",
+    doc="""Attend causally with each row's new tokens, keys and values raised from the latent to every head.
+    prepare: w_uk [H, Dn, L], w_uv [H, L, Dv] -> a pair to pass in their place (packed or as it was).
+    call: q [T, H, Dn + Dr], arena [N, P, L + Dr], w_uk and w_uv as prepared, block_table [R, B] int32,
+    row_starts [R + 1] int32, context_lens [R] int32 (new tokens included), scale -> [T, H, Dv].
+    Key of head h is [w_uk[h] latent | k_rope], value is latent w_uv[h].
+    Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.""",
+    traits=(
+        DTYPE,
+        HEADS,
+        LATENT,
+        ROPE,
+        count("nope_dim", (128, 32), "dimensions of a head that do not turn (Dn)"),
+        count("value_dim", (128, 32), "dimensions of a head's value (Dv)"),
+        BLOCK_TOKENS,
+    ),
+    reference=Plain(ref.mla_extend, ref.mla_pack),
+    sizes=EXTEND,
+    points=tuple(
+        Point(
+            {
+                "dtype": BF16,
+                "heads": 16,
+                "latent": 512,
+                "rope": 64,
+                "nope_dim": 128,
+                "value_dim": 128,
+                "block_tokens": 64,
+            },
+            sizes,
+        )
+        for sizes in EXTEND_POINTS
+    ),
+    inputs=mla_extend_inputs,
+    tolerance=SUMMED,
+    cost=mla_extend_cost,
+)
+
+OPS = (GQA_DECODE, GQA_EXTEND, MLA_DECODE, MLA_EXTEND)

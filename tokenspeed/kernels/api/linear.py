@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""Ops `linear.dense` and `linear.heads`: a weight prepared once, multiplied every step.
+
+`prepare` turns a checkpoint's weight into whatever the kernel likes to read (packed, quantised) and keeps nothing of the
+original; its result is opaque and goes with the kernel that made it.
+"""
+
+from __future__ import annotations
+
+from tokenspeed.kernels.api.traits import BF16, DTYPE, FORMAT, HEADS, SUMMED, count, dtype_of, whole
+from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.ref import dense as ref
+from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Trait, Traits
+
+
+def dense_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    rows, columns = whole(traits, "out_dim"), whole(traits, "in_dim")
+    dtype = dtype_of(traits)
+    weight = draw.normal(rows, columns, dtype=dtype, scale=columns**-0.5)
+    bias = draw.normal(rows, dtype=dtype) if traits["bias"] else None
+    return Inputs(
+        args={"x": draw.normal(sizes.tokens, columns, dtype=dtype)},
+        weights=(weight, bias),
+        weights_as=("w",),
+        out=(sizes.tokens, rows),
+    )
+
+
+def dense_cost(traits: Traits, sizes: Sizes) -> Cost:
+    rows, columns, item = whole(traits, "out_dim"), whole(traits, "in_dim"), dtype_of(traits).itemsize
+    weight = rows * columns * (1 if traits["format"] == "int8" else item)
+    return Cost(weight + sizes.tokens * (rows + columns) * item, 2 * sizes.tokens * rows * columns)
+
+
+def _dense(in_dim: int, out_dim: int, format: str = "native") -> Traits:
+    return {"dtype": BF16, "in_dim": in_dim, "out_dim": out_dim, "bias": False, "format": format}
+
+
+DENSE = Op(
+    name="linear.dense",
+    doc="""Multiply by a weight and add a bias: x W^T + b.
+    prepare: weight [O, I], bias [O] or None -> w (opaque; format is the trait: native keeps the dtype, int8 rounds the
+    weight to int8 with one float32 scale per output channel, max|w| / 127, and leaves activations alone).
+    call: x [T, I] contiguous -> [T, O].""",
+    traits=(
+        DTYPE,
+        count("in_dim", (64, 512, 200), "input channels on this rank (I)"),
+        count("out_dim", (96, 320, 1), "output channels on this rank (O)"),
+        Trait("bias", (False, True), "a bias is added", default=False),
+        FORMAT,
+    ),
+    reference=Plain(ref.dense, ref.dense_prepare, prepare_traits=("format",)),
+    sizes=(Sizes(1), Sizes(2), Sizes(7), Sizes(33)),
+    points=tuple(
+        Point(traits, Sizes(tokens))
+        for traits in (
+            _dense(1024, 3072),
+            _dense(3072, 1024),
+            _dense(1024, 32000),
+            _dense(1024, 3072, "int8"),
+        )
+        for tokens in (1, 8, 64, 512)
+    ),
+    inputs=dense_inputs,
+    tolerance=SUMMED,
+    cost=dense_cost,
+)
+
+
+def heads_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    heads, a, b = whole(traits, "heads"), whole(traits, "in_dim"), whole(traits, "out_dim")
+    dtype = dtype_of(traits)
+    fused = draw.normal(sizes.tokens, heads, a + 16, dtype=dtype)
+    return Inputs(
+        args={"x": fused[..., :a]},
+        weights=(draw.normal(heads, a, b, dtype=dtype, scale=a**-0.5),),
+        weights_as=("w",),
+        out=(sizes.tokens, heads, b),
+    )
+
+
+def heads_cost(traits: Traits, sizes: Sizes) -> Cost:
+    heads, a, b = whole(traits, "heads"), whole(traits, "in_dim"), whole(traits, "out_dim")
+    item = dtype_of(traits).itemsize
+    return Cost((heads * a * b + sizes.tokens * heads * (a + b)) * item, 2 * sizes.tokens * heads * a * b)
+
+
+HEADS_OP = Op(
+    name="linear.heads",
+    doc="""Multiply each head's vector by that head's own matrix (absorbed MLA: query to latent, latent to value).
+    prepare: weight [H, A, B] -> w (opaque).
+    call: x [R, H, A], last dimension contiguous, rows and heads at any stride -> [R, H, B].
+    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, weight absorption.""",
+    traits=(
+        DTYPE,
+        HEADS,
+        count("in_dim", (128, 512), "channels in, per head (A)"),
+        count("out_dim", (512, 128, 40), "channels out, per head (B)"),
+    ),
+    reference=Plain(ref.heads, ref.heads_prepare),
+    sizes=(Sizes(1), Sizes(3), Sizes(17)),
+    points=tuple(
+        Point({"dtype": BF16, "heads": 16, "in_dim": a, "out_dim": b}, Sizes(rows))
+        for a, b in ((128, 512), (512, 128))
+        for rows in (1, 8)
+    ),
+    inputs=heads_inputs,
+    tolerance=SUMMED,
+    cost=heads_cost,
+)
+
+OPS = (DENSE, HEADS_OP)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Ops `moe.route` and `moe.experts`: choose experts for each token, run them, sum.
+
+Routing is float32 from logits to weights. No token is dropped. Shared experts are ordinary dense layers and not here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tokenspeed.kernels.api.traits import (
+    BF16,
+    DTYPE,
+    FORMAT,
+    FP32,
+    ROUNDED,
+    SUMMED,
+    WIDTH,
+    count,
+    dtype_of,
+    whole,
+)
+from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.ref import moe as ref
+from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Trait, Traits
+
+
+def route_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    experts = whole(traits, "experts")
+    biased = traits["scoring"] == "sigmoid"
+    args: dict[str, Any] = {
+        "logits": draw.normal(sizes.tokens, experts, dtype=FP32),
+        "bias": draw.normal(experts, dtype=FP32, scale=0.1) if biased else None,
+    }
+    options = {name: traits[name] for name in ("top_k", "groups", "groups_top", "scoring", "group_score")}
+    return Inputs(args={**args, **options, "normalise": biased, "scale": 2.5 if biased else 1.0})
+
+
+def route_cost(traits: Traits, sizes: Sizes) -> Cost:
+    experts, top_k = whole(traits, "experts"), whole(traits, "top_k")
+    return Cost(sizes.tokens * (experts * 4 + top_k * 8), sizes.tokens * experts * 4)
+
+
+def route_legal(traits: Traits) -> str | None:
+    experts, top_k, groups, groups_top = (
+        whole(traits, n) for n in ("experts", "top_k", "groups", "groups_top")
+    )
+    if experts % groups:
+        return f"experts {experts} is not a multiple of groups {groups}"
+    if groups_top > groups:
+        return f"groups_top {groups_top} is more than groups {groups}"
+    if top_k > experts // groups * groups_top:
+        return (
+            f"top_k {top_k} is more than the {experts // groups * groups_top} experts of {groups_top} groups"
+        )
+    if traits["group_score"] == "top2_sum" and groups_top < groups and experts // groups < 2:
+        return "group_score top2_sum wants at least two experts in a group"
+    return None
+
+
+def route_canonical(outputs: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Order each token's experts by id: the op leaves their order open."""
+    ids, weights = outputs
+    order = ids.argsort(-1)
+    return ids.gather(1, order), weights.gather(1, order)
+
+
+def _route(experts: int, top_k: int, groups: int, groups_top: int, scoring: str, group_score: str) -> Traits:
+    return {
+        "experts": experts,
+        "top_k": top_k,
+        "groups": groups,
+        "groups_top": groups_top,
+        "scoring": scoring,
+        "group_score": group_score,
+    }
+
+
+ROUTE = Op(
+    name="moe.route",
+    doc="""Choose each token's experts and their weights.
+    call: logits [T, E] float32, bias [E] float32 or None; keywords top_k, groups, groups_top (how many groups may be
+    chosen from; groups_top = groups means no limit), scoring (softmax over all experts, or sigmoid), group_score (a
+    group is as good as its max, or the sum of its top two), normalise (weights sum to one before scaling), scale
+    -> (ids [T, k] int32, weights [T, k] float32), order within a token open. Bias helps to be chosen, not to weigh. Equal
+    scores: the lower id.
+    Source: DeepSeek-V2, arXiv 2405.04434 (groups, softmax); DeepSeek-V3, arXiv 2412.19437 (sigmoid, bias).""",
+    traits=(
+        count("experts", (64, 128, 256, 8), "experts in all (E)"),
+        count("top_k", (6, 8, 2), "experts of a token (k)"),
+        Trait("groups", (1, 8), "groups of experts", default=1),
+        Trait("groups_top", (1, 4, 8), "groups a token may choose from", default=1),
+        Trait(
+            "scoring", ("softmax", "sigmoid"), "how logits become scores", "softmax", ("softmax", "sigmoid")
+        ),
+        Trait("group_score", ("max", "top2_sum"), "how good a group is", "max", ("max", "top2_sum")),
+    ),
+    reference=Plain(ref.route),
+    sizes=(Sizes(1), Sizes(5), Sizes(33)),
+    points=tuple(
+        Point(traits, Sizes(tokens))
+        for traits in (_route(128, 8, 1, 1, "softmax", "max"), _route(256, 8, 8, 4, "sigmoid", "top2_sum"))
+        for tokens in (1, 8, 512)
+    ),
+    inputs=route_inputs,
+    tolerance={FP32: ROUNDED[FP32]},
+    cost=route_cost,
+    legal=route_legal,
+    canonical=route_canonical,
+)
+
+
+def experts_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    experts, top_k, width, ffn = (whole(traits, name) for name in ("experts", "top_k", "width", "ffn"))
+    dtype = dtype_of(traits)
+    ids = torch.stack([draw.permutation(experts)[:top_k] for _ in range(sizes.tokens)]).to(torch.int32)
+    args = {
+        "x": draw.normal(sizes.tokens, width, dtype=dtype),
+        "ids": ids,
+        "weights": draw.normal(sizes.tokens, top_k, dtype=FP32).softmax(-1),
+    }
+    weights = (
+        draw.normal(experts, 2 * ffn, width, dtype=dtype, scale=width**-0.5),
+        draw.normal(experts, width, ffn, dtype=dtype, scale=ffn**-0.5),
+    )
+    return Inputs(args=args, weights=weights, weights_as=("w",), out=(sizes.tokens, width))
+
+
+def experts_cost(traits: Traits, sizes: Sizes) -> Cost:
+    """Bytes count each expert once, as many as independent uniform choices touch on average."""
+    experts, top_k, width, ffn = (whole(traits, name) for name in ("experts", "top_k", "width", "ffn"))
+    item = 1 if traits["format"] == "int8" else dtype_of(traits).itemsize
+    touched = experts * (1 - (1 - top_k / experts) ** sizes.tokens)
+    moved = touched * 3 * width * ffn * item + 2 * sizes.tokens * width * dtype_of(traits).itemsize
+    return Cost(round(moved), 6 * sizes.tokens * top_k * width * ffn)
+
+
+def experts_legal(traits: Traits) -> str | None:
+    experts, top_k = whole(traits, "experts"), whole(traits, "top_k")
+    return f"top_k {top_k} is more than experts {experts}" if top_k > experts else None
+
+
+EXPERTS = Op(
+    name="moe.experts",
+    doc="""Run each token through its experts and sum: weight * W2 (silu(W1 x) * W3 x).
+    prepare: w13 [E, 2F, C] (gate rows, then up rows), w2 [E, C, F] -> w (opaque; format is the trait, int8 as in
+    `linear.dense`, one scale per output channel of each expert).
+    call: x [T, C] contiguous, ids [T, k] int32, weights [T, k] float32, w -> [T, C].
+    Source: Shazeer et al., arXiv 1701.06538; gated experts as in Mixtral, arXiv 2401.04088.""",
+    traits=(
+        DTYPE,
+        count("experts", (8, 16, 5), "experts on this rank (E)"),
+        count("top_k", (2, 4, 1), "experts of a token (k)"),
+        WIDTH,
+        count("ffn", (128, 96, 512), "channels inside an expert (F)"),
+        FORMAT,
+    ),
+    reference=Plain(ref.experts, ref.experts_prepare, prepare_traits=("format",)),
+    sizes=(Sizes(1), Sizes(3), Sizes(40)),
+    points=tuple(
+        Point(
+            {"dtype": BF16, "experts": 16, "top_k": 4, "width": 1024, "ffn": 512, "format": format},
+            Sizes(tokens),
+        )
+        for format in ("native", "int8")
+        for tokens in (1, 8, 64, 512)
+    ),
+    inputs=experts_inputs,
+    tolerance=SUMMED,
+    cost=experts_cost,
+    legal=experts_legal,
+)
+
+OPS = (ROUTE, EXPERTS)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""Attention over a paged context, written plainly: gather each row's blocks, softmax in float32, one row at a time.
+
+In: queries, an arena of blocks, a table that says which blocks hold which row. Out: new tensors, in the dtype of the
+queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or float64 when the
+inputs are. Every row reads only its own `context_lens` tokens; table entries past them are never looked at.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenspeed.kernels.ref.math import finish, wide
+
+
+def gqa_decode(
+    q: Tensor,
+    k_arena: Tensor,
+    v_arena: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attend with one query token a row."""
+    row_starts = torch.arange(q.shape[0] + 1)
+    return gqa_extend(q, k_arena, v_arena, block_table, row_starts, context_lens, scale, out=out)
+
+
+def gqa_extend(
+    q: Tensor,
+    k_arena: Tensor,
+    v_arena: Tensor,
+    block_table: Tensor,
+    row_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attend causally with each row's new tokens, which are the last of its context."""
+    results: list[Tensor] = []
+    for row, (begin, end) in enumerate(_spans(row_starts)):
+        context = int(context_lens[row])
+        k = wide(_gather(k_arena, block_table[row], context))
+        v = wide(_gather(v_arena, block_table[row], context))
+        groups = q.shape[1] // k.shape[1]
+        results.append(
+            attend(wide(q[begin:end]), k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), scale)
+        )
+    return finish(_joined(results, q, v_arena.shape[-1]), q.dtype, out)
+
+
+def mla_decode(
+    q_latent: Tensor,
+    q_rope: Tensor,
+    arena: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attend in the latent space with one query token a row: the latent is key (with the rope part) and value."""
+    latent = q_latent.shape[-1]
+    q = torch.cat((wide(q_latent), wide(q_rope)), -1)
+    results: list[Tensor] = []
+    for row in range(q.shape[0]):
+        kv = wide(_gather(arena, block_table[row], int(context_lens[row])))[:, None, :].expand(
+            -1, q.shape[1], -1
+        )
+        results.append(attend(q[row : row + 1], kv, kv[..., :latent], scale))
+    return finish(_joined(results, q, latent), q_latent.dtype, out)
+
+
+def mla_extend(
+    q: Tensor,
+    arena: Tensor,
+    w_uk: Tensor,
+    w_uv: Tensor,
+    block_table: Tensor,
+    row_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attend causally with keys and values raised from the latent to every head."""
+    latent = w_uk.shape[-1]
+    results: list[Tensor] = []
+    for row, (begin, end) in enumerate(_spans(row_starts)):
+        cached = wide(_gather(arena, block_table[row], int(context_lens[row])))
+        k_nope = torch.einsum("tl,hnl->thn", cached[:, :latent], wide(w_uk))
+        k_rope = cached[:, None, latent:].expand(-1, q.shape[1], -1)
+        v = torch.einsum("tl,hlv->thv", cached[:, :latent], wide(w_uv))
+        results.append(attend(wide(q[begin:end]), torch.cat((k_nope, k_rope), -1), v, scale))
+    return finish(_joined(results, q, w_uv.shape[-1]), q.dtype, out)
+
+
+def mla_pack(w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the weights as they are."""
+    return w_uk, w_uv
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return softmax(q k^T scale) v for q [t, H, D], k [c, H, D], v [c, H, Dv]; the t queries are the last of c tokens."""
+    new, context = q.shape[0], k.shape[0]
+    scores = torch.einsum("thd,chd->htc", q, k) * scale
+    query_at = torch.arange(context - new, context, device=q.device)
+    hidden = torch.arange(context, device=q.device)[None, :] > query_at[:, None]
+    return torch.einsum("htc,chd->thd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
+
+
+def _gather(arena: Tensor, blocks: Tensor, context: int) -> Tensor:
+    block_tokens = arena.shape[1]
+    used = blocks[: -(-context // block_tokens)].long()
+    return arena[used].flatten(0, 1)[:context]
+
+
+def _spans(row_starts: Tensor) -> list[tuple[int, int]]:
+    starts = row_starts.tolist()
+    return list(zip(starts[:-1], starts[1:], strict=True))
+
+
+def _joined(results: list[Tensor], q: Tensor, width: int) -> Tensor:
+    return torch.cat(results) if results else wide(q.new_zeros((0, q.shape[1], width)))

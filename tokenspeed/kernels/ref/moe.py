@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""Mixture of experts, written plainly: score, choose, and run each expert on the tokens that chose it.
+
+In: router logits or activations. Out: new tensors. Math is float32, or float64 when the inputs are. No capacity limit: no
+token is ever dropped. No sharding: expert ids index the weights given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenspeed.kernels.ref.dense import quantise_int8, restored
+from tokenspeed.kernels.ref.math import finish, wide
+
+
+def route(
+    logits: Tensor,
+    bias: Tensor | None,
+    *,
+    top_k: int,
+    groups: int,
+    groups_top: int,
+    scoring: str,
+    group_score: str,
+    normalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Choose `top_k` experts of the best `groups_top` groups by score + bias; weigh them by score alone."""
+    tokens, experts = logits.shape
+    scores = wide(logits).softmax(-1) if scoring == "softmax" else wide(logits).sigmoid()
+    choosing = scores if bias is None else scores + wide(bias)
+    if groups_top < groups:
+        grouped = choosing.view(tokens, groups, experts // groups)
+        best = grouped.amax(-1) if group_score == "max" else grouped.topk(2, -1).values.sum(-1)
+        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, _order(best)[:, :groups_top], True)
+        choosing = choosing.masked_fill(~kept.repeat_interleave(experts // groups, 1), -torch.inf)
+    ids = _order(choosing)[:, :top_k]
+    weights = scores.gather(1, ids)
+    if normalise:
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+    return ids.to(torch.int32), (weights * scale).to(logits.dtype)
+
+
+def _order(scores: Tensor) -> Tensor:
+    """Order indices by falling score; equal scores by rising index."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """Prepared experts. Scales are None for the native format, [E, 2F, 1] and [E, C, 1] for int8."""
+
+    w13: Tensor
+    w2: Tensor
+    scale13: Tensor | None
+    scale2: Tensor | None
+
+    def of(self, expert: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return one expert's gate-and-up [2F, C] and down [C, F] in the dtype of the math."""
+        scale13 = None if self.scale13 is None else self.scale13[expert]
+        scale2 = None if self.scale2 is None else self.scale2[expert]
+        return restored(self.w13[expert], scale13, dtype), restored(self.w2[expert], scale2, dtype)
+
+
+def experts_prepare(w13: Tensor, w2: Tensor, *, format: str = "native") -> ExpertWeights:
+    """Keep the weights, or round them to int8."""
+    if format == "native":
+        return ExpertWeights(w13, w2, None, None)
+    (q13, scale13), (q2, scale2) = quantise_int8(w13), quantise_int8(w2)
+    return ExpertWeights(q13, q2, scale13, scale2)
+
+
+def experts(
+    x: Tensor, ids: Tensor, weights: Tensor, w: ExpertWeights, *, out: Tensor | None = None
+) -> Tensor:
+    """Sum over each token's experts: weight * W2 (silu(W1 x) * W3 x)."""
+    source = wide(x)
+    total = torch.zeros_like(source)
+    for expert in ids.unique().tolist():
+        token, place = (ids == expert).nonzero(as_tuple=True)
+        w13, w2 = w.of(expert, source.dtype)
+        gate, up = (source[token] @ w13.T).chunk(2, -1)
+        result = (torch.nn.functional.silu(gate) * up) @ w2.T
+        total.index_add_(0, token, result * weights[token, place, None].to(result.dtype))
+    return finish(total, x.dtype, out)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""Rotary embedding fused with what always surrounds it: per-head norms before, the write into the KV arena after.
+
+In: projected q and new k/v (or latent), angles, positions and the flat place of each token. Out: the rotated q, and the
+arenas changed at `write_index` and nowhere else. Math is float32, or float64 when the inputs are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenspeed.kernels.ref.dense import normalised
+from tokenspeed.kernels.ref.math import finish, wide
+
+
+def gqa_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    k_arena: Tensor,
+    v_arena: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    *,
+    interleaved: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalise q and k per head if norms are given, rotate both, write k and v, return q."""
+    angles = cos_sin[positions]
+    wide_q = wide(q) if q_norm is None else normalised(wide(q), q_norm, eps)
+    wide_k = wide(k) if k_norm is None else normalised(wide(k), k_norm, eps)
+    _write(k_arena, write_index, rotated(wide_k, angles, interleaved))
+    _write(v_arena, write_index, v)
+    return finish(rotated(wide_q, angles, interleaved), q.dtype, out)
+
+
+def mla_write(
+    q_rope: Tensor,
+    latent: Tensor,
+    k_rope: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    arena: Tensor,
+    *,
+    interleaved: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalise the latent, rotate the rope parts, write [latent | k_rope], return q_rope."""
+    angles = cos_sin[positions]
+    key = rotated(wide(k_rope)[:, None, :], angles, interleaved)[:, 0]
+    _write(arena, write_index, torch.cat((normalised(wide(latent), norm_weight, eps), key), -1))
+    return finish(rotated(wide(q_rope), angles, interleaved), q_rope.dtype, out)
+
+
+def rotated(x: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
+    """Rotate the first dimensions of x [T, heads, D] by angles [T, rot] (cosines, then sines); the others pass.
+
+    Pairs are (i, i + rot/2), or (2i, 2i + 1) when interleaved; a pair stays where it was.
+    """
+    cos, sin = (part[:, None, :].to(x.dtype) for part in angles.chunk(2, -1))
+    rot = angles.shape[-1]
+    turning, passing = x[..., :rot], x[..., rot:]
+    if interleaved:
+        first, second = turning[..., 0::2], turning[..., 1::2]
+    else:
+        first, second = turning.chunk(2, -1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    together = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    return torch.cat((together, passing), -1)
+
+
+def _write(arena: Tensor, write_index: Tensor, values: Tensor) -> None:
+    arena.view(-1, *arena.shape[2:])[write_index] = values.to(arena.dtype)
