@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+"""A model directory's text side as one value."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tokenspeed.base.errors import RequestError, SetupError
+from tokenspeed.text.plane import TextPlane
+from tokenspeed.text.tools.spec import PLAIN
+
+USER = [{"role": "user", "content": "the cat"}]
+
+
+def test_plane_reads_a_directory(model_directory):
+    plane = TextPlane.load(model_directory)
+    assert plane.defaults.temperature == 0.6
+    assert plane.defaults.top_p is None
+    assert plane.stop_ids == (7, 8, plane.tokenizer.token_id("<|im_end|>"))
+    assert plane.dialect == PLAIN
+    prompt = plane.prompt_of_chat(USER)
+    assert plane.tokenizer.decode(prompt.ids) == "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    assert not prompt.in_reasoning
+
+
+def test_prompt_that_opens_reasoning_is_noticed(model_directory, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((model_directory / "tokenizer.json").read_bytes())
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}<think>\n{# </think> #}")
+    assert TextPlane.load(tmp_path).prompt_of_chat(USER).in_reasoning
+
+
+def test_what_the_model_cannot_express_is_refused(model_directory, tmp_path):
+    tool = {"type": "function", "function": {"name": "f"}}
+    with pytest.raises(RequestError, match="no place for tools") as raised:
+        TextPlane.load(model_directory).prompt_of_chat(USER, tools=[tool])
+    assert raised.value.param == "tools"
+    (tmp_path / "tokenizer.json").write_bytes((model_directory / "tokenizer.json").read_bytes())
+    with pytest.raises(RequestError, match="/v1/completions"):
+        TextPlane.load(tmp_path).prompt_of_chat(USER)
+
+
+def test_broken_files_are_refused_with_their_names(model_directory, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((model_directory / "tokenizer.json").read_bytes())
+    for text in ("[]", "{", json.dumps({"temperature": "hot"})):
+        (tmp_path / "generation_config.json").write_text(text)
+        with pytest.raises(SetupError, match=r"generation_config\.json"):
+            TextPlane.load(tmp_path)

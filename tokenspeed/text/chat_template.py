@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""Messages to the text a model was taught: the checkpoint's own template, compiled once.
+
+In: messages, tools and extra variables as plain JSON values. Out: text, or a `RequestError` that says what the template did
+not accept. What differs between templates is found by trying them when they are loaded, never by a model's name: whether
+they take content as a list of parts, accept a null content, know tools. It reads no image and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+import jinja2
+import msgspec
+
+from tokenspeed.base.errors import RequestError, SetupError
+from tokenspeed.base.log import get_logger
+from tokenspeed.text import sandbox
+
+Message = dict[str, Any]
+
+DEFAULT: Final = "default"
+TOOL_USE: Final = "tool_use"
+_log = get_logger("text")
+
+_PROBE: Final = "probe-9f2c"
+_PROBE_TOOL: Final = {
+    "type": "function",
+    "function": {
+        "name": _PROBE,
+        "description": _PROBE,
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
+
+
+class ChatTemplate:
+    """The templates of one model. Rendering holds no state and may run in any thread."""
+
+    def __init__(
+        self,
+        sources: dict[str, str],
+        special_tokens: dict[str, str],
+        *,
+        now: Callable[[], datetime] = datetime.now,
+    ) -> None:
+        environment = sandbox.ChatEnvironment(now)
+        self._special_tokens = special_tokens
+        self._templates: dict[str, jinja2.Template] = {}
+        for name, source in sources.items():
+            try:
+                self._templates[name] = environment.load_source(source)
+            except jinja2.TemplateError as error:
+                raise SetupError(f"the chat template {name!r} does not compile: {error}") from error
+        self.source = sources.get(TOOL_USE, sources[DEFAULT])
+        user = {"role": "user", "content": _PROBE}
+        self.takes_parts = self._equal([user], [user | {"content": [{"type": "text", "text": _PROBE}]}])
+        self.takes_null = self._accepts_null_content()
+        self.takes_tools = _PROBE in (self._try([user | {"content": "x"}], tools=[_PROBE_TOOL]) or "")
+
+    @classmethod
+    def load(cls, directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
+        """Read a model directory; `config` is its tokenizer_config. None if the model has no template."""
+        sources = _sources(directory, config)
+        if not sources:
+            return None
+        sources.setdefault(DEFAULT, next(iter(sources.values())))
+        special_tokens = {
+            name: token["content"] if isinstance(token, dict) else token
+            for name, token in config.items()
+            if name.endswith("_token") and isinstance(token, str | dict)
+        }
+        return cls(sources, special_tokens)
+
+    def render(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        variables: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The prompt's text. Raises `RequestError` (code `invalid_messages`) if the template refuses it."""
+        shaped = [self._shape(message) for message in messages]
+        extra = {"add_generation_prompt": add_generation_prompt} | (variables or {})
+        try:
+            return self._render(shaped, tools, extra)
+        except jinja2.TemplateError as error:
+            failure = error
+        wrapped = [_wrap_raw_arguments(message) for message in shaped]
+        if wrapped != shaped:
+            # Arguments that are no JSON object, and a template that wants one.
+            try:
+                return self._render(wrapped, tools, extra)
+            except jinja2.TemplateError as error:
+                failure = error
+        raise RequestError(
+            f"the model's chat template does not accept these messages: {failure}",
+            code="invalid_messages",
+            param="messages",
+        ) from failure
+
+    def _render(self, messages: list[Message], tools: list[dict[str, Any]] | None, extra: dict[str, Any]) -> str:
+        template = self._templates[TOOL_USE if tools and TOOL_USE in self._templates else DEFAULT]
+        return sandbox.render(template, {**self._special_tokens, "messages": messages, "tools": tools, **extra})
+
+    def _shape(self, message: Message) -> Message:
+        """A message as this template wants it."""
+        content = message.get("content")
+        if isinstance(content, list) and not self.takes_parts:
+            content = "\n".join(part["text"] for part in content)
+        if content is None and not self.takes_null:
+            content = ""
+        shaped = message | {"content": content}
+        if message.get("tool_calls"):
+            shaped["tool_calls"] = [_shape_call(call) for call in message["tool_calls"]]
+        return shaped
+
+    def _accepts_null_content(self) -> bool:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+        empty = {"role": "assistant", "content": "", "tool_calls": [call]}
+        user = {"role": "user", "content": "x"}
+        return self._equal([user, empty], [user, empty | {"content": None}])
+
+    def _equal(self, one: list[Message], other: list[Message]) -> bool:
+        first = self._try(one)
+        return first is not None and first == self._try(other)
+
+    def _try(self, messages: list[Message], *, tools: list[dict[str, Any]] | None = None) -> str | None:
+        try:
+            return self._render(messages, tools, {"add_generation_prompt": True})
+        except jinja2.TemplateError as error:
+            _log.debug("the chat template refused a probe: %s", error)
+            return None
+
+
+def _sources(directory: Path, config: dict[str, Any]) -> dict[str, str]:
+    """Template sources by name: files first, then the configuration's field."""
+    sources: dict[str, str] = {}
+    main = directory / "chat_template.jinja"
+    if main.is_file():
+        sources[DEFAULT] = main.read_text(encoding="utf-8")
+    for path in sorted(directory.glob("additional_chat_templates/*.jinja")):
+        sources[path.stem] = path.read_text(encoding="utf-8")
+    if sources:
+        return sources
+    field = config.get("chat_template")
+    if isinstance(field, str):
+        return {DEFAULT: field}
+    if isinstance(field, list):
+        return {entry["name"]: entry["template"] for entry in field}
+    return {}
+
+
+def _shape_call(call: dict[str, Any]) -> dict[str, Any]:
+    """A call whose arguments are an object where their text is one, and the raw text otherwise."""
+    function = call["function"]
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        # What is no JSON object is rendered as the model wrote it.
+        with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+            arguments = msgspec.json.decode(arguments, type=dict[str, Any])
+    return call | {"function": function | {"arguments": arguments}}
+
+
+def _wrap_raw_arguments(message: Message) -> Message:
+    calls: list[dict[str, Any]] = message.get("tool_calls") or []
+    if all(isinstance(call["function"]["arguments"], dict) for call in calls):
+        return message
+    return message | {
+        "tool_calls": [
+            call
+            if isinstance(call["function"]["arguments"], dict)
+            else call | {"function": call["function"] | {"arguments": {"arguments": call["function"]["arguments"]}}}
+            for call in calls
+        ]
+    }

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""All that a model directory says about text, loaded once: tokenizer, template, dialect, defaults.
+
+In: a directory. Out: a `TextPlane`, immutable. `prompt_of_chat` is the whole way from messages to ids; it takes
+milliseconds on long histories, so callers on an event loop run it in an executor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenspeed.base.errors import RequestError
+from tokenspeed.base.log import get_logger
+from tokenspeed.text.chat_template import ChatTemplate, Message
+from tokenspeed.text.generation_config import GenerationDefaults
+from tokenspeed.text.tokenizer import Tokenizer
+from tokenspeed.text.tools.spec import PLAIN, Dialect, recognise
+
+_log = get_logger("text")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A rendered and encoded prompt."""
+
+    ids: list[int]
+    in_reasoning: bool  # its end opens the reasoning, so the answer begins inside
+
+
+@dataclass(frozen=True, slots=True)
+class TextPlane:
+    """The text side of one model."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    dialect: Dialect
+    defaults: GenerationDefaults
+    stop_ids: tuple[int, ...]  # ids that end an answer by the model's own rules
+
+    @classmethod
+    def load(cls, directory: Path, *, tokenizer_directory: Path | None = None) -> TextPlane:
+        """Read a model directory; `SetupError` if its files are missing or wrong."""
+        text_directory = tokenizer_directory or directory
+        tokenizer = Tokenizer.load(text_directory)
+        template = ChatTemplate.load(text_directory, tokenizer.config)
+        dialect = PLAIN if template is None else recognise(template.source)
+        defaults = GenerationDefaults.load(directory)
+        eos_id = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
+        stop_ids = dict.fromkeys((*defaults.eos_ids, *(() if eos_id is None else (eos_id,))))
+        _log.info(
+            "chat template: %s; tool calls: %s; reasoning: %s",
+            "none" if template is None else "own",
+            dialect.name if dialect.calls else "none",
+            dialect.reasoning.open if dialect.reasoning else "none",
+        )
+        return cls(tokenizer, template, dialect, defaults, tuple(stop_ids))
+
+    def prompt_of_chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        variables: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> ChatPrompt:
+        """Render and encode. Raises `RequestError` where the model cannot express the request."""
+        template = self.template
+        if template is None:
+            raise RequestError(
+                "this model has no chat template; send plain text to /v1/completions",
+                code="unsupported_by_model",
+                param="messages",
+            )
+        if tools and not (template.takes_tools and self.dialect.calls):
+            why = "has no place for tools" if not template.takes_tools else "writes calls in a dialect not supported yet"
+            raise RequestError(
+                f"this model's chat template {why}; leave out tools",
+                code="unsupported_by_model",
+                param="tools",
+            )
+        text = template.render(
+            messages, tools=tools, variables=variables, add_generation_prompt=add_generation_prompt
+        )
+        reasoning = self.dialect.reasoning
+        return ChatPrompt(
+            ids=self.tokenizer.encode(text, add_special_tokens=False),
+            in_reasoning=reasoning is not None and text.rstrip().endswith(reasoning.open),
+        )
