@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Choices and their reasons: what is asked for wins, what is left open fits the machine, what cannot work says why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from tokenspeed.base import config
+from tokenspeed.base.errors import SetupError
+from tokenspeed.base.resolve import CPU_KV_BYTES_MAX, GIB, DeviceFacts, ModelFacts, resolve
+
+LAPTOP = DeviceFacts("cpu", "a CPU", cores=8, memory_total_bytes=16 * GIB, memory_available_bytes=12 * GIB)
+SERVER = DeviceFacts("cpu", "a CPU", cores=64, memory_total_bytes=512 * GIB, memory_available_bytes=500 * GIB)
+GPU = DeviceFacts("cuda", "a GPU", cores=16, memory_total_bytes=80 * GIB, memory_available_bytes=60 * GIB)
+SMALL = ModelFacts("Small", "bfloat16", 32768, 1000, kv_bytes_per_token=1 << 15, weight_bytes=0)
+LARGE = dataclasses.replace(SMALL, name="Large", context_tokens_max=131072, kv_bytes_per_token=1 << 17)
+
+
+def test_a_laptop_gives_a_quarter_of_its_free_memory() -> None:
+    resolved = resolve(config.build(), LAPTOP, SMALL)
+    assert resolved.blocks_total == 3 * GIB // (64 << 15)
+    assert resolved.context_tokens_max == 32768
+    assert (resolved.overlap, resolved.threads, resolved.dtype) == (False, 8, "bfloat16")
+    assert resolved.tokens_per_step_max == 512 + 64
+
+
+def test_a_large_machine_is_capped() -> None:
+    resolved = resolve(config.build(), SERVER, LARGE)
+    one_context = 131072 << 17
+    assert resolved.kv_tokens << 17 == max(CPU_KV_BYTES_MAX, one_context)
+
+
+def test_one_full_context_may_take_up_to_half() -> None:
+    model = dataclasses.replace(SMALL, kv_bytes_per_token=5 * GIB // 32768)
+    resolved = resolve(config.build(), LAPTOP, model)
+    assert resolved.context_tokens_max == 32768
+    assert resolved.kv_tokens == 32768
+
+
+def test_a_context_that_does_not_fit_is_clamped_with_a_reason() -> None:
+    resolved = resolve(config.build(), LAPTOP, LARGE)
+    assert resolved.context_tokens_max == 6 * GIB >> 17
+    reasons = {choice.name: choice.reason for choice in resolved.choices}
+    assert "131072" in reasons["max_model_len"]
+
+
+def test_a_context_asked_for_that_does_not_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(SetupError, match=r"--max-model-len 49152"):
+        resolve(config.build(max_model_len=131072), LAPTOP, LARGE)
+
+
+def test_a_context_beyond_the_models_is_refused() -> None:
+    with pytest.raises(SetupError, match="32768"):
+        resolve(config.build(max_model_len=40000), LAPTOP, SMALL)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read() -> None:
+    with pytest.raises(SetupError, match=r"needs 20\.00 GiB .* 12\.00 GiB free"):
+        resolve(config.build(), LAPTOP, dataclasses.replace(SMALL, weight_bytes=20 * GIB))
+
+
+def test_an_arena_asked_for_is_taken_or_refused() -> None:
+    resolved = resolve(config.build(kv_cache_bytes=GIB), LAPTOP, SMALL)
+    assert resolved.kv_tokens << 15 == GIB
+    with pytest.raises(SetupError, match="kv_cache_bytes"):
+        resolve(config.build(kv_cache_bytes=13 * GIB), LAPTOP, SMALL)
+
+
+def test_memory_for_hardly_any_token_is_refused() -> None:
+    with pytest.raises(SetupError, match="holds 64 tokens"):
+        resolve(config.build(kv_cache_bytes=64 << 15), LAPTOP, SMALL)
+
+
+def test_a_gpu_overlaps_and_takes_most_of_its_memory() -> None:
+    resolved = resolve(config.build(), GPU, LARGE)
+    assert resolved.overlap
+    assert resolved.kv_tokens << 17 <= 54 * GIB < (resolved.kv_tokens + 64) << 17
+    assert resolved.prefill_tokens_max == 8192
+
+
+def test_a_dtype_nobody_computes_in_becomes_bfloat16() -> None:
+    resolved = resolve(config.build(), LAPTOP, dataclasses.replace(SMALL, dtype="float16"))
+    assert resolved.dtype == "bfloat16"
+    assert any("float16" in choice.reason for choice in resolved.choices)
+
+
+def test_every_choice_has_a_reason() -> None:
+    for device in (LAPTOP, GPU):
+        assert all(choice.reason for choice in resolve(config.build(), device, SMALL).choices)

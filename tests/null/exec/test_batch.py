@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""The layout of a plan: equal to the plain definition for any plan, at addresses that never move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenspeed.exec.batch import Batch, BatchLimits
+
+LIMITS = BatchLimits(slots=6, rows=6, tokens=64, context_tokens=50, block_tokens=4)
+CPU = torch.device("cpu")
+
+
+@st.composite
+def _rows(draw: st.DrawFn) -> list[tuple[int, int, list[int], bool]]:
+    slots = draw(st.permutations(range(LIMITS.slots)))[: draw(st.integers(1, LIMITS.rows))]
+    decoding = draw(st.integers(0, len(slots)))
+    rows: list[tuple[int, int, list[int], bool]] = []
+    for index, slot in enumerate(slots):
+        start = draw(st.integers(0, 40))
+        count = 1 if index < decoding else draw(st.integers(2, 9))
+        tokens = draw(st.lists(st.integers(0, 99), min_size=count, max_size=count))
+        rows.append((slot, start, tokens, index < decoding or draw(st.booleans())))
+    return rows
+
+
+@given(rows=_rows(), random=st.randoms(use_true_random=False))
+def test_layout_is_the_plain_definition(
+    plain_plan: Any, rows: list[tuple[int, int, list[int], bool]], random: Any
+) -> None:
+    blocks = list(range(LIMITS.slots * LIMITS.blocks_per_row))
+    random.shuffle(blocks)
+    table = np.array(blocks, dtype=np.int32).reshape(LIMITS.slots, LIMITS.blocks_per_row)
+    deltas = [(slot, index, int(table[slot, index])) for slot in range(6) for index in range(LIMITS.blocks_per_row)]
+    batch = Batch(LIMITS, CPU)
+
+    inputs = batch.lay(plain_plan(rows, deltas=deltas))
+
+    assert inputs.token_ids.tolist() == [token for _, _, tokens, _ in rows for token in tokens]
+    positions = [start + i for _, start, tokens, _ in rows for i in range(len(tokens))]
+    assert inputs.positions.tolist() == positions
+    owners = [slot for slot, _, tokens, _ in rows for _ in tokens]
+    where = [int(table[slot, p // 4]) * 4 + p % 4 for slot, p in zip(owners, positions, strict=True)]
+    assert inputs.write_index.tolist() == where
+    ends = np.cumsum([len(tokens) for _, _, tokens, _ in rows]).tolist()
+    assert inputs.row_starts.tolist() == [0, *ends] == inputs.row_starts_np.tolist()
+    context = [start + len(tokens) for _, start, tokens, _ in rows]
+    assert inputs.context_lens.tolist() == context == inputs.context_lens_np.tolist()
+    assert inputs.sample_index.tolist() == [end - 1 for end, row in zip(ends, rows, strict=True) if row[3]]
+    assert inputs.block_table.is_contiguous()
+    for index, (slot, _, _, _) in enumerate(rows):
+        used = -(-context[index] // 4)
+        assert inputs.block_table[index, :used].tolist() == table[slot, :used].tolist()
+
+
+def test_tables_persist_and_take_deltas(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU)
+    batch.lay(plain_plan([(2, 0, [1, 2, 3, 4, 5], True)], deltas=[(2, 0, 7), (2, 1, 9)]))
+    inputs = batch.lay(plain_plan([(2, 8, [6], True)], deltas=[(2, 2, 1)]))
+    assert inputs.block_table.tolist() == [[7, 9, 1]]
+    assert inputs.write_index.tolist() == [4]
+    assert batch.blocks_of(2, 9).tolist() == [7, 9, 1]
+    assert batch.blocks_of(2, 8).tolist() == [7, 9]
+
+
+def test_a_token_in_flight_is_the_slots_last(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU)
+    batch.last_tokens[3] = 42
+    batch.last_tokens[1] = 43
+    inputs = batch.lay(plain_plan([(3, 5, [-1], True), (0, 5, [8], True), (1, 2, [-1], True), (2, 0, [4, 5], True)]))
+    assert inputs.token_ids.tolist() == [42, 8, 43, 4, 5]
+
+
+def test_addresses_do_not_move(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU)
+    names = ("token_ids", "positions", "write_index", "row_starts", "context_lens", "block_table", "sample_index")
+    first = batch.lay(plain_plan([(0, 0, [1, 2], True)]))
+    before = {name: getattr(first, name).data_ptr() for name in names}
+    second = batch.lay(plain_plan([(4, 9, [1], True), (1, 0, [1, 2, 3], False)]))
+    assert {name: getattr(second, name).data_ptr() for name in names} == before

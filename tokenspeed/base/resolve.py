@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: MIT
+"""From what was asked to what will be: every value left open is chosen here, each with its reason.
+
+In: the configuration, facts of the device (free memory is measured after the weights are in), facts of the model.
+Out: `Resolved`. Pure: looks at no machine and no file, so a choice for any machine can be asked for and tested. What
+cannot work raises `SetupError` with the numbers and what would work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from tokenspeed.base.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
+from tokenspeed.base.errors import SetupError
+
+GIB: Final = 1 << 30
+CPU_KV_SHARE: Final = 0.25  # of free memory: a laptop is used for other things too
+CPU_KV_SHARE_MOST: Final = 0.5  # if that is what one full context takes
+CPU_KV_BYTES_MAX: Final = 8 * GIB
+CUDA_KV_SHARE: Final = 0.9  # the rest is for activations and the allocator's slack
+CONTEXTS_MAX: Final = 16  # on a CPU an arena of more full contexts is not chosen, only asked for
+CONTEXT_TOKENS_LEAST: Final = 256
+PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 8192}  # cpu: a step stays within about half a second
+DTYPE_BYTES: Final = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """What was found."""
+
+    type: str
+    """cpu or cuda."""
+    name: str
+    cores: int
+    """CPU cores this process may use."""
+    memory_total_bytes: int
+    memory_available_bytes: int
+    """Free now, for weights still to come and for KV."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the checkpoint says."""
+
+    name: str
+    dtype: str
+    """In which the checkpoint is written, as it spells it."""
+    context_tokens_max: int
+    vocab_size: int
+    kv_bytes_per_token: int
+    """Over all layers, in the chosen dtype."""
+    weight_bytes: int
+    """Still to be loaded; 0 once they are in."""
+
+
+class Choice(NamedTuple):
+    """One decision, for the startup banner."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """All that was chosen."""
+
+    dtype: str
+    threads: int
+    overlap: bool
+    context_tokens_max: int
+    block_tokens: int
+    blocks_total: int
+    slots_max: int
+    waiting_max: int
+    prefill_tokens_max: int
+    tokens_per_step_max: int
+    choices: tuple[Choice, ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens the arena holds."""
+        return self.blocks_total * self.block_tokens
+
+
+def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Resolved:
+    """Decide everything, or raise `SetupError`."""
+    dtype, dtype_choice = resolve_dtype(config.model, model.dtype)
+    threads, threads_choice = resolve_threads(config.device, device.cores)
+    overlap, overlap_choice = _resolve_overlap(config.scheduler, device)
+    prefill_tokens, prefill_choice = _resolve_prefill(config.scheduler, device)
+    wanted, wanted_choice = _wanted_context(config.model, model)
+    blocks, context, memory_choices = _resolve_memory(config, device, model, wanted)
+    slots = config.scheduler.rows_max
+    return Resolved(
+        dtype=dtype,
+        threads=threads,
+        overlap=overlap,
+        context_tokens_max=context,
+        block_tokens=config.cache.block_tokens,
+        blocks_total=blocks,
+        slots_max=slots,
+        waiting_max=config.scheduler.waiting_max,
+        prefill_tokens_max=prefill_tokens,
+        tokens_per_step_max=prefill_tokens + slots,
+        choices=(
+            dtype_choice,
+            threads_choice,
+            *([wanted_choice] if context == wanted else []),
+            *memory_choices,
+            prefill_choice,
+            overlap_choice,
+        ),
+    )
+
+
+def resolve_dtype(config: ModelConfig, checkpoint_dtype: str) -> tuple[str, Choice]:
+    """The type of weights, activations and KV; needed before the model can be built."""
+    if config.dtype != "auto":
+        return config.dtype, Choice("dtype", config.dtype, "asked for")
+    if checkpoint_dtype in DTYPE_BYTES:
+        return checkpoint_dtype, Choice("dtype", checkpoint_dtype, "the checkpoint's")
+    reason = f"the checkpoint is written in {checkpoint_dtype}, which is not computed in"
+    return "bfloat16", Choice("dtype", "bfloat16", reason)
+
+
+def resolve_threads(config: DeviceConfig, cores: int) -> tuple[int, Choice]:
+    """CPU threads of the kernels; needed before weights are packed."""
+    if config.threads is not None:
+        return config.threads, Choice("threads", str(config.threads), "asked for")
+    return cores, Choice("threads", str(cores), "the cores this process may use")
+
+
+def _resolve_overlap(config: SchedulerConfig, device: DeviceFacts) -> tuple[bool, Choice]:
+    if config.overlap != "auto":
+        return config.overlap == "on", Choice("overlap", config.overlap, "asked for")
+    if device.type == "cuda":
+        return True, Choice("overlap", "on", "the GPU runs while the next step is planned")
+    return False, Choice("overlap", "off", "on a CPU a step runs where it is launched, so there is nothing to hide")
+
+
+def _resolve_prefill(config: SchedulerConfig, device: DeviceFacts) -> tuple[int, Choice]:
+    if config.prefill_tokens_max is not None:
+        return config.prefill_tokens_max, Choice("prefill chunk", f"{config.prefill_tokens_max} tokens", "asked for")
+    tokens = PREFILL_TOKENS[device.type]
+    return tokens, Choice("prefill chunk", f"{tokens} tokens", "keeps a step short enough for those that decode")
+
+
+def _wanted_context(config: ModelConfig, model: ModelFacts) -> tuple[int, Choice]:
+    most = model.context_tokens_max
+    if config.max_model_len is None:
+        return most, Choice("max_model_len", f"{most} tokens", "the model's context")
+    if config.max_model_len > most:
+        raise SetupError(
+            f"max_model_len is {config.max_model_len} tokens, but {model.name} was made for {most}; "
+            f"give at most {most}"
+        )
+    return config.max_model_len, Choice("max_model_len", f"{config.max_model_len} tokens", "asked for")
+
+
+def _resolve_memory(
+    config: EngineConfig, device: DeviceFacts, model: ModelFacts, wanted: int
+) -> tuple[int, int, list[Choice]]:
+    """(blocks, context tokens, choices) that fit in memory."""
+    cache = config.cache
+    free = device.memory_available_bytes - model.weight_bytes
+    if free <= 0:
+        raise SetupError(
+            f"{model.name} needs {_gib(model.weight_bytes)} for its weights, but {device.name} has "
+            f"{_gib(device.memory_available_bytes)} free; free memory, take a smaller model, or load with "
+            "--quantization int8"
+        )
+    block_bytes = cache.block_tokens * model.kv_bytes_per_token
+    budget, reason = _kv_budget(cache, device, free, wanted, model)
+    blocks = budget // block_bytes
+    needed = -(-wanted // cache.block_tokens)
+    held = blocks * cache.block_tokens
+    if blocks < needed and (config.model.max_model_len is not None or held < min(CONTEXT_TOKENS_LEAST, wanted)):
+        raise SetupError(
+            f"the KV of one context of {wanted} tokens takes {_gib(needed * block_bytes)}, but {reason} allows "
+            f"{_gib(budget)}, which holds {held} tokens; give --max-model-len {max(held, 0)} or less"
+            f", a larger --kv-cache-bytes, or free memory"
+        )
+    choices = [
+        Choice("KV cache", f"{_gib(blocks * block_bytes)}, {blocks} blocks of {cache.block_tokens} tokens", reason)
+    ]
+    if blocks < needed:
+        choices.insert(0, Choice("max_model_len", f"{held} tokens", f"all the KV cache holds; the model's is {wanted}"))
+        return blocks, held, choices
+    return blocks, wanted, choices
+
+
+def _kv_budget(
+    cache: CacheConfig, device: DeviceFacts, free: int, wanted: int, model: ModelFacts
+) -> tuple[int, str]:
+    """(bytes, why)."""
+    one_context = -(-wanted // cache.block_tokens) * cache.block_tokens * model.kv_bytes_per_token
+    if cache.kv_cache_bytes is not None:
+        if cache.kv_cache_bytes > free:
+            raise SetupError(
+                f"kv_cache_bytes asks for {_gib(cache.kv_cache_bytes)}, but {device.name} has {_gib(free)} left "
+                f"beside the weights; give at most {free}"
+            )
+        return cache.kv_cache_bytes, "asked for"
+    if device.type == "cuda":
+        return int(CUDA_KV_SHARE * free), f"{CUDA_KV_SHARE:.0%} of {_gib(free)} free beside the weights"
+    most = CONTEXTS_MAX * one_context
+    share = min(int(CPU_KV_SHARE * free), CPU_KV_BYTES_MAX)
+    if most <= share:
+        return most, f"{CONTEXTS_MAX} full contexts"
+    if share < one_context:
+        bound = min(one_context, int(CPU_KV_SHARE_MOST * free))
+        if bound > share:
+            return bound, f"one full context, within {CPU_KV_SHARE_MOST:.0%} of {_gib(free)} free memory"
+    return share, f"{CPU_KV_SHARE:.0%} of {_gib(free)} free memory, at most {_gib(CPU_KV_BYTES_MAX)}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"

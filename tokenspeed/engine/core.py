@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""The core process: `python -m tokenspeed.engine.core DIRECTORY`, started by `launch`.
+
+In: the configuration on the tether (stdin), requests on a ZeroMQ socket in DIRECTORY. Out: reports on another. Boots,
+says `Ready` or `Failed`, runs the loop until `Stop`. Ends when the front does; ignores the signals a terminal or a
+service manager sends to the whole group, for the front decides when to stop. Nothing received can end it: bytes that
+are no message are logged and dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import zmq
+from tokenspeed.engine.boot import Core, boot
+
+from tokenspeed.base import log
+from tokenspeed.base.clock import MonotonicClock
+from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.errors import SetupError
+from tokenspeed.engine import launch, wire
+from tokenspeed.engine.desk import Desk
+from tokenspeed.engine.loop import STATS_EVERY_US, Loop
+
+_log = log.get_logger("engine")
+MESSAGES_PER_TURN: Final = 1024
+LINGER_MS: Final = 1000
+EXIT_SETUP: Final = 2
+
+
+class Link:
+    """The core's two sockets: the loop's mailbox and outbox."""
+
+    def __init__(self, directory: Path) -> None:
+        self._context = zmq.Context()
+        self._requests = launch.open_socket(self._context, zmq.PULL)
+        self._requests.bind(f"ipc://{directory / launch.REQUESTS}")
+        self._reports = launch.open_socket(self._context, zmq.PUSH)
+        self._reports.connect(f"ipc://{directory / launch.REPORTS}")
+
+    def drain(self, *, wait: bool) -> Iterator[wire.Request]:
+        """All messages that are here; with `wait`, wait a bounded time for the first."""
+        if wait:
+            self._requests.poll(STATS_EVERY_US // 1000)
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                frame = self._requests.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                yield wire.decode_request(frame)
+            except msgspec.MsgspecError as error:
+                _log.error("dropped %d bytes that are no message: %s", len(frame), error)
+
+    def send(self, report: wire.Report) -> None:
+        """Queue a report. Never blocks: the queue is as long as admitted requests' answers."""
+        self._reports.send(wire.encode(report), zmq.NOBLOCK)
+
+    def close(self) -> None:
+        """Let what is queued leave, for a bounded time."""
+        self._context.destroy(linger=LINGER_MS)
+
+
+def main(directory: Path) -> int:
+    """Run a core; the exit code."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    tether = _adopt_stdin()
+    config = msgspec.msgpack.decode(_read_document(tether), type=EngineConfig)
+    log.configure(config.server.log_level)
+    threading.Thread(target=_die_with_front, args=(tether,), daemon=True, name="tether").start()
+    link = Link(directory)
+    try:
+        core = boot(config)
+    except SetupError as error:
+        link.send(wire.Failed(str(error)))
+        link.close()
+        return EXIT_SETUP
+    link.send(core.ready)
+    _serve(core, link)
+    link.close()
+    return 0
+
+
+def _serve(core: Core, link: Link) -> None:
+    gc.collect()
+    gc.freeze()  # what boot made lives as long as the process; collections need not look at it
+    desk = Desk(core.scheduler)
+    loop = Loop(desk, core.executor, link, link, MonotonicClock(), overlap=core.resolved.overlap)
+    try:
+        loop.run()
+    except BaseException:
+        _log.error("the loop failed after step %s; last steps follow", core.scheduler.stats().steps)
+        for record in list(loop.timeline.recent)[-8:]:
+            _log.error("%s", record)
+        raise
+
+
+def _adopt_stdin() -> socket.socket:
+    """Take the tether off descriptor 0, so that no child inherits it and nothing reads it by mistake."""
+    tether = socket.socket(fileno=os.dup(0))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return tether
+
+
+def _read_document(tether: socket.socket) -> bytes:
+    (length,) = launch.CONFIG_LENGTH.unpack(_read(tether, launch.CONFIG_LENGTH.size))
+    return _read(tether, length)
+
+
+def _read(tether: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = tether.recv(length - len(data))
+        if not part:
+            raise SystemExit("the front ended before it sent the configuration")
+        data += part
+    return data
+
+
+def _die_with_front(tether: socket.socket) -> None:
+    """Wait on the tether's end-of-file, then end the process whatever the loop is doing."""
+    while tether.recv(4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

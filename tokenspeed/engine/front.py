@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: MIT
+"""The API process's end of the engine: requests in, streams of deltas out. No torch, no text.
+
+In: token ids and sampling. Out: a `Stream` per request. Checks what can be checked before any work (lengths, ranges,
+capacity), draws seeds, clamps `tokens_max` to the context. Does not tokenise, detokenise or know API dialects.
+
+Invariants: one asyncio loop owns an engine; nothing here blocks it. Every stream ends exactly once: with a delta whose
+`finish` is set, or by raising `CapacityError`, `RequestError` or `EngineDeadError`. A stream nobody reads holds one
+merged delta, whose size `tokens_max` bounds; the core never waits for a reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections import deque
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import msgspec
+import numpy as np
+
+from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.errors import CapacityError, EngineDeadError, RequestError, TokenSpeedError
+from tokenspeed.base.log import get_logger
+from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, TOKENS_FIT, SamplingParams
+from tokenspeed.engine import launch, wire
+from tokenspeed.obs.metrics import Metrics
+
+_log = get_logger("engine")
+HEALTH_S: Final = 10.0  # a core that reported nothing for so long is not healthy
+STOP_GRACE_S: Final = 5.0
+AbortReason = Literal["client", "stop_string", "deadline", "shutdown"]
+
+
+class Stream:
+    """One request's answer: an async iterator of deltas, each holding all that came since the last.
+
+    Leaving it early (`aclose`, or the end of its `async with`) aborts the request.
+    """
+
+    def __init__(self, engine: AsyncEngine, request_id: int, prompt_tokens: int, arrival_us: int) -> None:
+        self.request_id = request_id
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = 0
+        self.cached_tokens = 0
+        self._engine = engine
+        self._arrival_us = arrival_us
+        self._last_us = arrival_us
+        self._pending: wire.Delta | None = None
+        self._error: TokenSpeedError | None = None
+        self._ended = False  # the closing message is here, though perhaps not read
+        self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will come."""
+        return self._ended
+
+    def abort(self, reason: AbortReason = "client") -> None:
+        """Stop the request now; the stream ends with finish "cancelled". Harmless once it has ended."""
+        self._engine.abort(self, reason)
+
+    async def aclose(self) -> None:
+        self.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> wire.Delta:
+        while self._pending is None:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        delta, self._pending = self._pending, None
+        return delta
+
+    def put(self, delta: wire.Delta, now_us: int) -> None:
+        """Called by the engine: the core has something to say."""
+        tokens = len(delta.ids) // wire.IDS_DTYPE.itemsize
+        metrics = self._engine.metrics
+        if delta.queue_us is not None:
+            metrics.queue_s.observe(delta.queue_us / 1e6)
+            self.cached_tokens = delta.cached_tokens or 0
+        if tokens:
+            series = metrics.inter_token_s if self.output_tokens else metrics.first_token_s
+            series.observe((now_us - self._last_us) / 1e6 / (tokens if self.output_tokens else 1))
+            self._last_us = now_us
+            self.output_tokens += tokens
+        self._pending = delta if self._pending is None else _merged(self._pending, delta)
+        if delta.finish is not None:
+            self._close(delta.finish, now_us)
+        self._notify()
+
+    def fail(self, error: TokenSpeedError, reason: str) -> None:
+        """Called by the engine: the stream ends with an error, after what is pending."""
+        self._error = error
+        self._close(reason, _now_us())
+        self._notify()
+
+    def _close(self, reason: str, now_us: int) -> None:
+        self._ended = True
+        metrics = self._engine.metrics
+        metrics.finished.labels(reason).inc()
+        metrics.request_s.observe((now_us - self._arrival_us) / 1e6)
+        metrics.output_tokens.observe(self.output_tokens)
+        metrics.open.dec()
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+class AsyncEngine:
+    """An engine in a process of its own. Made by `start`, ended by `stop`."""
+
+    def __init__(self, core: launch.CoreProcess) -> None:
+        self.ready = core.ready
+        """What the core chose and measured at start."""
+        self.stats: wire.Stats | None = None
+        """The core's latest word of itself."""
+        self.metrics = Metrics(lambda: None if self.stats is None else self.stats.core)
+        self._core = core
+        self._streams: dict[int, Stream] = {}
+        self._streams_max = core.ready.waiting_max + core.ready.slots_max
+        self._ids = itertools.count(1)
+        self._heard_s = time.monotonic()
+        self._ended_s: deque[float] = deque(maxlen=32)
+        self._dead: str | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
+        core.listen(self._on_report, self._on_death)
+
+    @classmethod
+    async def start(cls, config: EngineConfig) -> Self:
+        """Spawn a core and wait until it can serve; `SetupError` with its reason if it cannot."""
+        return cls(await launch.spawn(config))
+
+    @property
+    def healthy(self) -> bool:
+        """The core lives and reported within the last ten seconds (it reports twice a second, also when idle)."""
+        return self._dead is None and time.monotonic() - self._heard_s < HEALTH_S
+
+    @property
+    def requests_open(self) -> int:
+        return len(self._streams)
+
+    def generate(
+        self,
+        ids: np.ndarray | list[int],
+        sampling: SamplingParams,
+        *,
+        salt: bytes = b"",
+        priority: int = 0,
+        session: str | None = None,
+    ) -> Stream:
+        """Start a request on a prompt of token ids [n].
+
+        Raises `RequestError` for what the caller can correct, `CapacityError` when too many requests are open, and
+        `EngineDeadError` when there is no core. Copies `ids`.
+        """
+        if self._dead is not None:
+            raise EngineDeadError(self._dead)
+        prompt = np.asarray(ids, dtype=np.int64)
+        try:
+            complete = self._checked(prompt, sampling)
+            if len(self._streams) >= self._streams_max:
+                self.metrics.refused.labels("queue_full").inc()
+                raise self._capacity_error()
+        except RequestError as error:
+            self.metrics.refused.labels(error.code).inc()
+            raise
+        arrival_us = _now_us()
+        request_id = next(self._ids)
+        stream = Stream(self, request_id, len(prompt), arrival_us)
+        self._streams[request_id] = stream
+        self._drained.clear()
+        self.metrics.open.inc()
+        self.metrics.prompt_tokens.observe(len(prompt))
+        self._core.send(
+            wire.Generate(request_id, wire.ids_bytes(prompt), complete, salt, priority, session, arrival_us)
+        )
+        return stream
+
+    def abort(self, stream: Stream, reason: AbortReason) -> None:
+        """End a stream now and tell the core; harmless once it has ended."""
+        if self._streams.pop(stream.request_id, None) is None:
+            return
+        self.metrics.aborted.labels(reason).inc()
+        self._core.send(wire.Abort([stream.request_id]))
+        stream.put(wire.Delta(stream.request_id, b"", finish="cancelled"), _now_us())
+        self._note_end()
+
+    def flush_prefix(self) -> None:
+        """Forget every reusable prefix that nobody is using."""
+        self._core.send(wire.Flush())
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until no stream is open; False if `timeout_s` passed first."""
+        try:
+            await asyncio.wait_for(self._drained.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def stop(self) -> None:
+        """Abort what is open, end the core and wait for it."""
+        for stream in list(self._streams.values()):
+            self.abort(stream, "shutdown")
+        if self._dead is None:
+            self._dead = "the engine was stopped"
+        await self._core.stop(STOP_GRACE_S)
+
+    def _checked(self, prompt: np.ndarray, sampling: SamplingParams) -> SamplingParams:
+        sampling.check()
+        if prompt.ndim != 1 or not len(prompt):
+            raise RequestError("the prompt is empty", code="empty_prompt", param="prompt")
+        vocab_size = self.ready.vocab_size
+        low, high = int(prompt.min()), int(prompt.max())
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise RequestError(
+                f"the prompt holds token id {wrong}; this model's ids are 0..{vocab_size - 1}",
+                code="invalid_value", param="prompt",
+            )  # fmt: skip
+        for name, given in (("stop_ids", sampling.stop_ids), ("logit_bias", sampling.logit_bias or ())):
+            if given and max(given) >= vocab_size:
+                raise RequestError(
+                    f"{name} holds token id {max(given)}; this model's ids are 0..{vocab_size - 1}",
+                    code="invalid_value", param=name,
+                )  # fmt: skip
+        room = self.ready.context_tokens_max - len(prompt)
+        if room < 1:
+            raise RequestError(
+                f"prompt is too long: {len(prompt)} tokens > {self.ready.context_tokens_max - 1} maximum",
+                code="context_length_exceeded", param="prompt",
+            )  # fmt: skip
+        tokens_max = room if sampling.tokens_max == TOKENS_FIT else min(sampling.tokens_max, room)
+        seed = secrets.randbelow(SEED_MAX) if sampling.seed == SEED_DRAWN else sampling.seed
+        tokens_min = min(sampling.tokens_min, tokens_max)
+        return msgspec.structs.replace(sampling, tokens_max=tokens_max, tokens_min=tokens_min, seed=seed)
+
+    def _capacity_error(self) -> CapacityError:
+        """Advise the wait after which, at the recent rate of ends, a place is free."""
+        wait_s = 1.0
+        if len(self._ended_s) > 1:
+            wait_s = (self._ended_s[-1] - self._ended_s[0]) / (len(self._ended_s) - 1)
+        return CapacityError(
+            f"{len(self._streams)} requests are open, as many as this engine holds; try again later",
+            retry_after_s=min(60, max(1, round(wait_s))),
+        )
+
+    def _on_report(self, report: wire.Report) -> None:
+        self._heard_s = time.monotonic()
+        match report:
+            case wire.Deltas():
+                now_us = _now_us()
+                for delta in report.items:
+                    self._deliver(delta, now_us)
+            case wire.Stats():
+                self.stats = report
+            case wire.Refused():
+                stream = self._streams.pop(report.request_id, None)
+                if stream is not None:
+                    self.metrics.refused.labels(report.reason).inc()
+                    stream.fail(self._refusal(report.reason, stream), "refused")
+                    self._note_end()
+            case wire.Ready() | wire.Failed():
+                _log.error("the core announced itself twice; ignored")
+
+    def _deliver(self, delta: wire.Delta, now_us: int) -> None:
+        stream = self._streams.get(delta.request_id)
+        if stream is None:  # aborted here, before the core knew
+            return
+        if delta.finish is not None:
+            del self._streams[delta.request_id]
+            self._note_end()
+        stream.put(delta, now_us)
+
+    def _refusal(self, reason: wire.Refusal, stream: Stream) -> TokenSpeedError:
+        if reason == "queue_full":
+            return self._capacity_error()
+        return RequestError(
+            f"the engine refused a prompt of {stream.prompt_tokens} tokens: {reason.replace('_', ' ')}",
+            code="context_length_exceeded" if reason in ("too_long", "exceeds_pool") else "invalid_value",
+            param="prompt",
+        )
+
+    def _note_end(self) -> None:
+        self._ended_s.append(time.monotonic())
+        if not self._streams:
+            self._drained.set()
+
+    def _on_death(self, cause: str) -> None:
+        if self._dead is not None:
+            return
+        self._dead = f"the engine's core process is gone: {cause}"
+        _log.error("%s; %d streams end", self._dead, len(self._streams))
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineDeadError(self._dead), "engine_dead")
+        self._drained.set()
+
+
+def _merged(first: wire.Delta, then: wire.Delta) -> wire.Delta:
+    """One delta that says what both say."""
+    logprobs = [*(first.logprobs or ()), *(then.logprobs or ())] or None
+    return wire.Delta(
+        first.request_id,
+        first.ids + then.ids,
+        logprobs,
+        then.finish,
+        first.cached_tokens if first.cached_tokens is not None else then.cached_tokens,
+        then.error,
+        first.queue_us if first.queue_us is not None else then.queue_us,
+    )
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000

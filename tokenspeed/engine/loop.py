@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""The loop: the same lines in production and in the simulator.
+
+In: messages of the front, through a mailbox. Out: reports to the front, through an outbox. Carries every request through
+the control plane (by `Desk`) and an executor. With overlap, step n+1 is launched before step n is read. Cannot reach
+torch, blocks only on an empty mailbox with nothing to run, and takes its clock as an input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple, Protocol
+
+from tokenspeed.control.plan import Plan
+
+from tokenspeed.base.clock import Clock
+from tokenspeed.engine import wire
+from tokenspeed.engine.desk import Desk
+from tokenspeed.exec.protocol import Executor
+from tokenspeed.obs.timeline import StepRecord, Timeline
+
+STATS_EVERY_US: Final = 250_000
+
+
+class Mailbox(Protocol):
+    """Where messages of the front arrive."""
+
+    def drain(self, *, wait: bool) -> Iterable[wire.Request]:
+        """All messages that are here. With `wait`, block until there is one, but no longer than `STATS_EVERY_US`."""
+        ...
+
+
+class Outbox(Protocol):
+    """Where reports to the front leave; never blocks."""
+
+    def send(self, report: wire.Report) -> None: ...
+
+
+class _Running(NamedTuple):
+    """A launched step."""
+
+    plan: Plan
+    flight: Any
+    planned_us: int
+    launched_us: int
+
+
+class Loop:
+    """One core's loop. `run` returns after `wire.Stop`; `turn` is one pass, for those who drive it by hand."""
+
+    def __init__(
+        self, desk: Desk, executor: Executor, mailbox: Mailbox, outbox: Outbox, clock: Clock, *, overlap: bool
+    ) -> None:
+        self.timeline = Timeline()
+        self._desk = desk
+        self._executor = executor
+        self._mailbox = mailbox
+        self._outbox = outbox
+        self._clock = clock
+        self._overlap = overlap
+        self._running: _Running | None = None
+        self._quiet = True  # the last plan was None, and nothing has happened since that could change it
+        self._stats_us = 0
+
+    def run(self) -> None:
+        while not self._desk.stopped:
+            self.turn()
+
+    def turn(self) -> None:
+        self._hear(wait=self._quiet and self._running is None)
+        launched = self._launch()
+        if not self._overlap:
+            launched, self._running = None, launched
+        if self._running is not None:
+            self._retire(self._running)
+        self._running = launched
+        self._report_stats()
+
+    def _hear(self, *, wait: bool) -> None:
+        for message in self._mailbox.drain(wait=wait):
+            self._desk.accept(message, self._clock.now_us())
+            self._quiet = False
+        for report in self._desk.take_notes():
+            self._outbox.send(report)
+
+    def _launch(self) -> _Running | None:
+        planned_us = self._clock.now_us()
+        plan = self._desk.plan(planned_us)
+        self._quiet = plan is None
+        if plan is None:
+            return None
+        for slot, sampling, prompt, output in self._desk.bindings(plan):
+            self._executor.bind(slot, sampling, prompt, output)
+        return _Running(plan, self._executor.launch(plan), planned_us, self._clock.now_us())
+
+    def _retire(self, running: _Running) -> None:
+        result = self._executor.retire(running.flight)
+        self._outbox.send(self._desk.commit(running.plan, result))
+        self._quiet = False
+        plan = running.plan
+        retired_us = self._clock.now_us()
+        self.timeline.add(
+            StepRecord(plan.step, running.planned_us, running.launched_us, retired_us, plan.rows, len(plan.tokens))
+        )
+
+    def _report_stats(self) -> None:
+        now_us = self._clock.now_us()
+        if now_us - self._stats_us >= STATS_EVERY_US:
+            self._stats_us = now_us
+            self._outbox.send(wire.Stats(now_us, self._desk.sample(self.timeline)))
