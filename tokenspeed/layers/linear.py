@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Linear layers: one matmul over one or several projections fused at load.
+
+In: a value [T, I]. Out: a value [T, O], where O joins the rows of every projection ([q | k | v], [gate | up]).
+
+    spread "rows"      each rank holds some rows of every projection   R  -> S1   (column-parallel)
+    spread "columns"   each rank holds some columns                    S1 -> P    (row-parallel)
+    spread "none"      every rank holds all of it                      as it comes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from tokenspeed import kernels
+from tokenspeed.layers.layer import Build, Layer
+from tokenspeed.layers.step import StepContext
+from tokenspeed.spmd.placement import Layout, Partial, Replicate, Shard
+from tokenspeed.spmd.program import Call, Edge, Part, Weight
+
+Spread = Literal["rows", "columns", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """One weight of the checkpoint (`<source>.weight` [rows, I]); `units` heads are never cut through."""
+
+    source: str
+    rows: int
+    units: int = 0
+
+
+_PLACES: dict[Spread, tuple[Layout, Layout, Layout, Layout]] = {
+    # spread: read, weight, bias, write
+    "rows": ((Replicate("tp"),), (Shard(0, "tp"),), (Shard(0, "tp"),), (Shard(1, "tp"),)),
+    "columns": ((Shard(1, "tp"),), (Shard(1, "tp"),), (Partial("tp"),), (Partial("tp"),)),
+    "none": ((), (), (), ()),
+}
+
+
+class Linear(Layer):
+    """y = x W^T + b over the joined rows of `projections`."""
+
+    def __init__(
+        self,
+        build: Build,
+        name: str,
+        projections: Sequence[Projection],
+        columns: int,
+        *,
+        spread: Spread,
+        bias: bool = False,
+        reads: str = "hidden",
+        writes: str = "hidden",
+    ) -> None:
+        self._reads, place, bias_place, self._writes = _PLACES[spread]
+        self._from, self._to = reads, writes
+        self._columns = sum(projection.rows for projection in projections)
+        self._packed = len(projections) > 1
+        weights = [
+            Weight(
+                f"{name}.weight",
+                (tuple(Part(f"{p.source}.weight", (p.rows, columns), p.units) for p in projections),),
+                place,
+            )
+        ]
+        if bias:
+            parts = tuple(Part(f"{p.source}.bias", (p.rows,), p.units) for p in projections)
+            weights.append(Weight(f"{name}.bias", (parts,), bias_place))
+        super().__init__(build, name, weights)
+        rows_local, columns_local = self.parameters[0].shape
+        self._dense = kernels.bind(
+            "linear.dense",
+            build.device,
+            dtype=build.dtype,
+            in_dim=columns_local,
+            out_dim=rows_local,
+            bias=bias,
+            format=build.format,
+        )
+        self._weight: Any = None
+
+    def install(self, tensors: Sequence[Tensor]) -> None:
+        """Take the weight and, if there is one, the bias."""
+        self._weight = self._dense.prepare(tensors[0], tensors[1] if len(tensors) > 1 else None)
+
+    def run(self, context: StepContext, x: Tensor) -> Tensor:
+        """x [T, I] -> [T, O]."""
+        del context
+        return self._dense(x, self._weight)
+
+    def calls(self) -> Iterator[Call]:
+        yield Call(
+            self.name,
+            "matmul_bias" if len(self.weights) > 1 else "matmul",
+            (Edge(self._from, self._reads),),
+            (Edge(self._to, self._writes, self._columns, self._packed),),
+            self.run,
+            self.weights,
+        )

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: MIT
+"""Multi-head latent attention: one cached latent for all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1).
+
+In and out: hidden [T, C], Partial over tp as for any attention. The checkpoint's `kv_b_proj` [H (Dn + Dv), L] is split at
+load into w_uk [H, Dn, L] and w_uv [H, L, Dv]. The two ways to attend are the same sum in another order:
+
+    decode   q w_uk against the latent itself, the result through w_uv   (absorbed: the context stays compressed)
+    extend   keys and values raised from the latent to every head        (materialised: cheap when tokens are many)
+
+The latent is whole on every tp rank, heads are spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokenspeed import kernels
+from tokenspeed.layers.kv import MLA
+from tokenspeed.layers.layer import Build, Group, Layer
+from tokenspeed.layers.linear import Linear, Projection
+from tokenspeed.layers.norm import SliceNorm, norm_weight
+from tokenspeed.layers.rope import Rotary
+from tokenspeed.layers.step import StepContext, StepInputs
+from tokenspeed.spmd.compile import local_units
+from tokenspeed.spmd.placement import Replicate, Shard
+from tokenspeed.spmd.program import Call, Edge, Part, Weight
+
+LATENT_EPS = 1e-6
+"""Eps of the two inner norms: the published models use the norm's default there, whatever `rms_norm_eps` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class MLAShape:
+    """Sizes of one latent attention as the whole model has them. `q_latent` is 0 when queries are projected directly."""
+
+    width: int
+    heads: int
+    q_latent: int
+    latent: int
+    nope: int
+    rope: int
+    value: int
+    bias: bool = False
+    interleaved: bool = True
+
+    @property
+    def q_head(self) -> int:
+        return self.nope + self.rope
+
+
+class MLAttend(Layer):
+    """q, [.. | latent | k_rope] -> heads: norm of the latent, rope, write, attend."""
+
+    def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
+        kv_b = Part(f"{name}.kv_b_proj.weight", (shape.heads * (shape.nope + shape.value), shape.latent), shape.heads)
+        weights = (
+            norm_weight(f"{name}.kv_a_layernorm", shape.latent),
+            Weight(f"{name}.kv_b_proj.weight", ((kv_b,),), (Shard(0, "tp"),)),
+        )
+        super().__init__(build, f"{name}.attend", weights)
+        self._shape, self._index, self._rotary = shape, index, rotary
+        self._heads = len(local_units(build.mesh, "tp", shape.heads, f"{name} heads"))
+        self.kv_spec = MLA(shape.latent, shape.rope)
+        self._scale = shape.q_head**-0.5 * rotary.config.softmax_factor
+        self._norm: Tensor
+        self._absorb: Any = None
+        self._raise: Any = None
+        self._extend_weights: tuple[Any, Any] = (None, None)
+        self._bind()
+
+    def _bind(self) -> None:
+        build, shape = self.build, self._shape
+        heads = {"dtype": build.dtype, "heads": self._heads}
+        cached = {**heads, "latent": shape.latent, "rope": shape.rope, "block_tokens": build.block_tokens}
+        self._rope_write = kernels.bind("rope.mla_write", build.device, **cached, interleaved=shape.interleaved)
+        self._decode = kernels.bind("attention.mla_decode", build.device, **cached)
+        self._extend = kernels.bind(
+            "attention.mla_extend", build.device, **cached, nope_dim=shape.nope, value_dim=shape.value
+        )
+        self._heads_in = kernels.bind(
+            "linear.heads", build.device, **heads, in_dim=shape.nope, out_dim=shape.latent
+        )
+        self._heads_out = kernels.bind(
+            "linear.heads", build.device, **heads, in_dim=shape.latent, out_dim=shape.value
+        )
+
+    def install(self, tensors: Sequence[Tensor]) -> None:
+        """Take the latent's norm [L] and kv_b [H (Dn + Dv), L], which is split here."""
+        self._norm, kv_b = tensors
+        shape = self._shape
+        per_head = kv_b.view(self._heads, shape.nope + shape.value, shape.latent)
+        w_uk = per_head[:, : shape.nope].contiguous()
+        w_uv = per_head[:, shape.nope :].transpose(1, 2).contiguous()
+        self._absorb = self._heads_in.prepare(w_uk)
+        self._raise = self._heads_out.prepare(w_uv)
+        self._extend_weights = self._extend.prepare(w_uk, w_uv)
+
+    def run(self, context: StepContext, q: Tensor, latents: Tensor) -> Tensor:
+        """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes this step's latents, turns q in place."""
+        inputs, shape = context.inputs, self._shape
+        arena: Tensor = context.arena.layers[self._index]
+        q = q.view(q.shape[0], self._heads, shape.q_head)
+        q_rope = q[..., shape.nope :]
+        kv = latents[:, latents.shape[1] - shape.latent - shape.rope :]
+        self._rope_write(
+            q_rope,
+            kv[:, : shape.latent],
+            kv[:, shape.latent :],
+            self._norm,
+            LATENT_EPS,
+            self._rotary.table,
+            inputs.positions,
+            inputs.write_index,
+            arena,
+            out=q_rope,
+        )
+        return self._attend(inputs, q, arena).view(q.shape[0], -1)
+
+    def _attend(self, inputs: StepInputs, q: Tensor, arena: Tensor) -> Tensor:
+        decoded = inputs.decode_rows
+        if decoded == inputs.rows:
+            return self._attend_decode(inputs, q, arena)
+        out = q.new_empty((q.shape[0], self._heads, self._shape.value))
+        if decoded:
+            out[:decoded] = self._attend_decode(inputs, q[:decoded], arena)
+        self._extend(
+            q[decoded:],
+            arena,
+            *self._extend_weights,
+            inputs.block_table[decoded:],
+            inputs.row_starts[decoded:] - decoded,
+            inputs.context_lens[decoded:],
+            self._scale,
+            out=out[decoded:],
+        )
+        return out
+
+    def _attend_decode(self, inputs: StepInputs, q: Tensor, arena: Tensor) -> Tensor:
+        rows, nope = q.shape[0], self._shape.nope
+        q_latent = self._heads_in(q[..., :nope], self._absorb)
+        attended = self._decode(
+            q_latent,
+            q[..., nope:],
+            arena,
+            inputs.block_table[:rows],
+            inputs.context_lens[:rows],
+            self._scale,
+        )
+        return self._heads_out(attended, self._raise)
+
+    def calls(self) -> Iterator[Call]:
+        shape = self._shape
+        yield Call(
+            self.name,
+            "attend_latent",
+            (Edge("q", (Shard(1, "tp"),)), Edge("latents", (Replicate("tp"),))),
+            (Edge("heads", (Shard(1, "tp"),), shape.heads * shape.value),),
+            self.run,
+            self.weights,
+        )
+
+
+class MLAttention(Group):
+    """The whole block under `name`, for layer `index`."""
+
+    def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
+        attend = MLAttend(build, name, index, shape, rotary)
+        self.kv_spec = attend.kv_spec
+        out = Linear(
+            build,
+            f"{name}.o_proj",
+            [Projection(f"{name}.o_proj", shape.width)],
+            shape.heads * shape.value,
+            spread="columns",
+            bias=shape.bias,
+            reads="heads",
+        )
+        super().__init__(*_queries_and_latents(build, name, shape), attend, out)
+
+
+def _queries_and_latents(build: Build, name: str, shape: MLAShape) -> list[Layer]:
+    """hidden -> q, latents; with a query latent both down-projections are one matmul."""
+    kv_a = Projection(f"{name}.kv_a_proj_with_mqa", shape.latent + shape.rope)
+    q_rows = shape.heads * shape.q_head
+    if not shape.q_latent:
+        q = [Projection(f"{name}.q_proj", q_rows, shape.heads)]
+        return [
+            Linear(build, f"{name}.q_proj", q, shape.width, spread="rows", writes="q"),
+            Linear(
+                build, f"{name}.kv_a", [kv_a], shape.width, spread="none", bias=shape.bias, writes="latents"
+            ),
+        ]
+    q_a = Projection(f"{name}.q_a_proj", shape.q_latent)
+    q_b = [Projection(f"{name}.q_b_proj", q_rows, shape.heads)]
+    both = Linear(
+        build, f"{name}.qkv_a", [q_a, kv_a], shape.width, spread="none", bias=shape.bias, writes="latents"
+    )
+    norm = SliceNorm(
+        build, f"{name}.q_a_layernorm", shape.q_latent, LATENT_EPS, reads="latents", writes="q_latent"
+    )
+    return [
+        both,
+        norm,
+        Linear(build, f"{name}.q_b_proj", q_b, shape.q_latent, spread="rows", reads="q_latent", writes="q"),
+    ]
+
+
+__all__ = ["LATENT_EPS", "MLAShape", "MLAttend", "MLAttention"]

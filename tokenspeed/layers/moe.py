@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""Mixture of experts: route, run the chosen experts, add the experts every token shares.
+
+In and out: hidden [T, C]. Routing is float32 and the same on every rank. Experts are spread by expert over `ep` where the
+mesh has it (each rank runs its own on all tokens), else cut inside each expert over `tp`; either way the result is
+Partial, as that of the shared experts is, and one reduction serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenspeed import kernels
+from tokenspeed.layers.layer import Build, Group, Layer
+from tokenspeed.layers.mlp import gated_mlp
+from tokenspeed.layers.step import StepContext
+from tokenspeed.spmd.placement import Layout, Replicate, Shard
+from tokenspeed.spmd.program import Call, Edge, Part, Weight
+
+
+@dataclass(frozen=True, slots=True)
+class MoEShape:
+    """Sizes and routing of one mixture. `shared_ffn` is 0 without shared experts; `groups_top == groups` is no limit."""
+
+    width: int
+    experts: int
+    top_k: int
+    ffn: int
+    shared_ffn: int = 0
+    groups: int = 1
+    groups_top: int = 1
+    scoring: str = "softmax"
+    group_score: str = "max"
+    normalise: bool = True
+    scale: float = 1.0
+    biased: bool = False
+
+
+class Route(Layer):
+    """hidden -> expert ids [T, k] and weights [T, k]."""
+
+    def __init__(self, build: Build, name: str, shape: MoEShape) -> None:
+        gate = Part(f"{name}.gate.weight", (shape.experts, shape.width))
+        bias = Part(f"{name}.gate.e_score_correction_bias", (shape.experts,))
+        weights = [Weight(gate.source, ((gate,),), dtype="float32")]
+        if shape.biased:
+            weights.append(Weight(bias.source, ((bias,),), dtype="float32"))
+        super().__init__(build, f"{name}.gate", weights)
+        self._shape = shape
+        self._dense = kernels.bind(
+            "linear.dense", build.device, dtype=torch.float32, in_dim=shape.width, out_dim=shape.experts
+        )
+        self._route = kernels.bind(
+            "moe.route",
+            build.device,
+            experts=shape.experts,
+            top_k=shape.top_k,
+            groups=shape.groups,
+            groups_top=shape.groups_top,
+            scoring=shape.scoring,
+            group_score=shape.group_score,
+        )
+        self._weight: Any = None
+        self._bias: Tensor | None = None
+
+    def install(self, tensors: Sequence[Tensor]) -> None:
+        """Take the gate [E, C] and, where there is one, the bias [E]; both float32."""
+        self._weight = self._dense.prepare(tensors[0], None)
+        self._bias = tensors[1] if len(tensors) > 1 else None
+
+    def run(self, context: StepContext, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [T, C] -> ids [T, k] int32, weights [T, k] float32."""
+        del context
+        shape = self._shape
+        return self._route(
+            self._dense(x.float(), self._weight),
+            self._bias,
+            top_k=shape.top_k,
+            groups=shape.groups,
+            groups_top=shape.groups_top,
+            scoring=shape.scoring,
+            group_score=shape.group_score,
+            normalise=shape.normalise,
+            scale=shape.scale,
+        )
+
+    def calls(self) -> Iterator[Call]:
+        yield Call(
+            self.name,
+            "route_biased" if self._shape.biased else "route",
+            (Edge("hidden"),),
+            (Edge("expert_ids", (), self._shape.top_k), Edge("expert_weights", (), self._shape.top_k)),
+            self.run,
+            self.weights,
+        )
+
+
+class Experts(Layer):
+    """hidden, ids, weights -> the weighted sum of the chosen experts."""
+
+    def __init__(self, build: Build, name: str, shape: MoEShape, *, writes: str) -> None:
+        spread = build.mesh.size("ep") > 1
+        w13_at: Layout = (Shard(0, "ep"),) if spread else (Shard(1, "tp"),)
+        w2_at: Layout = (Shard(0, "ep"),) if spread else (Shard(2, "tp"),)
+        sources = [f"{name}.experts.{expert}" for expert in range(shape.experts)]
+        w13 = tuple(
+            tuple(Part(f"{source}.{half}_proj.weight", (shape.ffn, shape.width)) for half in ("gate", "up"))
+            for source in sources
+        )
+        w2 = tuple((Part(f"{source}.down_proj.weight", (shape.width, shape.ffn)),) for source in sources)
+        weights = (
+            Weight(f"{name}.experts.gate_up_proj", w13, w13_at, stacked=True),
+            Weight(f"{name}.experts.down_proj", w2, w2_at, stacked=True),
+        )
+        super().__init__(build, f"{name}.experts", weights)
+        self._reads: Layout = (Replicate("tp"), Replicate("ep"))
+        self._writes, self._width = writes, shape.width
+        self._local, _, ffn = self.parameters[1].shape
+        self._first = build.mesh.index("ep") * self._local
+        self._all = self._local == shape.experts
+        self._experts = kernels.bind(
+            "moe.experts",
+            build.device,
+            dtype=build.dtype,
+            experts=self._local,
+            top_k=shape.top_k,
+            width=shape.width,
+            ffn=ffn,
+            format=build.format,
+        )
+        self._weights: Any = None
+
+    def install(self, tensors: Sequence[Tensor]) -> None:
+        """Take w13 [E, 2F, C] and w2 [E, C, F]."""
+        self._weights = self._experts.prepare(tensors[0], tensors[1])
+
+    def run(self, context: StepContext, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """x [T, C], ids and weights [T, k] -> [T, C]; experts of other ranks add nothing."""
+        del context
+        if not self._all:
+            ids = ids - self._first
+            mine = (ids >= 0) & (ids < self._local)
+            ids, weights = ids.masked_fill(~mine, 0), weights.masked_fill(~mine, 0)
+        return self._experts(x, ids, weights, self._weights)
+
+    def calls(self) -> Iterator[Call]:
+        yield Call(
+            self.name,
+            "experts",
+            tuple(Edge(value, self._reads) for value in ("hidden", "expert_ids", "expert_weights")),
+            (Edge(self._writes, (), self._width),),
+            self.run,
+            self.weights,
+        )
+
+
+class Add(Layer):
+    """routed + shared -> hidden; a sum of two Partial values stays Partial."""
+
+    def __init__(self, build: Build, name: str, width: int) -> None:
+        super().__init__(build, f"{name}.add")
+        self._width = width
+
+    def run(self, context: StepContext, routed: Tensor, shared: Tensor) -> Tensor:
+        """routed, shared [T, C] -> [T, C]."""
+        del context
+        return routed.add_(shared)
+
+    def calls(self) -> Iterator[Call]:
+        reads = (Edge("routed"), Edge("shared"))
+        yield Call(self.name, "add", reads, (Edge("hidden", (), self._width),), self.run)
+
+    def leaves(self) -> Iterator[Layer]:
+        """Nothing to load."""
+        return iter(())
+
+
+def mixture(build: Build, name: str, shape: MoEShape) -> Group:
+    """The whole block under `name`."""
+    route = Route(build, name, shape)
+    if not shape.shared_ffn:
+        return Group(route, Experts(build, name, shape, writes="hidden"))
+    return Group(
+        route,
+        Experts(build, name, shape, writes="routed"),
+        gated_mlp(build, f"{name}.shared_experts", shape.width, shape.shared_ffn, writes="shared"),
+        Add(build, name, shape.width),
+    )

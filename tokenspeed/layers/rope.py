@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""Rotary position angles: from the rope section of a config to one table of cosines and sines.
+
+In: `RopeConfig`, parsed from a Hugging Face config of either spelling (`rope_parameters`, or `rope_scaling` with
+`rope_theta`). Out: `table(positions)` [M, rot] float32, cosines in the first half, sines in the second, any attention
+factor multiplied in; and the factor YaRN puts on the softmax scale. It rotates nothing: that is `rope.*_write`.
+
+    default   theta^(-2i/rot)
+    linear    the same, positions divided by `factor`
+    dynamic   theta grows with the context once it passes the trained length (NTK). Each position takes the theta of the
+              context that ends at it, so its angle never depends on what else is in the batch
+    llama3    long wavelengths divided by `factor`, short ones kept, a smooth blend between (Llama 3.1 model card)
+    yarn      the same idea with a ramp over dimensions, and an attention factor (arXiv 2309.00071; DeepSeek's mscale)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenspeed.base.errors import SetupError
+
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """The rope of one model. `trained_tokens` is the context the frequencies were trained for."""
+
+    rotary_dim: int
+    theta: float
+    kind: str
+    factor: float
+    trained_tokens: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SetupError(f"rope type {self.kind!r} is not supported; supported: {', '.join(KINDS)}")
+        if self.rotary_dim < 2 or self.rotary_dim % 2:
+            raise SetupError(f"rope turns {self.rotary_dim} dimensions of a head; it must be even and at least 2")
+
+    @property
+    def softmax_factor(self) -> float:
+        """What DeepSeek's YaRN multiplies the softmax scale by: mscale(factor, mscale_all_dim) squared."""
+        if self.kind == "default" or not self.mscale_all_dim:
+            return 1.0
+        return _mscale(self.factor, self.mscale_all_dim) ** 2
+
+
+def parse_rope(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
+    """Read the rope of a Hugging Face config; `head_dim` is the width of what rotates. Raises SetupError."""
+    section: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = section.get("rope_type") or section.get("type") or "default"
+    theta = section.get("rope_theta") or config.get("rope_theta") or 10000.0
+    partial = section.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    context_tokens = int(config["max_position_embeddings"])
+    trained_tokens = int(section.get("original_max_position_embeddings") or context_tokens)
+    if kind in ("linear", "dynamic", "llama3") and not section.get("factor"):
+        raise SetupError(f"rope type {kind!r} needs a factor; config.json has none")
+    return RopeConfig(
+        rotary_dim=int(head_dim * partial),
+        theta=float(theta),
+        kind=str(kind),
+        factor=float(section.get("factor") or context_tokens / trained_tokens),
+        trained_tokens=trained_tokens,
+        low_freq_factor=float(section.get("low_freq_factor") or 1.0),
+        high_freq_factor=float(section.get("high_freq_factor") or 4.0),
+        beta_fast=float(section.get("beta_fast") or 32.0),
+        beta_slow=float(section.get("beta_slow") or 1.0),
+        attention_factor=section.get("attention_factor"),
+        mscale=float(section.get("mscale") or 0.0),
+        mscale_all_dim=float(section.get("mscale_all_dim") or 0.0),
+        truncate=bool(section.get("truncate", True)),
+    )
+
+
+class Rotary:
+    """The angle table of a model, shared by its layers; made once, by `make`, when the device is known to have room."""
+
+    def __init__(self, config: RopeConfig, positions: int) -> None:
+        self.config = config
+        self.positions = positions
+        self.table: Tensor
+
+    def make(self, device: torch.device) -> None:
+        """Compute the table [positions, rot] on `device`."""
+        self.table = angles(self.config, self.positions).to(device)
+
+
+def angles(config: RopeConfig, positions: int) -> Tensor:
+    """[positions, rot] float32: cosines, then sines."""
+    at = torch.arange(positions, dtype=torch.float32).unsqueeze(1)
+    turns = at * _frequencies(config, positions)
+    factor = _attention_factor(config)
+    return torch.cat((turns.cos() * factor, turns.sin() * factor), dim=1)
+
+
+def _frequencies(config: RopeConfig, positions: int) -> Tensor:
+    """Radians per position: [rot / 2], or [positions, rot / 2] where they change with the position."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    plain = 1.0 / config.theta**exponents
+    match config.kind:
+        case "linear":
+            return plain / config.factor
+        case "dynamic":
+            return _dynamic(config, positions, exponents)
+        case "llama3":
+            return _llama3(config, plain)
+        case "yarn":
+            return _yarn(config, plain)
+        case _:
+            return plain
+
+
+def _dynamic(config: RopeConfig, positions: int, exponents: Tensor) -> Tensor:
+    context = torch.arange(1, positions + 1, dtype=torch.float32).clamp_min(config.trained_tokens).unsqueeze(1)
+    growth = config.factor * context / config.trained_tokens - (config.factor - 1)
+    theta = config.theta * growth ** (config.rotary_dim / (config.rotary_dim - 2))
+    return 1.0 / theta**exponents
+
+
+def _llama3(config: RopeConfig, plain: Tensor) -> Tensor:
+    wavelengths = 2 * math.pi / plain
+    longest = config.trained_tokens / config.low_freq_factor
+    shortest = config.trained_tokens / config.high_freq_factor
+    blend = (config.trained_tokens / wavelengths - config.low_freq_factor) / (
+        config.high_freq_factor - config.low_freq_factor
+    )
+    smooth = (1 - blend) * plain / config.factor + blend * plain
+    scaled = torch.where(wavelengths > longest, plain / config.factor, smooth)
+    return torch.where(wavelengths < shortest, plain, scaled)
+
+
+def _yarn(config: RopeConfig, plain: Tensor) -> Tensor:
+    low, high = (_dimension_of(config, rotations) for rotations in (config.beta_fast, config.beta_slow))
+    if config.truncate:
+        low, high = float(math.floor(low)), float(math.ceil(high))
+    low, high = max(low, 0.0), min(high, config.rotary_dim - 1.0)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(config.rotary_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return plain / config.factor * ramp + plain * (1 - ramp)
+
+
+def _dimension_of(config: RopeConfig, rotations: float) -> float:
+    """The (fractional) pair that turns `rotations` times over the trained context."""
+    return (
+        config.rotary_dim
+        * math.log(config.trained_tokens / (rotations * 2 * math.pi))
+        / (2 * math.log(config.theta))
+    )
+
+
+def _attention_factor(config: RopeConfig) -> float:
+    if config.kind != "yarn":
+        return 1.0
+    if config.attention_factor is not None:
+        return float(config.attention_factor)
+    if config.mscale and config.mscale_all_dim:
+        return _mscale(config.factor, config.mscale) / _mscale(config.factor, config.mscale_all_dim)
+    return _mscale(config.factor, 1.0)
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""The linear program: what layers declare, what the compiler makes of it, and how it runs and prints.
+
+Layers declare `Call`s in execution order; each reads and writes named values ("hidden", "residual", "qkv", ...) with a
+layout per edge. `compile` turns them into `Step`s, with every lie decided and every collective inserted.
+`Program.lower` numbers the values, finds where each dies, and returns the loop that runs a model.
+
+This file knows neither tensors nor torch: a value is whatever a call returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tokenspeed.base.errors import SetupError
+from tokenspeed.dist.mesh import Mesh
+from tokenspeed.spmd.placement import Layout, Lies, show
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a checkpoint that fills a region of a weight.
+
+    `units` counts what must not be cut along dim 0 (heads of a projection); 0 means single rows.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    units: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight a call uses: where it lies, and the checkpoint tensors it is made of.
+
+    `parts[i][j]`: parts of one inner tuple are joined along their dim 0 (q, k, v; gate, up); with `stacked`, the
+    outer index is a new leading dimension (experts), else there is one inner tuple. Dims of `layout` count the
+    weight as whole: dim 0 of a stacked weight is the expert. `fill` is what random weights hold.
+    """
+
+    name: str
+    parts: tuple[tuple[Part, ...], ...]
+    layout: Layout = ()
+    stacked: bool = False
+    dtype: str = "model"
+    fill: str = "normal"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A value as a call reads or writes it; `columns` is its width when whole (writes state it, reads need not).
+
+    A `packed` value joins several pieces, each spread on its own ([q | k | v]): no collective may move its columns.
+    """
+
+    value: str
+    layout: Layout = ()
+    columns: int = 0
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a layer declares: one op over named values. `run(context, *reads)` returns the written value or a tuple."""
+
+    name: str
+    op: str
+    reads: tuple[Edge, ...]
+    writes: tuple[Edge, ...]
+    run: Callable[..., Any]
+    weights: tuple[Weight, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A value as a compiled step reads or writes it."""
+
+    value: str
+    lies: Lies
+    columns: int = 0
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """A move of one value along one axis; `bytes_per_row` is what each rank sends for one row of the whole value."""
+
+    kind: str
+    axis: str
+    dim: int
+    bytes_per_row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A compiled step: a call with every lie decided, or a collective (then `op` is its kind and `run` is unused)."""
+
+    name: str
+    op: str
+    reads: tuple[Use, ...]
+    writes: tuple[Use, ...]
+    run: Callable[..., Any]
+    weights: tuple[Lies, ...] = ()
+    collective: Collective | None = None
+
+
+class Collectives(Protocol):
+    """What a program of several ranks needs to run; `tokenspeed.dist.groups` has it over torch.distributed."""
+
+    def move(self, kind: str, value: Any, *, axis: str, dim: int) -> Any:
+        """Return `value` after the collective `kind` over `axis`, along tensor dimension `dim` where it has one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled model: steps in order, the values it starts from, the one it ends with."""
+
+    title: str
+    mesh: Mesh
+    axes: tuple[str, ...]
+    inputs: tuple[Use, ...]
+    output: Use
+    steps: tuple[Step, ...]
+
+    @property
+    def collectives(self) -> tuple[Collective, ...]:
+        return tuple(step.collective for step in self.steps if step.collective is not None)
+
+    def lower(self, collectives: Collectives | None = None) -> Executable:
+        """Number the values and return the runnable loop.
+
+        Raises SetupError when the program moves data and there is nothing to move it with.
+        """
+        if self.collectives and collectives is None:
+            raise SetupError(f"{self.title} on mesh {self.mesh} needs collectives; none were given")
+        return _lower(self, collectives)
+
+    def __str__(self) -> str:
+        return _table(self)
+
+
+@dataclass(slots=True)
+class _Instruction:
+    run: Callable[..., Any]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    dead: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Executable:
+    """A program as it runs: values are numbers, each is dropped after its last reader."""
+
+    _instructions: list[_Instruction]
+    _inputs: tuple[int, ...]
+    _output: int
+    _values: int
+    names: tuple[str, ...] = field(default=())
+
+    def run(self, context: Any, *inputs: Any) -> Any:
+        """Run every step; `context` is handed to each call as it is, `inputs` are the program's inputs in order."""
+        values: list[Any] = [None] * self._values
+        for index, value in zip(self._inputs, inputs, strict=True):
+            values[index] = value
+        for step in self._instructions:
+            result = step.run(context, *[values[index] for index in step.reads])
+            for index in step.dead:
+                values[index] = None
+            if len(step.writes) == 1:
+                values[step.writes[0]] = result
+            else:
+                for index, value in zip(step.writes, result, strict=True):
+                    values[index] = value
+            del result
+        return values[self._output]
+
+
+def _lower(program: Program, collectives: Collectives | None) -> Executable:
+    numbers: dict[str, int] = {}
+
+    def number(uses: Sequence[Use]) -> tuple[int, ...]:
+        return tuple(numbers.setdefault(use.value, len(numbers)) for use in uses)
+
+    inputs = number(program.inputs)
+    instructions = [
+        _Instruction(_runnable(step, collectives), number(step.reads), number(step.writes))
+        for step in program.steps
+    ]
+    output = numbers[program.output.value]
+    alive = {output}
+    for step in reversed(instructions):
+        alive -= set(step.writes)
+        step.dead = tuple(index for index in dict.fromkeys(step.reads) if index not in alive)
+        alive |= set(step.reads)
+    return Executable(
+        instructions, inputs, output, len(numbers), tuple(step.name for step in program.steps)
+    )
+
+
+def _runnable(step: Step, collectives: Collectives | None) -> Callable[..., Any]:
+    move = step.collective
+    if move is None or collectives is None:
+        return step.run
+
+    def run(_context: Any, value: Any) -> Any:
+        return collectives.move(move.kind, value, axis=move.axis, dim=move.dim)
+
+    return run
+
+
+def _table(program: Program) -> str:
+    head = ("step", "op", "reads", "weights", "writes", "bytes/row")
+    rows = [head]
+    for step in program.steps:
+        rows.append(
+            (
+                step.name,
+                step.op if step.collective is None else f"{step.op}({step.collective.axis})",
+                ", ".join(f"{use.value}:{show(use.lies)}" for use in step.reads),
+                ", ".join(show(lies) for lies in step.weights) or "-",
+                ", ".join(f"{use.value}:{show(use.lies)}" for use in step.writes),
+                "" if step.collective is None else str(step.collective.bytes_per_row),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    total = sum(collective.bytes_per_row for collective in program.collectives)
+    closing = f"{len(program.collectives)} collectives, {total} bytes sent per rank and row"
+    return "\n".join([f"{program.title} on {program.mesh}", *lines, closing]) + "\n"

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Random weights of true shapes: seeded, independent of loading order, and the same slice for slice when sharded.
+
+Values come from one tape of normal deviates (std 0.02) read from an offset drawn from the tensor's name, so that
+filling costs a copy and not a draw per element. The tape's length is prime: rows never line up with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+
+from tokenspeed.weights.parameter import Fill
+
+_TAPE_LENGTH = 4_194_301
+_STD = 0.02
+
+
+class Tape:
+    """A reel of seeded normal deviates."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._values = (torch.randn(_TAPE_LENGTH, generator=generator) * _STD).to(dtype)
+
+    def read(self, fill: Fill) -> torch.Tensor:
+        """The region `fill.take` of the random tensor that is named `fill.source` and shaped `fill.shape`."""
+        digest = hashlib.blake2b(f"{self._seed}/{fill.source}".encode(), digest_size=8).digest()
+        start = int.from_bytes(digest, "little") % _TAPE_LENGTH
+        rows, rest = fill.take[0], fill.take[1:]
+        row_elements = math.prod(fill.shape[1:])
+        first = (start + rows.start * row_elements) % _TAPE_LENGTH
+        count = (rows.stop - rows.start) * row_elements
+        repeats = -(-(first + count) // _TAPE_LENGTH)
+        flat = self._values.repeat(repeats)[first : first + count] if repeats > 1 else self._values[first:][:count]
+        return flat.view(rows.stop - rows.start, *fill.shape[1:])[(slice(None), *rest)]
