@@ -8,6 +8,6 @@
 
 from tokenspeed.layers.kv import GQA, MLA, KVSpec
 from tokenspeed.models.model import Facts, Model
-from tokenspeed.models.registry import ARCHITECTURES, build, read_config
+from tokenspeed.models.registry import ARCHITECTURES, build, checkpoint_dtype, read_config
 
-__all__ = ["ARCHITECTURES", "GQA", "MLA", "Facts", "KVSpec", "Model", "build", "read_config"]
+__all__ = ["ARCHITECTURES", "GQA", "MLA", "Facts", "KVSpec", "Model", "build", "checkpoint_dtype", "read_config"]

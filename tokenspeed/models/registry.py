@@ -86,11 +86,15 @@ def architecture_of(hf_config: Mapping[str, Any]) -> str:
     raise SetupError(f"{what} is not supported; supported: {', '.join(ARCHITECTURES)}")
 
 
-def _dtype(wanted: torch.dtype | str | None, hf_config: Mapping[str, Any]) -> torch.dtype:
+def checkpoint_dtype(hf_config: Mapping[str, Any]) -> str:
+    """The dtype a config says its checkpoint is written in; bfloat16 where it does not say."""
     text = hf_config.get("text_config") or {}
     candidates = (hf_config.get("dtype"), hf_config.get("torch_dtype"), text.get("dtype"), text.get("torch_dtype"))
-    value = wanted or next((c for c in candidates if c is not None), "bfloat16")
-    name = str(value).removeprefix("torch.")
+    return str(next((c for c in candidates if c is not None), "bfloat16"))
+
+
+def _dtype(wanted: torch.dtype | str | None, hf_config: Mapping[str, Any]) -> torch.dtype:
+    name = str(wanted or checkpoint_dtype(hf_config)).removeprefix("torch.")
     if name not in _DTYPES:
         raise SetupError(f"dtype {name} is not supported; supported: {', '.join(_DTYPES)}")
     return _DTYPES[name]
