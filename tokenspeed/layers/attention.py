@@ -86,7 +86,7 @@ class GQAttend(Layer):
             *self._norms,
             self._eps,
         )
-        return self._attend(inputs, q, k_arena, v_arena).view(q.shape[0], -1)
+        return self._attend(inputs, q, k_arena, v_arena).flatten(1)
 
     def _attend(self, inputs: StepInputs, q: Tensor, k_arena: Tensor, v_arena: Tensor) -> Tensor:
         decoded = inputs.decode_rows

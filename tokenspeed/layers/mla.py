@@ -118,7 +118,7 @@ class MLAttend(Layer):
             arena,
             out=q_rope,
         )
-        return self._attend(inputs, q, arena).view(q.shape[0], -1)
+        return self._attend(inputs, q, arena).flatten(1)
 
     def _attend(self, inputs: StepInputs, q: Tensor, arena: Tensor) -> Tensor:
         decoded = inputs.decode_rows

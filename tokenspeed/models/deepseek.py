@@ -94,7 +94,7 @@ def _mixture(fields: Fields, is_v2: bool) -> MoEShape:
     normalise = fields.flag("norm_topk_prob", not is_v2) and top_k > 1
     return MoEShape(
         width=fields.count("hidden_size"),
-        experts=fields.count("n_routed_experts"),
+        experts=fields.count("n_routed_experts", also="num_local_experts"),
         top_k=top_k,
         ffn=fields.count("moe_intermediate_size"),
         shared_ffn=fields.count("n_shared_experts", 0) * fields.count("moe_intermediate_size"),
@@ -111,5 +111,5 @@ def _mixture(fields: Fields, is_v2: bool) -> MoEShape:
 
 def _names(fields: Fields, layers: int, *, tied: bool) -> NameRules:
     base = TIED_NAMES if tied else NAMES
-    ahead = range(layers, layers + fields.count("num_nextn_predict_layers", 0))
+    ahead = range(layers, layers + fields.count("num_nextn_predict_layers", 0, also="num_mtp_layers"))
     return NameRules(skip=(*base.skip, *(rf"model\.layers\.{index}\." for index in ahead)))

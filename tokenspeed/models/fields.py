@@ -16,9 +16,11 @@ class Fields:
 
     values: Mapping[str, Any]
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A whole number; `default` when absent."""
+    def count(self, name: str, default: int | None = None, *, also: str = "") -> int:
+        """A whole number; `default` when absent. `also` is a second spelling that some writers use."""
         value = self.values.get(name)
+        if value is None:
+            value = self.values.get(also)
         if value is None:
             value = default
         if value is None:

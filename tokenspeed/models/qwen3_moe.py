@@ -28,7 +28,7 @@ def family(config: Mapping[str, Any], build: Build, context_tokens: int | None) 
     rotary = Rotary(parse_rope(config, attention.head_dim), trunk.context_tokens)
     shape = MoEShape(
         width=trunk.width,
-        experts=fields.count("num_experts"),
+        experts=fields.count("num_experts", also="num_local_experts"),
         top_k=fields.count("num_experts_per_tok"),
         ffn=fields.count("moe_intermediate_size"),
         normalise=fields.flag("norm_topk_prob", False),
