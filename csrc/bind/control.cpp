@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: MIT
+// The one file that knows Python exists: the scheduler as a Python object, its plans as numpy views without copies.
+//
+// Memory: plan and outcome buffers are numpy arrays made once; the scheduler writes into them and an accessor is a
+// slice. As many plan buffers as steps that may be in flight, and one more: a plan is valid until its commit.
+// The GIL is released inside submit, plan and commit; a mutex makes calls from two threads wait, not race.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/plant.h"
+#include "sched/scheduler.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace tokenspeed {
+namespace {
+
+using Tokens = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::span<const std::int32_t> view(const Tokens& array) { return {array.data(), array.shape(0)}; }
+
+template <class T>
+const char* dtype_name();
+template <>
+const char* dtype_name<std::uint64_t>() { return "uint64"; }
+template <>
+const char* dtype_name<std::int32_t>() { return "int32"; }
+template <>
+const char* dtype_name<std::uint8_t>() { return "uint8"; }
+
+// A numpy array of `capacity` values, as the memory of a Bounded.
+template <class T>
+nb::object make_memory(Bounded<T>& list, std::size_t capacity) {
+    nb::object array = nb::module_::import_("numpy").attr("empty")(capacity, "dtype"_a = dtype_name<T>());
+    const auto memory = nb::cast<nb::ndarray<T, nb::ndim<1>, nb::c_contig>>(array);
+    list = Bounded<T>(std::span<T>(memory.data(), capacity));
+    return array;
+}
+
+nb::object first(const nb::object& array, std::size_t count) {
+    PyObject* const slice = PySequence_GetSlice(array.ptr(), 0, static_cast<Py_ssize_t>(count));
+    if (slice == nullptr) {
+        nb::raise_python_error();
+    }
+    return nb::steal(slice);
+}
+
+// A buffer and the arrays behind its lists, in the order of visit().
+template <class Buffer>
+struct Backed {
+    Buffer buffer;
+    std::vector<nb::object> arrays;
+
+    explicit Backed(const Options& options) {
+        buffer.visit([this](auto& list, std::size_t capacity) { arrays.push_back(make_memory(list, capacity)); },
+                     options);
+    }
+};
+
+using BackedPlan = Backed<PlanBuffer>;
+using BackedOutcome = Backed<OutcomeBuffer>;
+
+// What Python holds of a plan: numbers by value, arrays as slices of the buffer.
+struct PlanView {
+    const BackedPlan* backed;
+    nb::object owner;  // the buffers live in the scheduler
+    std::uint64_t step;
+    std::int32_t rows;
+    std::int32_t decode_rows;
+    std::int32_t samples;
+};
+
+struct OutcomeView {
+    nb::object request_ids;
+    nb::object tokens;
+    nb::object finish;
+};
+
+template <std::size_t kArray, auto kList>
+nb::object plan_array(const PlanView& plan) {
+    if (plan.backed->buffer.step.value != plan.step) {
+        throw nb::value_error("this plan has been committed and its buffer is in use again");
+    }
+    return first(plan.backed->arrays[kArray], (plan.backed->buffer.*kList).size());
+}
+
+class PyScheduler {
+   public:
+    explicit PyScheduler(const Options& options) : scheduler_(checked(options)), outcome_(options) {
+        for (std::int32_t i = 0; i <= options.steps_in_flight_max(); ++i) {
+            plans_.push_back(std::make_unique<BackedPlan>(options));
+        }
+    }
+
+    SubmitStatus submit(std::uint64_t request_id, const Tokens& tokens, std::int32_t tokens_max,
+                        std::int32_t tokens_min, const Tokens& stop_ids, const nb::bytes& salt, std::int32_t priority,
+                        std::uint64_t now_us) {
+        const auto stops = view(stop_ids);
+        const Submission submission{.id = RequestId{request_id},
+                                    .prompt = view(tokens),
+                                    .ask = {tokens_max, tokens_min, {stops.begin(), stops.end()}},
+                                    .salt = {static_cast<const std::uint8_t*>(salt.data()), salt.size()},
+                                    .priority = priority,
+                                    .now_us = now_us};
+        const nb::gil_scoped_release released;
+        const std::lock_guard lock(mutex_);
+        return scheduler_.submit(submission);
+    }
+
+    bool cancel(std::uint64_t request_id) {
+        const std::lock_guard lock(mutex_);
+        return scheduler_.cancel(RequestId{request_id});
+    }
+
+    static nb::object plan(nb::handle_t<PyScheduler> self, std::uint64_t now_us) {
+        PyScheduler& own = nb::cast<PyScheduler&>(self);
+        BackedPlan& backed = *own.plans_[own.plan_next_];
+        bool planned = false;
+        {
+            const nb::gil_scoped_release released;
+            const std::lock_guard lock(own.mutex_);
+            planned = own.scheduler_.plan(backed.buffer, now_us);
+        }
+        if (!planned) {
+            return nb::none();
+        }
+        own.plan_next_ = (own.plan_next_ + 1) % own.plans_.size();
+        const PlanBuffer& buffer = backed.buffer;
+        return nb::cast(PlanView{&backed, nb::borrow(self), buffer.step.value, buffer.rows(), buffer.decode_rows,
+                                 buffer.samples});
+    }
+
+    OutcomeView commit(std::uint64_t step, const Tokens& tokens) {
+        CommitStatus status{};
+        {
+            const nb::gil_scoped_release released;
+            const std::lock_guard lock(mutex_);
+            status = scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer);
+        }
+        if (status == CommitStatus::wrong_size) {
+            throw nb::value_error("commit takes one token per sampled row of the plan");
+        }
+        return copy_outcome();
+    }
+
+    OutcomeView drain() {
+        const std::lock_guard lock(mutex_);
+        scheduler_.drain(outcome_.buffer);
+        return copy_outcome();
+    }
+
+    nb::object tokens(std::uint64_t request_id) const {
+        const auto known = scheduler_.tokens(RequestId{request_id});
+        auto memory = std::make_unique<std::int32_t[]>(known.size() + 1);
+        std::ranges::copy(known, memory.get());
+        const nb::capsule owner(memory.get(), [](void* p) noexcept { delete[] static_cast<std::int32_t*>(p); });
+        return nb::cast(nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>(memory.release(), {known.size()}, owner));
+    }
+
+    nb::bytes log() const {
+        const std::vector<std::uint8_t> bytes = scheduler_.log();
+        return nb::bytes(bytes.data(), bytes.size());
+    }
+
+    std::int32_t flush_prefix() {
+        const std::lock_guard lock(mutex_);
+        return scheduler_.flush_prefix();
+    }
+
+    [[nodiscard]] const Scheduler& scheduler() const { return scheduler_; }
+
+   private:
+    static const Options& checked(const Options& options) {
+        if (const std::string fault = options.fault(); !fault.empty()) {
+            throw nb::value_error(fault.c_str());
+        }
+        return options;
+    }
+
+    // An outcome outlives the next commit, so it owns copies: a few hundred bytes.
+    [[nodiscard]] OutcomeView copy_outcome() const {
+        const auto copy = [](const nb::object& array, std::size_t count) { return first(array, count).attr("copy")(); };
+        const OutcomeBuffer& buffer = outcome_.buffer;
+        return {copy(outcome_.arrays[0], buffer.request_ids.size()), copy(outcome_.arrays[1], buffer.tokens.size()),
+                copy(outcome_.arrays[2], buffer.finishes.size())};
+    }
+
+    mutable std::mutex mutex_;
+    Scheduler scheduler_;
+    std::vector<std::unique_ptr<BackedPlan>> plans_;
+    std::size_t plan_next_ = 0;
+    BackedOutcome outcome_;
+};
+
+Options make_options(std::int32_t blocks_total, std::int32_t block_tokens, std::int32_t slots_max,
+                     std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max, std::int32_t prefill_tokens_max,
+                     std::int32_t waiting_max, std::int32_t context_tokens_max, bool prefix_cache, bool overlap,
+                     const nb::bytes& hash_key, std::int32_t log_bytes, std::uint64_t seed) {
+    HashKey key;
+    if (hash_key.size() != sizeof(key)) {
+        throw nb::value_error("hash_key must have 16 bytes");
+    }
+    std::memcpy(&key, hash_key.data(), sizeof(key));
+    return {.blocks_total = blocks_total,
+            .block_tokens = block_tokens,
+            .slots_max = slots_max,
+            .tokens_per_step_max = tokens_per_step_max,
+            .rows_per_step_max = rows_per_step_max,
+            .prefill_tokens_max = prefill_tokens_max,
+            .waiting_max = waiting_max,
+            .context_tokens_max = context_tokens_max,
+            .prefix_cache = prefix_cache,
+            .overlap = overlap,
+            .hash_key = key,
+            .log_bytes = log_bytes,
+            .seed = seed};
+}
+
+void bind_options(nb::module_& m) {
+    nb::class_<Options>(m, "SchedulerOptions", "Budgets of a scheduler; plain values, read once.")
+        .def("__init__",
+             [](Options* self, std::int32_t blocks_total, std::int32_t block_tokens, std::int32_t slots_max,
+                std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max, std::int32_t prefill_tokens_max,
+                std::int32_t waiting_max, std::int32_t context_tokens_max, bool prefix_cache, bool overlap,
+                const nb::bytes& hash_key, std::int32_t log_bytes, std::uint64_t seed) {
+                 new (self) Options(make_options(blocks_total, block_tokens, slots_max, tokens_per_step_max,
+                                                 rows_per_step_max, prefill_tokens_max, waiting_max,
+                                                 context_tokens_max, prefix_cache, overlap, hash_key, log_bytes,
+                                                 seed));
+             },
+             nb::kw_only(), "blocks_total"_a, "block_tokens"_a, "slots_max"_a, "tokens_per_step_max"_a,
+             "rows_per_step_max"_a, "prefill_tokens_max"_a, "waiting_max"_a, "context_tokens_max"_a,
+             "prefix_cache"_a = true, "overlap"_a = false, "hash_key"_a = nb::bytes("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16),
+             "log_bytes"_a = 1 << 20, "seed"_a = 0)
+        .def_ro("blocks_total", &Options::blocks_total)
+        .def_ro("block_tokens", &Options::block_tokens)
+        .def_ro("slots_max", &Options::slots_max)
+        .def_ro("tokens_per_step_max", &Options::tokens_per_step_max)
+        .def_ro("rows_per_step_max", &Options::rows_per_step_max)
+        .def_ro("prefill_tokens_max", &Options::prefill_tokens_max)
+        .def_ro("waiting_max", &Options::waiting_max)
+        .def_ro("context_tokens_max", &Options::context_tokens_max)
+        .def_ro("prefix_cache", &Options::prefix_cache)
+        .def_ro("overlap", &Options::overlap)
+        .def_ro("log_bytes", &Options::log_bytes)
+        .def_ro("seed", &Options::seed)
+        .def_prop_ro("steps_in_flight_max", &Options::steps_in_flight_max)
+        .def_prop_ro("deltas_per_step_max", &Options::deltas_per_step_max)
+        .def_prop_ro("blocks_per_context", &Options::blocks_per_context);
+}
+
+template <std::size_t kArray, auto kList>
+void def_array(nb::class_<PlanView>& cls, const char* name, const char* sig, const char* doc) {
+    cls.def_prop_ro(name, &plan_array<kArray, kList>, nb::for_getter(nb::sig(sig)), doc);
+}
+
+void bind_plan(nb::module_& m) {
+    nb::class_<PlanView> plan(m, "Plan", "One step, as arrays over R rows, T tokens, D deltas, A bound requests. Valid until its commit.");
+    plan.def_ro("step", &PlanView::step)
+        .def_ro("rows", &PlanView::rows)
+        .def_ro("decode_rows", &PlanView::decode_rows, "Rows of one token each that come first.")
+        .def_ro("samples", &PlanView::samples, "Rows that yield a token: the size of the result.");
+#define TS_ARRAY(index, name, type, doc) \
+    def_array<index, &PlanBuffer::name>(plan, #name, "def " #name "(self) -> numpy.typing.NDArray[numpy." type "]", doc)
+    TS_ARRAY(0, request_ids, "uint64", "[R] the request of each row");
+    TS_ARRAY(1, slots, "int32", "[R] its slot");
+    TS_ARRAY(2, starts, "int32", "[R] position of its first new token: the context already in KV");
+    TS_ARRAY(3, lengths, "int32", "[R] its new tokens");
+    TS_ARRAY(4, sampled, "uint8", "[R] 1 where the row yields a token");
+    TS_ARRAY(5, tokens, "int32", "[T] token ids, row after row; -1 is the slot's last sampled token, still in flight");
+    TS_ARRAY(6, table_slots, "int32", "[D] deltas, in order: table[slot, index] = block");
+    TS_ARRAY(7, table_indexes, "int32", "[D]");
+    TS_ARRAY(8, table_blocks, "int32", "[D]");
+    TS_ARRAY(9, bound_slots, "int32", "[A] slots that get another request with this plan");
+    TS_ARRAY(10, bound_request_ids, "uint64", "[A] the requests they get");
+    TS_ARRAY(11, cached_tokens, "int32", "[A] tokens of each found in the prefix tree");
+#undef TS_ARRAY
+}
+
+void bind_outcome(nb::module_& m) {
+    nb::class_<OutcomeView>(m, "Outcome", "What a commit told: K rows of (request, token, finish).")
+        .def_prop_ro("request_ids", [](const OutcomeView& o) { return o.request_ids; },
+                     nb::for_getter(nb::sig("def request_ids(self) -> numpy.typing.NDArray[numpy.uint64]")), "[K]")
+        .def_prop_ro("tokens", [](const OutcomeView& o) { return o.tokens; },
+                     nb::for_getter(nb::sig("def tokens(self) -> numpy.typing.NDArray[numpy.int32]")),
+                     "[K] the token to emit, -1 for none")
+        .def_prop_ro("finish", [](const OutcomeView& o) { return o.finish; },
+                     nb::for_getter(nb::sig("def finish(self) -> numpy.typing.NDArray[numpy.uint8]")),
+                     "[K] Finish values");
+}
+
+void bind_values(nb::module_& m) {
+    nb::enum_<SubmitStatus>(m, "SubmitStatus", "What became of a submission.")
+        .value("ACCEPTED", SubmitStatus::accepted)
+        .value("QUEUE_FULL", SubmitStatus::queue_full, "try later")
+        .value("TOO_LONG", SubmitStatus::too_long, "prompt and output exceed context_tokens_max")
+        .value("EXCEEDS_POOL", SubmitStatus::exceeds_pool, "would not fit with the whole pool to itself")
+        .value("DUPLICATE", SubmitStatus::duplicate, "a live request has this id")
+        .value("EMPTY", SubmitStatus::empty, "no prompt token, or no token to produce");
+    nb::enum_<FinishReason>(m, "Finish", nb::is_arithmetic(), "How a request ended; NONE while it runs.")
+        .value("NONE", FinishReason::none)
+        .value("STOP", FinishReason::stop)
+        .value("LENGTH", FinishReason::length)
+        .value("CANCELLED", FinishReason::cancelled)
+        .value("ERROR", FinishReason::error);
+    nb::class_<Stats> stats(m, "Stats", "Counts of this moment, and totals since the start.");
+    stats.def_ro("waiting", &Stats::waiting)
+        .def_ro("prefilling", &Stats::prefilling)
+        .def_ro("decoding", &Stats::decoding)
+        .def_prop_ro("running", [](const Stats& s) { return s.prefilling + s.decoding; })
+        .def_ro("blocks_total", &Stats::blocks_total)
+        .def_ro("blocks_free", &Stats::blocks_free)
+        .def_ro("blocks_leased", &Stats::blocks_leased)
+        .def_ro("blocks_frozen", &Stats::blocks_frozen)
+        .def_ro("blocks_in_flight", &Stats::blocks_in_flight)
+        .def_ro("blocks_evictable", &Stats::blocks_evictable)
+        .def_ro("slots_free", &Stats::slots_free)
+        .def_ro("steps_in_flight", &Stats::steps_in_flight)
+        .def_ro("evictions", &Stats::evictions);
+#define TS_COUNTER(name) stats.def_prop_ro(#name, [](const Stats& s) { return s.counters.name; })
+    TS_COUNTER(accepted);
+    TS_COUNTER(finished);
+    TS_COUNTER(steps);
+    TS_COUNTER(rows);
+    TS_COUNTER(tokens_computed);
+    TS_COUNTER(tokens_sampled);
+    TS_COUNTER(tokens_queried);
+    TS_COUNTER(tokens_hit);
+    TS_COUNTER(retractions);
+    TS_COUNTER(blocks_deduplicated);
+    TS_COUNTER(results_late);
+    TS_COUNTER(queue_us);
+#undef TS_COUNTER
+}
+
+void bind_scheduler(nb::module_& m) {
+    nb::class_<PyScheduler>(m, "Scheduler", "The control plane: requests and blocks in, plans and outcomes out.")
+        .def(nb::init<const Options&>(), "options"_a)
+        .def("submit", &PyScheduler::submit, "request_id"_a, "tokens"_a, nb::kw_only(), "tokens_max"_a,
+             "tokens_min"_a = 0, "stop_ids"_a, "salt"_a = nb::bytes("", 0), "priority"_a = 0, "now_us"_a,
+             "Offer a request; the answer is a value, never an exception.")
+        .def("cancel", &PyScheduler::cancel, "request_id"_a,
+             "End a request at any moment; False where it has ended already or never was.")
+        .def("plan", &PyScheduler::plan, "now_us"_a, nb::sig("def plan(self, now_us: int) -> Plan | None"),
+             "The next step to launch; None where nothing can run now.")
+        .def("commit", &PyScheduler::commit, "step"_a, "tokens"_a,
+             "Take the result of the oldest step in flight; a late or duplicated one changes nothing.")
+        .def("drain", &PyScheduler::drain, "Requests that were cancelled since the last commit or drain.")
+        .def("tokens", &PyScheduler::tokens, "request_id"_a,
+             nb::sig("def tokens(self, request_id: int) -> numpy.typing.NDArray[numpy.int32]"),
+             "Prompt and output of a live request, copied; empty for any other.")
+        .def("flush_prefix", &PyScheduler::flush_prefix, "Drop every cached block that no request uses.")
+        .def_prop_ro("idle", [](const PyScheduler& s) { return s.scheduler().idle(); })
+        .def_prop_ro("options", [](const PyScheduler& s) { return s.scheduler().options(); })
+        .def("stats", [](const PyScheduler& s) { return s.scheduler().stats(); })
+        .def("check", [](const PyScheduler& s) { s.scheduler().check(); },
+             "Assert the invariants I1-I10; raises InvariantError.")
+        .def("log", &PyScheduler::log, "The event log: its last events, as bytes.");
+}
+
+}  // namespace
+}  // namespace tokenspeed
+
+NB_MODULE(_control, m) {
+    using namespace tokenspeed;
+    m.doc() = "The C++ control plane.";
+    m.attr("PLANT") = kPlant;
+    nb::exception<InvariantError>(m, "InvariantError", PyExc_RuntimeError);
+    bind_options(m);
+    bind_values(m);
+    bind_plan(m);
+    bind_outcome(m);
+    bind_scheduler(m);
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+#include "kv/prefix_tree.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "base/check.h"
+#include "base/plant.h"
+
+namespace tokenspeed {
+
+PathLease::PathLease(PathLease&& from) noexcept
+    : tree_(from.tree_), last_(std::exchange(from.last_, kNoBlock)), size_(std::exchange(from.size_, 0)) {}
+
+PathLease& PathLease::operator=(PathLease&& from) noexcept {
+    if (this != &from) {
+        clear();
+        tree_ = from.tree_;
+        last_ = std::exchange(from.last_, kNoBlock);
+        size_ = std::exchange(from.size_, 0);
+    }
+    return *this;
+}
+
+void PathLease::clear() noexcept {
+    tree_->unuse(std::exchange(last_, kNoBlock));
+    size_ = 0;
+}
+
+void PathLease::copy_blocks(std::span<std::int32_t> out) const {
+    BlockId block = last_;
+    for (std::int32_t i = size_ - 1; i >= 0; --i) {
+        out[static_cast<std::size_t>(i)] = block.value;
+        block = tree_->node(block).parent;
+    }
+}
+
+PrefixTree::PrefixTree(Pool& pool)
+    : pool_(&pool),
+      nodes_(static_cast<std::size_t>(pool.blocks_total())),
+      index_(std::bit_ceil(nodes_.size() + nodes_.size() / 2 + 1), -1),
+      index_mask_(index_.size() - 1) {}
+
+PrefixTree::Match PrefixTree::match(std::span<const Hash128> hashes) const {
+    constexpr std::size_t kAhead = 8;
+    Match found;
+    for (std::size_t i = 0; i < hashes.size(); ++i) {
+        if (i + kAhead < hashes.size()) {
+            __builtin_prefetch(&index_[hashes[i + kAhead].low & index_mask_]);
+        }
+        const BlockId block = find(hashes[i]);
+        if (block == kNoBlock) {
+            break;
+        }
+        found.last = block;
+        ++found.size;
+        found.in_use += node(block).uses > 0 ? 1 : 0;
+    }
+    return found;
+}
+
+PathLease PrefixTree::lease(const Match& match) {
+    if constexpr (!planted(Plant::dropped_use)) {
+        use(match.last);
+    }
+    return PathLease(*this, match.last, match.size);
+}
+
+std::optional<BlockLease> PrefixTree::freeze(PathLease& path, Hash128 hash, BlockLease lease) {
+    check(path.tree_ == this && lease.pool_ == pool_, Invariant::I2, "a block is frozen into another tree");
+    const BlockId known = find(hash);
+    if (known != kNoBlock) {
+        check(node(known).parent == path.last_, Invariant::I4, "two paths meet in one node");
+        use(known);
+        unuse(std::exchange(path.last_, known));
+        ++path.size_;
+        return lease;
+    }
+    const BlockId block = std::move(lease).surrender(BlockState::frozen);
+    node(block) = Node{.hash = hash, .parent = path.last_, .uses = 1};
+    index_insert(block);
+    ++frozen_;
+    ++in_use_;
+    if (path.last_ != kNoBlock) {
+        ++node(path.last_).children;  // its use by the path's end becomes the use by a child
+    }
+    path.last_ = block;
+    ++path.size_;
+    return std::nullopt;
+}
+
+bool PrefixTree::evict_one() {
+    if (oldest_ == kNoBlock) {
+        return false;
+    }
+    BlockId victim = oldest_;
+    if constexpr (planted(Plant::parent_evicted)) {
+        const BlockId parent = node(victim).parent;
+        if (parent != kNoBlock && node(parent).uses == 0 && pool_->state(parent) == BlockState::frozen) {
+            victim = parent;
+        }
+    }
+    if (node(victim).children == 0) {
+        unlink(victim);
+    }
+    index_erase(victim);
+    const BlockId parent = node(victim).parent;
+    if (parent != kNoBlock) {
+        // A parent without children was used no later than they were, so it leaves next.
+        if (--node(parent).children == 0 && node(parent).uses == 0) {
+            link(parent, End::oldest);
+        }
+    }
+    --frozen_;
+    ++evictions_;
+    pool_->change(victim, BlockState::free);
+    return true;
+}
+
+void PrefixTree::use(BlockId block) noexcept {
+    while (block != kNoBlock) {
+        Node& at = node(block);
+        if (at.uses++ > 0) {
+            return;
+        }
+        ++in_use_;
+        if (at.children == 0) {
+            unlink(block);
+        }
+        block = at.parent;
+    }
+}
+
+void PrefixTree::unuse(BlockId block) noexcept {
+    while (block != kNoBlock) {
+        Node& at = node(block);
+        if (planted(Plant::dropped_use) && at.uses == 0) {
+            return;
+        }
+        if (--at.uses > 0) {
+            return;
+        }
+        --in_use_;
+        if (at.children == 0) {
+            link(block, End::youngest);
+        }
+        block = at.parent;
+    }
+}
+
+BlockId PrefixTree::find(Hash128 hash) const {
+    for (std::uint64_t at = hash.low & index_mask_; index_[at] >= 0; at = (at + 1) & index_mask_) {
+        if (nodes_[static_cast<std::size_t>(index_[at])].hash == hash) {
+            return BlockId{index_[at]};
+        }
+    }
+    return kNoBlock;
+}
+
+void PrefixTree::index_insert(BlockId block) {
+    std::uint64_t at = node(block).hash.low & index_mask_;
+    while (index_[at] >= 0) {
+        at = (at + 1) & index_mask_;
+    }
+    index_[at] = block.value;
+}
+
+void PrefixTree::index_erase(BlockId block) {
+    std::uint64_t hole = node(block).hash.low & index_mask_;
+    while (index_[hole] != block.value) {
+        check(index_[hole] >= 0, Invariant::I4, "an evicted block is not in the index");
+        hole = (hole + 1) & index_mask_;
+    }
+    // Shift back every later entry of the run whose home is not after the hole, so that no tombstones remain.
+    for (std::uint64_t at = (hole + 1) & index_mask_; index_[at] >= 0; at = (at + 1) & index_mask_) {
+        const std::uint64_t home = nodes_[static_cast<std::size_t>(index_[at])].hash.low & index_mask_;
+        if (((at - home) & index_mask_) >= ((at - hole) & index_mask_)) {
+            index_[hole] = index_[at];
+            hole = at;
+        }
+    }
+    index_[hole] = -1;
+}
+
+void PrefixTree::link(BlockId block, End end) noexcept {
+    Node& at = node(block);
+    at.older = end == End::oldest ? kNoBlock : youngest_;
+    at.younger = end == End::oldest ? oldest_ : kNoBlock;
+    (at.older == kNoBlock ? oldest_ : node(at.older).younger) = block;
+    (at.younger == kNoBlock ? youngest_ : node(at.younger).older) = block;
+}
+
+void PrefixTree::unlink(BlockId block) noexcept {
+    Node& at = node(block);
+    (at.older == kNoBlock ? oldest_ : node(at.older).younger) = at.younger;
+    (at.younger == kNoBlock ? youngest_ : node(at.younger).older) = at.older;
+    at.older = at.younger = kNoBlock;
+}
+
+void PrefixTree::check_tree(std::span<const std::int32_t> paths_ending) const {
+    std::vector<std::int32_t> uses(paths_ending.begin(), paths_ending.end());
+    std::vector<std::int32_t> children(nodes_.size(), 0);
+    std::int32_t frozen = 0;
+    std::int32_t in_use = 0;
+    std::int32_t leaves_idle = 0;
+    for (std::size_t i = 0; i < nodes_.size(); ++i) {
+        const BlockId block{static_cast<std::int32_t>(i)};
+        if (pool_->state(block) != BlockState::frozen) {
+            check(paths_ending[i] == 0, Invariant::I3, "a path ends on a block that is not frozen");
+            continue;
+        }
+        const Node& at = nodes_[i];
+        ++frozen;
+        in_use += at.uses > 0 ? 1 : 0;
+        leaves_idle += at.uses == 0 && at.children == 0 ? 1 : 0;
+        check(find(at.hash) == block, Invariant::I4, "a frozen block is not found by its hash");
+        if (at.parent != kNoBlock) {
+            check(pool_->state(at.parent) == BlockState::frozen, Invariant::I4, "the parent of a node is absent");
+            uses[at.parent.index()] += at.uses > 0 ? 1 : 0;
+            ++children[at.parent.index()];
+        }
+    }
+    for (std::size_t i = 0; i < nodes_.size(); ++i) {
+        if (pool_->state(BlockId{static_cast<std::int32_t>(i)}) == BlockState::frozen) {
+            check(uses[i] == nodes_[i].uses, Invariant::I3, "the uses of a frozen block disagree with its holders");
+            check(children[i] == nodes_[i].children, Invariant::I4, "the children of a node disagree with its count");
+        }
+    }
+    check(frozen == frozen_ && in_use == in_use_, Invariant::I3, "the tree's counts disagree with its nodes");
+    check(frozen == pool_->blocks_in(BlockState::frozen), Invariant::I1, "tree and pool disagree on frozen blocks");
+    std::int32_t listed = 0;
+    for (BlockId block = oldest_; block != kNoBlock && listed <= leaves_idle; block = node(block).younger) {
+        ++listed;
+        check(node(block).uses == 0 && node(block).children == 0, Invariant::I3, "a node in use may be evicted");
+    }
+    check(listed == leaves_idle, Invariant::I3, "the LRU list disagrees with the idle leaves");
+}
+
+}  // namespace tokenspeed

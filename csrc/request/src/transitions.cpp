@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+#include "request/transitions.h"
+
+namespace tokenspeed {
+
+Prefilling on(Waiting&& from, Admit event) { return {std::move(from.ledger), std::move(event.residence)}; }
+
+Finished on(Waiting&& from, Cancel /*event*/) {
+    return {from.ledger->id(), FinishReason::cancelled, -1, std::nullopt};
+}
+
+Decoding on(Prefilling&& from, LastChunk /*event*/) {
+    return {std::move(from.ledger), std::move(from.residence), 1};
+}
+
+Prefilling&& on(Prefilling&& from, Computed event) {
+    from.residence.computed = event.tokens;
+    return std::move(from);
+}
+
+Finished on(Prefilling&& from, Cancel /*event*/) {
+    return {from.ledger->id(), FinishReason::cancelled, -1, std::move(from.residence)};
+}
+
+Retracted on(Prefilling&& from, Retract /*event*/) {
+    return {Waiting{std::move(from.ledger)}, std::move(from.residence)};
+}
+
+Decoding&& on(Decoding&& from, Computed event) {
+    from.residence.computed = event.tokens;
+    return std::move(from);
+}
+
+Decoding&& on(Decoding&& from, Token event) {
+    --from.samples_in_flight;
+    from.ledger->append(event.token);
+    return std::move(from);
+}
+
+Finished on(Decoding&& from, Stop event) {
+    return {from.ledger->id(), event.reason, event.token, std::move(from.residence)};
+}
+
+Finished on(Decoding&& from, Fail /*event*/) {
+    return {from.ledger->id(), FinishReason::error, -1, std::move(from.residence)};
+}
+
+Finished on(Decoding&& from, Cancel /*event*/) {
+    return {from.ledger->id(), FinishReason::cancelled, -1, std::move(from.residence)};
+}
+
+Retracted on(Decoding&& from, Retract /*event*/) {
+    return {Waiting{std::move(from.ledger)}, std::move(from.residence)};
+}
+
+}  // namespace tokenspeed

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: MIT
+// Holdings: everything a scheduler owns, in one account: blocks, slots, requests by state, steps in flight. Keeps the
+// moves that both planning and committing make (release, retract, look up); decides nothing.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "base/ids.h"
+#include "kv/pool.h"
+#include "kv/prefix_tree.h"
+#include "request/slot.h"
+#include "request/states.h"
+#include "sched/event_log.h"
+#include "sched/in_flight.h"
+#include "sched/options.h"
+#include "sched/roster.h"
+
+namespace tokenspeed {
+
+enum class StateKind : std::uint8_t { waiting, prefilling, decoding };
+
+struct Place {
+    StateKind kind;
+    Seat seat;
+};
+
+// The launched steps that have not retired, oldest first; at most two.
+class Flights {
+   public:
+    [[nodiscard]] std::int32_t size() const { return size_; }
+    [[nodiscard]] bool empty() const { return size_ == 0; }
+    InFlight& operator[](std::int32_t i) { return steps_[static_cast<std::size_t>(head_ + i) % 2]; }
+    const InFlight& operator[](std::int32_t i) const { return steps_[static_cast<std::size_t>(head_ + i) % 2]; }
+    InFlight& newest() { return (*this)[size_ - 1]; }
+    // The step being planned: rows enter it, launch() makes it the newest.
+    InFlight& next() { return (*this)[size_]; }
+    void launch(StepId step) {
+        next().launch(step);
+        ++size_;
+    }
+    // The oldest step leaves the queue; it still holds its leases until it retires.
+    InFlight& take_oldest() {
+        InFlight& oldest = (*this)[0];
+        head_ = (head_ + 1) % 2;
+        --size_;
+        return oldest;
+    }
+    void swap_order() { std::swap(steps_[0], steps_[1]); }
+
+   private:
+    std::array<InFlight, 2> steps_;
+    std::int32_t head_ = 0;
+    std::int32_t size_ = 0;
+};
+
+struct Counters {
+    std::int64_t accepted = 0;
+    std::int64_t finished = 0;
+    std::int64_t steps = 0;
+    std::int64_t rows = 0;
+    std::int64_t tokens_computed = 0;
+    std::int64_t tokens_sampled = 0;
+    std::int64_t tokens_queried = 0;  // known tokens of admitted requests
+    std::int64_t tokens_hit = 0;      // of these, found in the prefix tree
+    std::int64_t retractions = 0;
+    std::int64_t blocks_deduplicated = 0;
+    std::int64_t results_late = 0;    // rows of results that nobody waited for
+    std::uint64_t queue_us = 0;       // arrival to first admission, summed
+};
+
+struct Holdings {
+    explicit Holdings(const Options& options);
+
+    // Blocks that can be had now: free ones and those that eviction frees.
+    [[nodiscard]] std::int32_t blocks_available() const { return pool.blocks_in(BlockState::free) + tree.evictable(); }
+    [[nodiscard]] std::int32_t requests_running() const { return prefilling.size() + decoding.size(); }
+    [[nodiscard]] bool flights_hold() const;
+    // A block from the pool, evicting where it is empty.
+    std::optional<BlockLease> try_block();
+
+    // The one place where a message from outside meets a request; nothing is a normal answer.
+    [[nodiscard]] std::optional<Place> find(RequestId id) const;
+    Residence* residence(Place place);
+    [[nodiscard]] const Ledger& ledger(Place place) const;
+
+    template <class State>
+    Seat enter(State&& state);
+
+    // Leavings go to the newest step in flight, which may still touch them, or back at once.
+    void release(Residence&& leavings);
+    void release(BlockLease&& duplicate);
+    void retract(Place place);
+    // Capacity came free: a blocked request may look again.
+    void wake() { blocked = false; }
+
+    // Assert I1-I10 over the whole account.
+    void check_all(const Options& options, StepId step_last) const;
+
+    // A duplicate block was found: the table entry changes with the next plan.
+    struct PendingRedirect {
+        SlotId slot;
+        std::int32_t index;
+        BlockId block;
+    };
+
+    // Order matters: what holds leases dies before what they lease from.
+    Pool pool;
+    PrefixTree tree;
+    SlotPool slots;
+    Roster<Waiting> waiting;
+    Roster<Prefilling> prefilling;
+    Roster<Decoding> decoding;
+    std::unordered_map<RequestId, Place> places;
+    Flights flights;
+    std::vector<PendingRedirect> redirects;
+    bool blocked = false;  // the first of those waiting did not fit, and no capacity came free since
+    Counters counters;
+    EventLog log;
+};
+
+template <class State>
+Seat Holdings::enter(State&& state) {
+    const RequestId id = state.ledger->id();
+    if constexpr (std::is_same_v<State, Waiting>) {
+        const Seat seat = waiting.insert(std::move(state));
+        places.insert_or_assign(id, Place{StateKind::waiting, seat});
+        return seat;
+    } else if constexpr (std::is_same_v<State, Prefilling>) {
+        const Seat seat = prefilling.insert(std::move(state));
+        places.insert_or_assign(id, Place{StateKind::prefilling, seat});
+        return seat;
+    } else {
+        const Seat seat = decoding.insert(std::move(state));
+        places.insert_or_assign(id, Place{StateKind::decoding, seat});
+        return seat;
+    }
+}
+
+}  // namespace tokenspeed

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+// PlanBuffer, OutcomeBuffer: what control tells the executor and what it tells the front, in preallocated memory.
+//
+// R rows (decode rows first), T tokens, D table deltas, A newly bound requests. The memory belongs to the caller (the
+// binding gives it numpy arrays), is laid out once and never moves. A plan is valid until its commit.
+#pragma once
+
+#include <cstdint>
+
+#include "base/bounded.h"
+#include "base/ids.h"
+#include "sched/options.h"
+
+namespace tokenspeed {
+
+struct PlanBuffer {
+    StepId step{};
+    std::int32_t decode_rows = 0;
+    std::int32_t samples = 0;
+    // per row
+    Bounded<std::uint64_t> request_ids;
+    Bounded<std::int32_t> slots;
+    Bounded<std::int32_t> starts;   // position of the first new token = tokens already in KV
+    Bounded<std::int32_t> lengths;  // new tokens
+    Bounded<std::uint8_t> sampled;  // this row yields a token
+    // per token
+    Bounded<std::int32_t> tokens;   // -1: the slot's last sampled token, still in flight
+    // per table delta: table[slot, index] = block, applied before the launch, in this order
+    Bounded<std::int32_t> table_slots;
+    Bounded<std::int32_t> table_indexes;
+    Bounded<std::int32_t> table_blocks;
+    // per newly bound request
+    Bounded<std::int32_t> bound_slots;
+    Bounded<std::uint64_t> bound_request_ids;
+    Bounded<std::int32_t> cached_tokens;
+
+    template <class Visit>
+    void visit(Visit&& each, const Options& options) {
+        const auto rows = static_cast<std::size_t>(options.rows_per_step_max);
+        const auto deltas = static_cast<std::size_t>(options.deltas_per_step_max());
+        each(request_ids, rows);
+        each(slots, rows);
+        each(starts, rows);
+        each(lengths, rows);
+        each(sampled, rows);
+        each(tokens, static_cast<std::size_t>(options.tokens_per_step_max));
+        each(table_slots, deltas);
+        each(table_indexes, deltas);
+        each(table_blocks, deltas);
+        each(bound_slots, rows);
+        each(bound_request_ids, rows);
+        each(cached_tokens, rows);
+    }
+
+    void clear();
+    void add_delta(SlotId slot, std::int32_t index, BlockId block);
+    [[nodiscard]] std::int32_t rows() const { return count_of(request_ids); }
+    [[nodiscard]] std::uint64_t digest() const;
+};
+
+struct OutcomeBuffer {
+    Bounded<std::uint64_t> request_ids;
+    Bounded<std::int32_t> tokens;    // -1: none
+    Bounded<std::uint8_t> finishes;  // FinishReason
+
+    template <class Visit>
+    void visit(Visit&& each, const Options& options) {
+        const auto most = static_cast<std::size_t>(options.outcomes_max());
+        each(request_ids, most);
+        each(tokens, most);
+        each(finishes, most);
+    }
+
+    void clear();
+};
+
+}  // namespace tokenspeed

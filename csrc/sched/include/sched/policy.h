@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: MIT
+// Policy: what the planner decides, as pure functions of plain values. Change a policy here; it touches no state.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "base/plant.h"
+#include "request/ledger.h"
+
+namespace tokenspeed::policy {
+
+// First come, first served by one sequence. A unit of priority is worth a fixed number of places in the queue, so no
+// request is overtaken for ever: aging is bounded by construction.
+inline constexpr std::int64_t kPlacesPerPriority = 64;
+inline constexpr std::int32_t kPriorityMost = 8;
+
+constexpr Rank rank(std::int64_t sequence, std::int32_t priority) {
+    const std::int64_t places = kPlacesPerPriority * std::clamp(priority, -kPriorityMost, kPriorityMost);
+    return {sequence - places, sequence};
+}
+
+constexpr std::int32_t blocks_for(std::int64_t tokens, std::int32_t block_tokens) {
+    return static_cast<std::int32_t>((tokens + block_tokens - 1) / block_tokens);
+}
+
+// KV positions that a request can come to need: its last token is never computed.
+constexpr std::int64_t context_needed(std::int32_t prompt_tokens, std::int32_t tokens_max) {
+    return static_cast<std::int64_t>(prompt_tokens) + tokens_max - 1;
+}
+
+// Full blocks that a prefix hit may cover: the last known token is always computed, to have something to sample from.
+constexpr std::int32_t hit_blocks_max(std::int32_t tokens_known, std::int32_t block_tokens) {
+    if constexpr (planted(Plant::last_token_cached)) {
+        return tokens_known / block_tokens;
+    }
+    return (tokens_known - 1) / block_tokens;
+}
+
+// Blocks that an admission leaves for those that run: each may need one soon, and a request admitted only to be
+// retracted a step later is work thrown away.
+constexpr std::int32_t blocks_reserved(std::int32_t requests_running) { return requests_running; }
+
+// Rows of a step that decode may take while a prompt waits for its next chunk.
+constexpr std::int32_t decode_rows_max(std::int32_t rows_per_step_max, bool prefill_waits) {
+    return prefill_waits ? std::max(1, rows_per_step_max - 1) : rows_per_step_max;
+}
+
+constexpr std::int32_t chunk_tokens(std::int32_t remaining, std::int32_t step_room, std::int32_t prefill_room) {
+    return std::min({remaining, step_room, prefill_room});
+}
+
+// How a sampled token ends its request, `none` where it does not. It is output token number `produced` (from 1).
+inline FinishReason judge(const Ask& ask, std::int32_t produced, std::int32_t token) {
+    const bool may_stop = produced >= ask.tokens_min;
+    if (may_stop && std::ranges::find(ask.stop_ids, token) != ask.stop_ids.end()) {
+        return FinishReason::stop;
+    }
+    const std::int32_t most = ask.tokens_max + (planted(Plant::length_overrun) ? 1 : 0);
+    return produced >= most ? FinishReason::length : FinishReason::none;
+}
+
+// May a further sample be asked for, with `in_flight` of them not yet back?
+constexpr bool may_sample(const Ask& ask, std::int32_t produced, std::int32_t in_flight) {
+    return produced + in_flight < ask.tokens_max + (planted(Plant::length_overrun) ? 1 : 0);
+}
+
+}  // namespace tokenspeed::policy

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+// Scheduler: the only mutable object of the control plane. A function of (options, events): submit, cancel, plan,
+// commit, flush come in; plans and outcomes go out. Same events, same decisions: it reads no clock, no environment,
+// and draws no random number. One thread at a time.
+//
+// Not its business: tensors, text, sampling, stop strings (the front cancels), what a slot means on the device.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "sched/holdings.h"
+#include "sched/options.h"
+#include "sched/plan.h"
+#include "sched/planner.h"
+
+namespace tokenspeed {
+
+// What became of a submission: values, for none of these is an error of the engine.
+enum class SubmitStatus : std::uint8_t {
+    accepted,
+    queue_full,    // try later
+    too_long,      // prompt and output exceed context_tokens_max
+    exceeds_pool,  // would not fit with the whole pool to itself
+    duplicate,     // a live request has this id
+    empty,         // no prompt token, or no token to produce
+};
+
+enum class CommitStatus : std::uint8_t {
+    committed,
+    late,        // a duplicate, or a step nobody knows: ignored
+    wrong_size,  // not one token per sampled row: ignored, the step is still in flight
+};
+
+struct Submission {
+    RequestId id;
+    std::span<const std::int32_t> prompt;
+    Ask ask;
+    std::span<const std::uint8_t> salt;
+    std::int32_t priority = 0;
+    std::uint64_t now_us = 0;
+};
+
+struct Stats {
+    std::int32_t waiting, prefilling, decoding;
+    std::int32_t blocks_total, blocks_free, blocks_leased, blocks_frozen, blocks_in_flight, blocks_evictable;
+    std::int32_t slots_free, steps_in_flight;
+    std::int64_t evictions;
+    Counters counters;
+};
+
+class Scheduler {
+   public:
+    // `options` must have no fault().
+    explicit Scheduler(const Options& options);
+    Scheduler(const Scheduler&) = delete;
+    Scheduler& operator=(const Scheduler&) = delete;
+
+    SubmitStatus submit(const Submission& submission);
+    // End a request at any moment; false where it has ended already or never was.
+    bool cancel(RequestId id);
+    // Fill the next plan; false where nothing can run now, or as many steps are in flight as may be.
+    bool plan(PlanBuffer& plan, std::uint64_t now_us);
+    // Take the result of the oldest step in flight: one token per sampled row, negative where the row failed.
+    // `outcome` gets a row per token and per request that ended since the last commit or drain.
+    CommitStatus commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome);
+    // The requests that ended without a step (cancelled) since the last commit or drain.
+    void drain(OutcomeBuffer& outcome);
+    // Drop every cached block that no request uses; returns how many.
+    std::int32_t flush_prefix();
+
+    [[nodiscard]] const Options& options() const { return options_; }
+    [[nodiscard]] bool idle() const;
+    [[nodiscard]] Stats stats() const;
+    // Prompt and output of a live request; empty for any other.
+    [[nodiscard]] std::span<const std::int32_t> tokens(RequestId id) const;
+    [[nodiscard]] std::vector<std::uint8_t> log() const { return holdings_.log.snapshot(); }
+    // Assert I1-I10; throws InvariantError.
+    void check() const;
+    // Equal digests: equal decisions from here on (step and request numbers aside).
+    [[nodiscard]] std::uint64_t digest() const;
+
+   private:
+    struct Ended {
+        RequestId id;
+        FinishReason reason;
+    };
+
+    void commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome);
+    void commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outcome);
+    void freeze_full(Ledger& ledger, Residence& residence);
+    void finish(Finished&& finished);
+
+    Options options_;
+    Holdings holdings_;
+    Planner planner_;
+    std::uint64_t steps_ = 0;
+    std::int64_t sequence_ = 0;
+    std::vector<Ended> ended_;
+};
+
+}  // namespace tokenspeed

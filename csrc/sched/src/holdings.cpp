@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: MIT
+#include "sched/holdings.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/plant.h"
+#include "request/transitions.h"
+#include "sched/policy.h"
+
+namespace tokenspeed {
+
+Holdings::Holdings(const Options& options)
+    : pool(KvKind::full_attention, options.blocks_total, options.block_tokens),
+      tree(pool),
+      slots(options.slots_max),
+      waiting(options.waiting_max + options.slots_max),
+      prefilling(options.slots_max),
+      decoding(options.slots_max),
+      log(options.log_bytes, options.seed) {
+    places.reserve(static_cast<std::size_t>(options.waiting_max + 2 * options.slots_max));
+}
+
+bool Holdings::flights_hold() const {
+    for (std::int32_t i = 0; i < flights.size(); ++i) {
+        if (flights[i].holds()) {
+            return true;
+        }
+    }
+    return false;
+}
+
+std::optional<BlockLease> Holdings::try_block() {
+    if (pool.blocks_in(BlockState::free) == 0) {
+        tree.evict_one();
+    }
+    return pool.try_lease();
+}
+
+std::optional<Place> Holdings::find(RequestId id) const {
+    const auto found = places.find(id);
+    return found == places.end() ? std::nullopt : std::optional(found->second);
+}
+
+Residence* Holdings::residence(Place place) {
+    switch (place.kind) {
+        case StateKind::prefilling:
+            return &prefilling[place.seat].residence;
+        case StateKind::decoding:
+            return &decoding[place.seat].residence;
+        case StateKind::waiting:
+            break;
+    }
+    return nullptr;
+}
+
+const Ledger& Holdings::ledger(Place place) const {
+    switch (place.kind) {
+        case StateKind::prefilling:
+            return *prefilling[place.seat].ledger;
+        case StateKind::decoding:
+            return *decoding[place.seat].ledger;
+        case StateKind::waiting:
+            break;
+    }
+    return *waiting[place.seat].ledger;
+}
+
+void Holdings::release(Residence&& leavings) {
+    const SlotId slot = leavings.slot.slot();
+    std::erase_if(redirects, [slot](const PendingRedirect& each) { return each.slot == slot; });
+    if (!flights.empty()) {
+        flights.newest().hold(std::move(leavings));
+        return;
+    }
+    leavings.clear();
+    wake();
+}
+
+void Holdings::release(BlockLease&& duplicate) {
+    BlockList spare(pool);
+    spare.push(std::move(duplicate));
+    if (!flights.empty()) {
+        flights.newest().hold(std::move(spare));
+        return;
+    }
+    spare.clear();
+    wake();
+}
+
+void Holdings::retract(Place place) {
+    Retracted retracted = place.kind == StateKind::prefilling ? on(prefilling.extract(place.seat), Retract{})
+                                                              : on(decoding.extract(place.seat), Retract{});
+    ++counters.retractions;
+    log.add(EventKind::retract, {retracted.waiting.ledger->id().value});
+    enter(std::move(retracted.waiting));
+    release(std::move(retracted.leavings));
+    wake();
+}
+
+namespace {
+
+// Recounts who holds what, and compares.
+class Audit {
+   public:
+    explicit Audit(const Holdings& holdings)
+        : holdings_(holdings),
+          writers_(static_cast<std::size_t>(holdings.pool.blocks_total()), 0),
+          paths_ending_(writers_.size(), 0) {}
+
+    void add_blocks(const BlockList& blocks, BlockState state, Invariant which) {
+        for (std::int32_t i = 0; i < blocks.size(); ++i) {
+            check(holdings_.pool.state(blocks[i]) == state, which, "a writable block is in the wrong state");
+            check(++writers_[blocks[i].index()] == 1, Invariant::I2, "a writable block has two leases");
+        }
+        (state == BlockState::leased ? leased_ : in_flight_) += blocks.size();
+    }
+    void add_residence(const Residence& residence, BlockState state) {
+        const PathLease& path = residence.table.path();
+        if (path.last() != kNoBlock) {
+            ++paths_ending_[path.last().index()];
+        }
+        add_blocks(residence.table.tail(), state, state == BlockState::leased ? Invariant::I2 : Invariant::I6);
+        ++slots_;
+    }
+    void add_running(const Ledger& ledger, const Residence& residence) {
+        const std::int32_t block_tokens = holdings_.pool.block_tokens();
+        check(residence.computed <= residence.planned, Invariant::I7, "more tokens are computed than planned");
+        check(residence.table.path().size() * block_tokens <= residence.computed, Invariant::I6,
+              "a block that a step in flight writes is frozen");
+        check(residence.table.size() * block_tokens >= residence.planned, Invariant::I7,
+              "a planned token has no block");
+        check(ledger.output_tokens() < ledger.ask().tokens_max, Invariant::I8, "a request outlives its last token");
+        add_residence(residence, BlockState::leased);
+    }
+    void finish(std::int32_t slots_max) const {
+        check(leased_ == holdings_.pool.blocks_in(BlockState::leased), Invariant::I1, "a leased block has no lease");
+        check(in_flight_ == holdings_.pool.blocks_in(BlockState::in_flight), Invariant::I1,
+              "a block in flight belongs to no step");
+        check(slots_ + holdings_.slots.slots_free() == slots_max, Invariant::I1, "a slot is lost");
+        holdings_.pool.check_counts();
+        holdings_.tree.check_tree(paths_ending_);
+    }
+
+   private:
+    const Holdings& holdings_;
+    std::vector<std::int32_t> writers_;
+    std::vector<std::int32_t> paths_ending_;
+    std::int32_t leased_ = 0;
+    std::int32_t in_flight_ = 0;
+    std::int32_t slots_ = 0;
+};
+
+}  // namespace
+
+void Holdings::check_all(const Options& options, StepId step_last) const {
+    Audit audit(*this);
+    const auto waits_max = static_cast<std::uint64_t>(2 * options.slots_max + 16);  // K of I10
+    const auto waited = [&](const Residence& residence) { return step_last.value - residence.planned_last.value; };
+    for (std::int32_t i = 0; i < prefilling.size(); ++i) {
+        const Prefilling& each = prefilling[prefilling.seat(i)];
+        check(each.residence.planned < each.ledger->tokens_known(), Invariant::I7, "a prefill has nothing to plan");
+        check(i > 0 || options.rows_per_step_max == 1 || waited(each.residence) <= waits_max, Invariant::I10,
+              "the first prefill is not planned");
+        audit.add_running(*each.ledger, each.residence);
+    }
+    for (std::int32_t i = 0; i < decoding.size(); ++i) {
+        const Decoding& each = decoding[decoding.seat(i)];
+        check(each.residence.planned == each.ledger->tokens_known() + each.samples_in_flight - 1, Invariant::I7,
+              "a decode row is not at the end of its context");
+        check(each.samples_in_flight > 0 || waited(each.residence) <= waits_max, Invariant::I10,
+              "a decode row is not planned");
+        audit.add_running(*each.ledger, each.residence);
+    }
+    for (std::int32_t i = 0; i < flights.size(); ++i) {
+        check(i == 0 || flights[i - 1].step() < flights[i].step(), Invariant::I9, "steps in flight are out of order");
+        for (const Residence& each : flights[i].residences()) {
+            audit.add_residence(each, BlockState::in_flight);
+        }
+        for (const BlockList& each : flights[i].blocks()) {
+            audit.add_blocks(each, BlockState::in_flight, Invariant::I6);
+        }
+    }
+    audit.finish(options.slots_max);
+    const auto alive = static_cast<std::int64_t>(waiting.size() + requests_running());
+    check(static_cast<std::int64_t>(places.size()) == alive, Invariant::I8, "a live request cannot be found");
+    check(counters.accepted == counters.finished + alive, Invariant::I8, "a request is lost or finished twice");
+}
+
+}  // namespace tokenspeed

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+#include "sched/options.h"
+
+namespace tokenspeed {
+
+std::string Options::fault() const {
+    const auto below = [](const char* name, std::int32_t value, std::int32_t least) {
+        std::string text;
+        if (value < least) {
+            text.append(name).append(" is ").append(std::to_string(value));
+            text.append("; the least is ").append(std::to_string(least));
+        }
+        return text;
+    };
+    const std::string faults[] = {
+        below("blocks_total", blocks_total, 1),
+        below("block_tokens", block_tokens, 1),
+        below("slots_max", slots_max, 1),
+        below("rows_per_step_max", rows_per_step_max, 1),
+        below("tokens_per_step_max", tokens_per_step_max, rows_per_step_max),
+        below("prefill_tokens_max", prefill_tokens_max, 1),
+        below("waiting_max", waiting_max, 1),
+        below("context_tokens_max", context_tokens_max, 2),
+        below("log_bytes", log_bytes, 1024),
+    };
+    for (const std::string& each : faults) {
+        if (!each.empty()) {
+            return each;
+        }
+    }
+    return {};
+}
+
+}  // namespace tokenspeed

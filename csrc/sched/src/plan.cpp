@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+#include "sched/plan.h"
+
+#include "base/hash.h"
+
+namespace tokenspeed {
+
+void PlanBuffer::clear() {
+    step = StepId{};
+    decode_rows = samples = 0;
+    request_ids.clear();
+    slots.clear();
+    starts.clear();
+    lengths.clear();
+    sampled.clear();
+    tokens.clear();
+    table_slots.clear();
+    table_indexes.clear();
+    table_blocks.clear();
+    bound_slots.clear();
+    bound_request_ids.clear();
+    cached_tokens.clear();
+}
+
+void PlanBuffer::add_delta(SlotId slot, std::int32_t index, BlockId block) {
+    table_slots.push(slot.value);
+    table_indexes.push(index);
+    table_blocks.push(block.value);
+}
+
+std::uint64_t PlanBuffer::digest() const {
+    std::uint64_t digest = step.value;
+    digest = digest_of(digest, request_ids.values());
+    digest = digest_of(digest, slots.values());
+    digest = digest_of(digest, starts.values());
+    digest = digest_of(digest, lengths.values());
+    digest = digest_of(digest, tokens.values());
+    digest = digest_of(digest, table_slots.values());
+    digest = digest_of(digest, table_indexes.values());
+    digest = digest_of(digest, table_blocks.values());
+    return digest_of(digest, cached_tokens.values());
+}
+
+void OutcomeBuffer::clear() {
+    request_ids.clear();
+    tokens.clear();
+    finishes.clear();
+}
+
+}  // namespace tokenspeed

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT
+#include "sched/planner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/check.h"
+#include "base/plant.h"
+#include "request/transitions.h"
+#include "sched/policy.h"
+
+namespace tokenspeed {
+
+Planner::Planner(const Options& options, Holdings& holdings) : options_(options), holdings_(holdings) {
+    seats_.reserve(static_cast<std::size_t>(options.slots_max));
+}
+
+bool Planner::plan(PlanBuffer& plan, StepId step, std::uint64_t now_us) {
+    plan.clear();
+    plan.step = step;
+    prefill_tokens_ = 0;
+    for (const Holdings::PendingRedirect& each : holdings_.redirects) {
+        plan.add_delta(each.slot, each.index, each.block);
+    }
+    plan_decodes(plan);
+    plan.decode_rows = plan.rows();
+    plan_prefills(plan);
+    plan_admissions(plan, now_us);
+    if (plan.rows() == 0) {
+        return false;
+    }
+    holdings_.redirects.clear();  // sent; a plan without rows leaves them for the next
+    plan.samples = holdings_.flights.next().samples();
+    holdings_.flights.launch(step);
+    return true;
+}
+
+void Planner::plan_decodes(PlanBuffer& plan) {
+    Roster<Decoding>& decoding = holdings_.decoding;
+    const std::int32_t rows_max = policy::decode_rows_max(options_.rows_per_step_max, !holdings_.prefilling.empty());
+    const std::int32_t first = decode_next_ ? decoding.before(*decode_next_) : 0;
+    decode_next_.reset();
+    seats_.clear();
+    for (std::int32_t i = 0; i < decoding.size(); ++i) {
+        seats_.push_back(decoding.seat((first + i) % decoding.size()));
+    }
+    for (const Seat seat : seats_) {
+        if (!decoding.contains(seat)) {
+            continue;  // retracted by a row before it
+        }
+        if (plan.rows() == rows_max) {
+            decode_next_ = decoding[seat].ledger->rank();
+            return;
+        }
+        (void)plan_decode(plan, seat);
+    }
+}
+
+bool Planner::plan_decode(PlanBuffer& plan, Seat seat) {
+    Decoding& request = holdings_.decoding[seat];
+    const Ledger& ledger = *request.ledger;
+    if (!policy::may_sample(ledger.ask(), ledger.output_tokens(), request.samples_in_flight)) {
+        return false;  // its last token is in flight
+    }
+    if (planted(Plant::starved_row) && ledger.id().value % 5 == 3 && ledger.output_tokens() > 0) {
+        return false;
+    }
+    if (request.residence.planned / options_.block_tokens == request.residence.table.size()) {
+        std::optional<BlockLease> lease = block_for(seat, plan.step);
+        if (!lease) {
+            return false;
+        }
+        const BlockId block = lease->block();
+        const std::int32_t index = request.residence.table.grow(std::move(*lease));
+        if (!planted(Plant::dropped_delta) || plan.step.value % 7 != 3) {
+            plan.add_delta(request.residence.slot.slot(), index, block);
+        }
+    }
+    add_row(plan, ledger, request.residence, 1, true);
+    ++request.samples_in_flight;
+    return true;
+}
+
+std::optional<BlockLease> Planner::block_for(Seat seat, StepId step) {
+    const Rank rank = holdings_.decoding[seat].ledger->rank();
+    while (true) {
+        std::optional<BlockLease> lease = holdings_.try_block();
+        if (lease || holdings_.flights_hold()) {
+            return lease;  // or wait: a step in flight is about to give blocks back
+        }
+        const std::optional<Place> last = last_unplanned(step);
+        check(last.has_value(), Invariant::I10, "a decode row without a block is not among the running");
+        const bool itself = holdings_.ledger(*last).rank() == rank;
+        holdings_.retract(*last);
+        if (itself) {
+            return std::nullopt;
+        }
+    }
+}
+
+std::optional<Place> Planner::last_unplanned(StepId step) const {
+    const Holdings& holdings = holdings_;
+    std::optional<Place> last;
+    if (!holdings.prefilling.empty()) {
+        last = Place{StateKind::prefilling, holdings.prefilling.seat(holdings.prefilling.size() - 1)};
+    }
+    for (std::int32_t i = holdings.decoding.size() - 1; i >= 0; --i) {
+        const Seat seat = holdings.decoding.seat(i);
+        if (holdings.decoding[seat].residence.planned_last != step) {
+            if (!last || holdings.ledger(*last).rank() < holdings.decoding.rank(i)) {
+                last = Place{StateKind::decoding, seat};
+            }
+            break;
+        }
+    }
+    return last;
+}
+
+std::int32_t Planner::chunk_room(const PlanBuffer& plan) const {
+    if (plan.rows() == options_.rows_per_step_max) {
+        return 0;
+    }
+    const std::int32_t step_room = options_.tokens_per_step_max - count_of(plan.tokens);
+    return std::min(step_room, options_.prefill_tokens_max - prefill_tokens_);
+}
+
+void Planner::plan_prefills(PlanBuffer& plan) {
+    std::int32_t i = 0;
+    while (i < holdings_.prefilling.size() && chunk_room(plan) > 0) {
+        i += plan_chunk(plan, holdings_.prefilling.seat(i)) ? 0 : 1;
+    }
+}
+
+bool Planner::plan_chunk(PlanBuffer& plan, Seat seat) {
+    Prefilling& request = holdings_.prefilling[seat];
+    const std::int32_t remaining = request.ledger->tokens_known() - request.residence.planned;
+    const std::int32_t length = std::min(remaining, chunk_room(plan));
+    const bool is_last = length == remaining;
+    prefill_tokens_ += length;
+    add_row(plan, *request.ledger, request.residence, length, is_last);
+    if (is_last) {
+        holdings_.enter(on(holdings_.prefilling.extract(seat), LastChunk{}));
+    }
+    return is_last;
+}
+
+void Planner::plan_admissions(PlanBuffer& plan, std::uint64_t now_us) {
+    while (!holdings_.blocked && !holdings_.waiting.empty() && chunk_room(plan) > 0) {
+        if (!admit(plan, holdings_.waiting.seat(0), now_us)) {
+            return;
+        }
+    }
+}
+
+bool Planner::admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us) {
+    const Ledger& ledger = *holdings_.waiting[seat].ledger;
+    const std::int32_t known = ledger.tokens_known();
+    const std::int32_t blocks = policy::blocks_for(known, options_.block_tokens);
+    if (static_cast<std::size_t>(blocks) > plan.table_slots.room()) {
+        return false;  // the next plan has room for its table
+    }
+    const auto hits_max = static_cast<std::size_t>(policy::hit_blocks_max(known, options_.block_tokens));
+    const auto hashes = ledger.block_hashes();
+    const PrefixTree::Match match = holdings_.tree.match(hashes.first(std::min(hits_max, hashes.size())));
+    const std::int32_t available = holdings_.blocks_available() - (match.size - match.in_use);
+    const std::int32_t reserved = policy::blocks_reserved(holdings_.requests_running());
+    std::optional<SlotLease> slot;
+    if (blocks - match.size + reserved <= available) {
+        slot = holdings_.slots.try_lease();
+    }
+    if (!slot) {
+        holdings_.blocked = true;  // until capacity comes free
+        return false;
+    }
+    Table table(holdings_.tree.lease(match), BlockList(holdings_.pool));
+    table.reserve(blocks);
+    while (table.size() < blocks) {
+        std::optional<BlockLease> lease = holdings_.try_block();
+        check(lease.has_value(), Invariant::I1, "available blocks cannot be had");
+        (void)table.grow(std::move(*lease));
+    }
+    const SlotId slot_id = slot->slot();
+    const std::int32_t cached = std::min(match.size * options_.block_tokens, known - 1);
+    const std::span<std::int32_t> entries = plan.table_blocks.extend(static_cast<std::size_t>(blocks));
+    table.copy_blocks(entries);
+    std::ranges::fill(plan.table_slots.extend(entries.size()), slot_id.value);
+    std::ranges::generate(plan.table_indexes.extend(entries.size()), [i = 0]() mutable { return i++; });
+    plan.bound_slots.push(slot_id.value);
+    plan.bound_request_ids.push(ledger.id().value);
+    plan.cached_tokens.push(cached);
+    holdings_.counters.tokens_queried += known;
+    holdings_.counters.tokens_hit += cached;
+    holdings_.counters.queue_us += ledger.output_tokens() == 0 ? now_us - std::min(now_us, ledger.arrival_us()) : 0;
+    holdings_.log.add(EventKind::bind, {ledger.id().value, static_cast<std::uint64_t>(slot_id.value),
+                                        static_cast<std::uint64_t>(cached)});
+    Residence residence{std::move(*slot), std::move(table), BindingId{++bindings_}, cached, cached, plan.step};
+    const Seat seated = holdings_.enter(on(holdings_.waiting.extract(seat), Admit{std::move(residence)}));
+    (void)plan_chunk(plan, seated);
+    return true;
+}
+
+void Planner::add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence, std::int32_t length,
+                      bool sampled) {
+    const std::int32_t start = residence.planned;
+    const std::int32_t known = std::min(length, ledger.tokens_known() - start);
+    check(length > 0 && (known == length || length == 1), Invariant::I7, "a row has no tokens");
+    check((start + length - 1) / options_.block_tokens < residence.table.size(), Invariant::I7,
+          "a planned token has no block");
+    plan.request_ids.push(ledger.id().value);
+    plan.slots.push(residence.slot.slot().value);
+    plan.starts.push(start);
+    plan.lengths.push(length);
+    plan.sampled.push(sampled ? 1 : 0);
+    const std::span<std::int32_t> tokens = plan.tokens.extend(static_cast<std::size_t>(length));
+    if (known == length) {
+        const auto from = ledger.tokens().subspan(static_cast<std::size_t>(start), tokens.size());
+        std::ranges::copy(from, tokens.begin());
+    } else {
+        tokens[0] = -1;  // the sample of a step in flight
+    }
+    residence.planned += length;
+    residence.planned_last = plan.step;
+    holdings_.flights.next().add_row({ledger.id(), residence.binding, residence.planned, sampled});
+}
+
+}  // namespace tokenspeed

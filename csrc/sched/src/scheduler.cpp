@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: MIT
+#include "sched/scheduler.h"
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "base/check.h"
+#include "base/plant.h"
+#include "request/transitions.h"
+#include "sched/policy.h"
+
+namespace tokenspeed {
+
+Scheduler::Scheduler(const Options& options) : options_(options), holdings_(options_), planner_(options_, holdings_) {}
+
+SubmitStatus Scheduler::submit(const Submission& submission) {
+    const std::int32_t prompt_tokens = count_of(submission.prompt);
+    const auto judge = [&] {
+        if (prompt_tokens == 0 || submission.ask.tokens_max < 1) {
+            return SubmitStatus::empty;
+        }
+        if (holdings_.find(submission.id)) {
+            return SubmitStatus::duplicate;
+        }
+        const std::int64_t context = policy::context_needed(prompt_tokens, submission.ask.tokens_max);
+        if (context + 1 > options_.context_tokens_max) {
+            return SubmitStatus::too_long;
+        }
+        if (policy::blocks_for(context, options_.block_tokens) > options_.blocks_total) {
+            return SubmitStatus::exceeds_pool;
+        }
+        return holdings_.waiting.size() >= options_.waiting_max ? SubmitStatus::queue_full : SubmitStatus::accepted;
+    };
+    const SubmitStatus status = judge();
+    holdings_.log.add(EventKind::submit,
+                      {submission.id.value, static_cast<std::uint64_t>(prompt_tokens),
+                       static_cast<std::uint64_t>(submission.ask.tokens_max), static_cast<std::uint64_t>(status),
+                       digest_of(0, submission.prompt), submission.now_us});
+    if (status != SubmitStatus::accepted) {
+        return status;
+    }
+    const Rank rank = policy::rank(++sequence_, submission.priority);
+    auto ledger = std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt, submission.now_us);
+    if (options_.prefix_cache) {
+        ledger->hash_blocks(options_.hash_key, hash_salt(options_.hash_key, submission.salt), options_.block_tokens);
+    }
+    holdings_.enter(Waiting{std::move(ledger)});
+    if (holdings_.waiting.rank(0) == rank) {
+        holdings_.wake();  // another request is the first of those waiting
+    }
+    ++holdings_.counters.accepted;
+    return SubmitStatus::accepted;
+}
+
+bool Scheduler::cancel(RequestId id) {
+    const std::optional<Place> place = holdings_.find(id);
+    holdings_.log.add(EventKind::cancel, {id.value, place ? 1U : 0U});
+    if (!place) {
+        return false;
+    }
+    const auto end = [&]() -> Finished {
+        switch (place->kind) {
+            case StateKind::prefilling:
+                return on(holdings_.prefilling.extract(place->seat), Cancel{});
+            case StateKind::decoding:
+                return on(holdings_.decoding.extract(place->seat), Cancel{});
+            case StateKind::waiting:
+                break;
+        }
+        holdings_.wake();  // another request may be the first of those waiting
+        return on(holdings_.waiting.extract(place->seat), Cancel{});
+    };
+    Finished finished = end();
+    if constexpr (planted(Plant::freed_in_flight)) {
+        finished.leavings.reset();
+    }
+    ended_.push_back({id, finished.reason});
+    finish(std::move(finished));
+    return true;
+}
+
+void Scheduler::finish(Finished&& finished) {
+    holdings_.places.erase(finished.id);
+    ++holdings_.counters.finished;
+    holdings_.log.add(EventKind::finish, {finished.id.value, static_cast<std::uint64_t>(finished.reason)});
+    if (finished.leavings) {
+        holdings_.release(std::move(*finished.leavings));
+    }
+}
+
+bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
+    if (holdings_.flights.size() == options_.steps_in_flight_max()) {
+        return false;
+    }
+    if (!planner_.plan(plan, StepId{steps_ + 1}, now_us)) {
+        return false;
+    }
+    ++steps_;
+    Counters& counters = holdings_.counters;
+    ++counters.steps;
+    counters.rows += plan.rows();
+    counters.tokens_computed += count_of(plan.tokens);
+    holdings_.log.add(EventKind::plan, {plan.step.value, now_us, static_cast<std::uint64_t>(plan.rows()),
+                                        static_cast<std::uint64_t>(plan.decode_rows),
+                                        static_cast<std::uint64_t>(plan.tokens.size()), plan.digest()});
+    return true;
+}
+
+CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome) {
+    outcome.clear();
+    Flights& flights = holdings_.flights;
+    if (planted(Plant::unordered_commit) && flights.size() == 2 && flights[1].step() == step) {
+        flights.swap_order();
+    }
+    if (flights.empty() || flights[0].step() != step) {
+        holdings_.log.add(EventKind::late, {step.value});
+        return CommitStatus::late;
+    }
+    if (count_of(tokens) != flights[0].samples()) {
+        return CommitStatus::wrong_size;
+    }
+    holdings_.log.add(EventKind::commit, {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens)});
+    InFlight& flight = flights.take_oldest();
+    std::size_t sample = 0;
+    for (const InFlight::Row& row : flight.rows()) {
+        commit_row(row, row.sampled ? tokens[sample++] : 0, outcome);
+    }
+    const bool freed = flight.retire();
+    if (freed && !planted(Plant::lost_wakeup)) {
+        holdings_.wake();
+    }
+    const std::size_t ends = std::min(ended_.size(), outcome.request_ids.room());
+    for (std::size_t i = 0; i < ends; ++i) {
+        outcome.request_ids.push(ended_[i].id.value);
+        outcome.tokens.push(-1);
+        outcome.finishes.push(static_cast<std::uint8_t>(ended_[i].reason));
+    }
+    ended_.erase(ended_.begin(), ended_.begin() + static_cast<std::ptrdiff_t>(ends));
+    return CommitStatus::committed;
+}
+
+void Scheduler::commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome) {
+    const std::optional<Place> place = holdings_.find(row.request);
+    Residence* const residence = place ? holdings_.residence(*place) : nullptr;
+    if (residence == nullptr || residence->binding != row.binding) {
+        ++holdings_.counters.results_late;  // the request ended, or was retracted, while the step was in flight
+        if (planted(Plant::stale_result) && residence != nullptr && place->kind == StateKind::decoding) {
+            commit_sample(place->seat, token, outcome);
+        }
+        return;
+    }
+    if (place->kind == StateKind::prefilling) {
+        Prefilling& request = holdings_.prefilling[place->seat];
+        (void)on(std::move(request), Computed{row.computed});
+        freeze_full(*request.ledger, request.residence);
+        return;
+    }
+    if (!row.sampled) {
+        Decoding& request = holdings_.decoding[place->seat];
+        (void)on(std::move(request), Computed{row.computed});
+        freeze_full(*request.ledger, request.residence);
+        return;
+    }
+    if (token >= 0) {
+        // What the step computed is whole, whether or not its token ends the request.
+        Decoding& request = holdings_.decoding[place->seat];
+        (void)on(std::move(request), Computed{row.computed});
+        freeze_full(*request.ledger, request.residence);
+    }
+    commit_sample(place->seat, token, outcome);
+}
+
+void Scheduler::commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outcome) {
+    Decoding& request = holdings_.decoding[seat];
+    const RequestId id = request.ledger->id();
+    const Ask& ask = request.ledger->ask();
+    const FinishReason reason =
+        token < 0 ? FinishReason::error : policy::judge(ask, request.ledger->output_tokens() + 1, token);
+    outcome.request_ids.push(id.value);
+    outcome.tokens.push(token < 0 ? -1 : token);
+    outcome.finishes.push(static_cast<std::uint8_t>(reason));
+    holdings_.counters.tokens_sampled += token < 0 ? 0 : 1;
+    if (reason == FinishReason::none) {
+        (void)on(std::move(request), Token{token});
+        return;
+    }
+    if (planted(Plant::double_finish) && reason == FinishReason::stop) {
+        ended_.push_back({id, reason});
+    }
+    finish(reason == FinishReason::error ? on(holdings_.decoding.extract(seat), Fail{})
+                                         : on(holdings_.decoding.extract(seat), Stop{token, reason}));
+}
+
+void Scheduler::freeze_full(Ledger& ledger, Residence& residence) {
+    if (!options_.prefix_cache) {
+        return;
+    }
+    const std::int32_t early = planted(Plant::partial_freeze) ? 1 : 0;
+    while (true) {
+        const std::int32_t block = residence.table.path().size();
+        const std::int32_t full = (block + 1) * options_.block_tokens;
+        if (full > std::min(residence.computed + early, ledger.tokens_known())) {
+            return;
+        }
+        const Hash128 hash = ledger.block_hash(options_.hash_key, options_.block_tokens, block);
+        std::optional<Table::Redirect> redirect = residence.table.freeze_next(holdings_.tree, hash);
+        if (redirect) {
+            ++holdings_.counters.blocks_deduplicated;
+            if constexpr (!planted(Plant::unsent_redirect)) {
+                holdings_.redirects.push_back({residence.slot.slot(), redirect->index, redirect->canonical});
+            }
+            holdings_.release(std::move(redirect->duplicate));
+        }
+    }
+}
+
+void Scheduler::drain(OutcomeBuffer& outcome) {
+    outcome.clear();
+    const std::size_t ends = std::min(ended_.size(), outcome.request_ids.room());
+    for (std::size_t i = 0; i < ends; ++i) {
+        outcome.request_ids.push(ended_[i].id.value);
+        outcome.tokens.push(-1);
+        outcome.finishes.push(static_cast<std::uint8_t>(ended_[i].reason));
+    }
+    ended_.erase(ended_.begin(), ended_.begin() + static_cast<std::ptrdiff_t>(ends));
+}
+
+std::int32_t Scheduler::flush_prefix() {
+    std::int32_t blocks = 0;
+    while (holdings_.tree.evict_one()) {
+        ++blocks;
+    }
+    holdings_.log.add(EventKind::flush, {static_cast<std::uint64_t>(blocks)});
+    return blocks;
+}
+
+bool Scheduler::idle() const {
+    return holdings_.waiting.empty() && holdings_.requests_running() == 0 && holdings_.flights.empty();
+}
+
+Stats Scheduler::stats() const {
+    const Pool& pool = holdings_.pool;
+    return {.waiting = holdings_.waiting.size(),
+            .prefilling = holdings_.prefilling.size(),
+            .decoding = holdings_.decoding.size(),
+            .blocks_total = pool.blocks_total(),
+            .blocks_free = pool.blocks_in(BlockState::free),
+            .blocks_leased = pool.blocks_in(BlockState::leased),
+            .blocks_frozen = pool.blocks_in(BlockState::frozen),
+            .blocks_in_flight = pool.blocks_in(BlockState::in_flight),
+            .blocks_evictable = holdings_.tree.evictable(),
+            .slots_free = holdings_.slots.slots_free(),
+            .steps_in_flight = holdings_.flights.size(),
+            .evictions = holdings_.tree.evictions(),
+            .counters = holdings_.counters};
+}
+
+std::span<const std::int32_t> Scheduler::tokens(RequestId id) const {
+    const std::optional<Place> place = holdings_.find(id);
+    return place ? holdings_.ledger(*place).tokens() : std::span<const std::int32_t>();
+}
+
+void Scheduler::check() const { holdings_.check_all(options_, StepId{steps_}); }
+
+}  // namespace tokenspeed

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""The control plane as Python sees it: which tokens of which requests run in each step, and in which KV blocks.
+
+In: submissions, cancellations, results of steps. Out: `Plan`s for the executor, `Outcome`s for the front. The work is
+done in C++ (`csrc/sched`); this package re-exports it and knows no tensors, no text and no model.
+
+`Scheduler` is a function of its options and events: same events, same decisions, bit for bit. One thread drives it.
+"""
+
+from tokenspeed.control._control import (
+    PLANT,
+    Finish,
+    InvariantError,
+    Outcome,
+    Plan,
+    Scheduler,
+    SchedulerOptions,
+    Stats,
+    SubmitStatus,
+)
+
+__all__ = [
+    "PLANT",
+    "Finish",
+    "InvariantError",
+    "Outcome",
+    "Plan",
+    "Scheduler",
+    "SchedulerOptions",
+    "Stats",
+    "SubmitStatus",
+]

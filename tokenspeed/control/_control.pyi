@@ -1,0 +1,303 @@
+"""The C++ control plane."""
+
+import enum
+from typing import Annotated
+
+import numpy
+import numpy.typing
+from numpy.typing import NDArray
+
+
+PLANT: int = 0
+
+class InvariantError(RuntimeError):
+    pass
+
+class SchedulerOptions:
+    """Budgets of a scheduler; plain values, read once."""
+
+    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0) -> None: ...
+
+    @property
+    def blocks_total(self) -> int: ...
+
+    @property
+    def block_tokens(self) -> int: ...
+
+    @property
+    def slots_max(self) -> int: ...
+
+    @property
+    def tokens_per_step_max(self) -> int: ...
+
+    @property
+    def rows_per_step_max(self) -> int: ...
+
+    @property
+    def prefill_tokens_max(self) -> int: ...
+
+    @property
+    def waiting_max(self) -> int: ...
+
+    @property
+    def context_tokens_max(self) -> int: ...
+
+    @property
+    def prefix_cache(self) -> bool: ...
+
+    @property
+    def overlap(self) -> bool: ...
+
+    @property
+    def log_bytes(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def steps_in_flight_max(self) -> int: ...
+
+    @property
+    def deltas_per_step_max(self) -> int: ...
+
+    @property
+    def blocks_per_context(self) -> int: ...
+
+class SubmitStatus(enum.Enum):
+    """What became of a submission."""
+
+    ACCEPTED = 0
+
+    QUEUE_FULL = 1
+    """try later"""
+
+    TOO_LONG = 2
+    """prompt and output exceed context_tokens_max"""
+
+    EXCEEDS_POOL = 3
+    """would not fit with the whole pool to itself"""
+
+    DUPLICATE = 4
+    """a live request has this id"""
+
+    EMPTY = 5
+    """no prompt token, or no token to produce"""
+
+class Finish(enum.IntEnum):
+    """How a request ended; NONE while it runs."""
+
+    NONE = 0
+
+    STOP = 1
+
+    LENGTH = 2
+
+    CANCELLED = 3
+
+    ERROR = 4
+
+class Stats:
+    """Counts of this moment, and totals since the start."""
+
+    @property
+    def waiting(self) -> int: ...
+
+    @property
+    def prefilling(self) -> int: ...
+
+    @property
+    def decoding(self) -> int: ...
+
+    @property
+    def running(self) -> int: ...
+
+    @property
+    def blocks_total(self) -> int: ...
+
+    @property
+    def blocks_free(self) -> int: ...
+
+    @property
+    def blocks_leased(self) -> int: ...
+
+    @property
+    def blocks_frozen(self) -> int: ...
+
+    @property
+    def blocks_in_flight(self) -> int: ...
+
+    @property
+    def blocks_evictable(self) -> int: ...
+
+    @property
+    def slots_free(self) -> int: ...
+
+    @property
+    def steps_in_flight(self) -> int: ...
+
+    @property
+    def evictions(self) -> int: ...
+
+    @property
+    def accepted(self) -> int: ...
+
+    @property
+    def finished(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def tokens_computed(self) -> int: ...
+
+    @property
+    def tokens_sampled(self) -> int: ...
+
+    @property
+    def tokens_queried(self) -> int: ...
+
+    @property
+    def tokens_hit(self) -> int: ...
+
+    @property
+    def retractions(self) -> int: ...
+
+    @property
+    def blocks_deduplicated(self) -> int: ...
+
+    @property
+    def results_late(self) -> int: ...
+
+    @property
+    def queue_us(self) -> int: ...
+
+class Plan:
+    """
+    One step, as arrays over R rows, T tokens, D deltas, A bound requests. Valid until its commit.
+    """
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def decode_rows(self) -> int:
+        """Rows of one token each that come first."""
+
+    @property
+    def samples(self) -> int:
+        """Rows that yield a token: the size of the result."""
+
+    @property
+    def request_ids(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """[R] the request of each row"""
+
+    @property
+    def slots(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[R] its slot"""
+
+    @property
+    def starts(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[R] position of its first new token: the context already in KV"""
+
+    @property
+    def lengths(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[R] its new tokens"""
+
+    @property
+    def sampled(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """[R] 1 where the row yields a token"""
+
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """
+        [T] token ids, row after row; -1 is the slot's last sampled token, still in flight
+        """
+
+    @property
+    def table_slots(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[D] deltas, in order: table[slot, index] = block"""
+
+    @property
+    def table_indexes(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[D]"""
+
+    @property
+    def table_blocks(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[D]"""
+
+    @property
+    def bound_slots(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[A] slots that get another request with this plan"""
+
+    @property
+    def bound_request_ids(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """[A] the requests they get"""
+
+    @property
+    def cached_tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[A] tokens of each found in the prefix tree"""
+
+class Outcome:
+    """What a commit told: K rows of (request, token, finish)."""
+
+    @property
+    def request_ids(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """[K]"""
+
+    @property
+    def tokens(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[K] the token to emit, -1 for none"""
+
+    @property
+    def finish(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """[K] Finish values"""
+
+class Scheduler:
+    """The control plane: requests and blocks in, plans and outcomes out."""
+
+    def __init__(self, options: SchedulerOptions) -> None: ...
+
+    def submit(self, request_id: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, tokens_max: int, tokens_min: int = 0, stop_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], salt: bytes = ..., priority: int = 0, now_us: int) -> SubmitStatus:
+        """Offer a request; the answer is a value, never an exception."""
+
+    def cancel(self, request_id: int) -> bool:
+        """
+        End a request at any moment; False where it has ended already or never was.
+        """
+
+    def plan(self, now_us: int) -> Plan | None:
+        """The next step to launch; None where nothing can run now."""
+
+    def commit(self, step: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Outcome:
+        """
+        Take the result of the oldest step in flight; a late or duplicated one changes nothing.
+        """
+
+    def drain(self) -> Outcome:
+        """Requests that were cancelled since the last commit or drain."""
+
+    def tokens(self, request_id: int) -> numpy.typing.NDArray[numpy.int32]:
+        """Prompt and output of a live request, copied; empty for any other."""
+
+    def flush_prefix(self) -> int:
+        """Drop every cached block that no request uses."""
+
+    @property
+    def idle(self) -> bool: ...
+
+    @property
+    def options(self) -> SchedulerOptions: ...
+
+    def stats(self) -> Stats: ...
+
+    def check(self) -> None:
+        """Assert the invariants I1-I10; raises InvariantError."""
+
+    def log(self) -> bytes:
+        """The event log: its last events, as bytes."""
