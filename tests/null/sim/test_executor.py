@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: MIT
+"""The simulated executor: right plans give the lone run's tokens, each kind of wrong plan is a violation of its law."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+import pytest
+
+from tests.null.sim.plans import HandPlan, Row
+from tokenspeed.base.clock import FakeClock
+from tokenspeed.base.sampling import SamplingParams
+from tokenspeed.control import SchedulerOptions
+from tokenspeed.sim import model
+from tokenspeed.sim.cost import StepCost
+from tokenspeed.sim.executor import SimExecutor
+from tokenspeed.sim.trace import Trace
+from tokenspeed.sim.violation import Violation
+
+P = 4  # tokens per block
+SALTS = {1: b"", 2: b"", 3: b"other"}
+PROMPT = [11, 12, 13, 14, 15, 16]
+
+
+class Stage:
+    """An executor with requests on it. `lone[r]` is what request r says alone."""
+
+    def __init__(self, **limits: int) -> None:
+        values = {
+            "blocks_total": 8,
+            "block_tokens": P,
+            "slots_max": 4,
+            "tokens_per_step_max": 16,
+            "rows_per_step_max": 3,
+            "prefill_tokens_max": 12,
+            "waiting_max": 4,
+            "context_tokens_max": 24,
+            **limits,
+        }
+        options = SchedulerOptions(
+            **values, prefix_cache=True, overlap=True, hash_key=bytes(16), log_bytes=1024, seed=0
+        )
+        clock = FakeClock()
+        self.clock = clock
+        self.faults: list[int] = []
+        self.executor = SimExecutor(
+            options,
+            salt_of=SALTS.__getitem__,
+            faulted=self.faults.append,
+            clock=clock,
+            cost=StepCost(base_us=100, token_us=1.0, context_us=0.0, jitter=0.0),
+            random=Random(0),
+            fault_chance=0.0,
+            trace=Trace(clock),
+        )
+        self.step = 0
+
+    def bind(self, slot: int, prompt: list[int], output: list[int] | None = None, seed: int = 7) -> None:
+        as_ids = [np.array(tokens, dtype=np.int32) for tokens in (prompt, output or [])]
+        self.executor.bind(slot, SamplingParams(seed=seed, tokens_max=8), *as_ids)
+
+    def launch(self, *rows: Row, **rest):
+        self.step += 1
+        return self.executor.launch(HandPlan(self.step, list(rows), **rest))
+
+    def run(self, *rows: Row, **rest) -> list[int]:
+        return self.executor.retire(self.launch(*rows, **rest)).tokens.tolist()
+
+    def prefill(self, request_id: int = 1, slot: int = 0, blocks: tuple[int, ...] = (0, 1)) -> int:
+        """Run the prompt of a request whole; returns its first token."""
+        self.bind(slot, PROMPT)
+        (token,) = self.run(
+            Row(request_id, slot, 0, PROMPT, True),
+            deltas=[(slot, index, block) for index, block in enumerate(blocks)],
+            bound=[(slot, request_id, 0)],
+        )
+        return token
+
+
+def lone(salt: bytes, count: int, seed: int = 7, prompt: list[int] = PROMPT) -> list[int]:
+    return model.complete(model.fold(model.root(salt), prompt)[-1], seed, count)
+
+
+def breaks(law: str):
+    return pytest.raises(Violation, match=f"^{law}: ")
+
+
+def test_whole_prompt_and_decode_say_what_the_lone_run_says() -> None:
+    stage = Stage()
+    said = [stage.prefill()]
+    said += stage.run(Row(1, 0, 6, [said[-1]], True), decode_rows=1)
+    said += stage.run(Row(1, 0, 7, [said[-1]], True), decode_rows=1)
+    said += stage.run(Row(1, 0, 8, [said[-1]], True), deltas=[(0, 2, 5)], decode_rows=1)
+    assert said == lone(b"", 4)
+
+
+def test_chunks_say_what_the_whole_says() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    deltas = [(0, 0, 3), (0, 1, 2)]
+    assert stage.run(Row(1, 0, 0, PROMPT[:3], False), deltas=deltas, bound=[(0, 1, 0)]) == []
+    assert stage.run(Row(1, 0, 3, PROMPT[3:], True)) == lone(b"", 1)
+
+
+def test_token_in_flight_is_taken_from_the_device() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    first = stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
+    second = stage.launch(Row(1, 0, 6, [-1], True), decode_rows=1)
+    said = [stage.executor.retire(flight).tokens.tolist() for flight in (first, second)]
+    assert said == [[token] for token in lone(b"", 2)]
+
+
+def test_prefix_hit_says_what_cold_says() -> None:
+    stage = Stage()
+    stage.prefill()
+    stage.bind(1, PROMPT)
+    said = stage.run(Row(2, 1, 4, PROMPT[4:], True), deltas=[(1, 0, 0), (1, 1, 2)], bound=[(1, 2, 4)])
+    assert said == lone(b"", 1)
+
+
+def test_resumed_request_continues_its_output() -> None:
+    stage = Stage()
+    first = stage.prefill()
+    stage.bind(2, PROMPT, [first])
+    deltas = [(2, 0, 4), (2, 1, 5)]
+    assert stage.run(Row(1, 2, 0, [*PROMPT, first], True), deltas=deltas, bound=[(2, 1, 0)]) == lone(b"", 2)[1:]
+
+
+def test_seed_is_of_the_request_in_the_slot() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT, seed=8)
+    said = stage.run(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
+    assert said == lone(b"", 1, seed=8) != lone(b"", 1)
+
+
+def test_clock_moves_to_the_end_of_a_step_at_retire() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    flight = stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
+    assert stage.clock.now_us() == 0
+    stage.executor.retire(flight)
+    assert stage.clock.now_us() == 106
+
+
+def test_hit_on_another_tenants_block_breaks_memory() -> None:
+    stage = Stage()
+    stage.prefill()
+    stage.bind(1, PROMPT)
+    with breaks("memory"):
+        stage.run(Row(3, 1, 4, PROMPT[4:], True), deltas=[(1, 0, 0), (1, 1, 2)], bound=[(1, 3, 4)])
+
+
+def test_swapped_blocks_break_memory() -> None:
+    stage = Stage()
+    token = stage.prefill()
+    with breaks("memory"):
+        stage.run(Row(1, 0, 6, [token], True), deltas=[(0, 0, 1), (0, 1, 0)], decode_rows=1)
+
+
+def test_dropped_delta_of_a_hit_breaks_memory() -> None:
+    stage = Stage()
+    stage.prefill()
+    stage.bind(1, PROMPT)
+    with breaks("memory"):
+        stage.run(Row(2, 1, 4, PROMPT[4:], True), deltas=[(1, 1, 2)], bound=[(1, 2, 4)])
+
+
+def test_hit_on_a_partly_written_block_breaks_memory() -> None:
+    stage = Stage()
+    stage.prefill()
+    longer = [*PROMPT, 1, 2, 3]
+    stage.bind(1, longer)
+    deltas = [(1, 0, 0), (1, 1, 1), (1, 2, 2)]
+    with breaks("memory"):
+        stage.run(Row(2, 1, 8, longer[8:], True), deltas=deltas, bound=[(1, 2, 8)])
+
+
+def test_write_to_a_block_that_another_request_reads_breaks_memory_at_the_next_read() -> None:
+    stage = Stage()
+    token = stage.prefill()
+    stage.bind(1, PROMPT[::-1])
+    stage.run(Row(2, 1, 0, PROMPT[::-1], True), deltas=[(1, 0, 0), (1, 1, 2)], bound=[(1, 2, 0)])
+    with breaks("memory"):
+        stage.run(Row(1, 0, 6, [token], True), decode_rows=1)
+
+
+def test_dropped_delta_of_a_new_block_breaks_i7() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    with breaks("I7"):
+        stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0)], bound=[(0, 1, 0)])
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (Row(1, 0, 7, [0], True), "a gap"),
+        (Row(1, 0, 5, PROMPT[5:] + [0], True), "a token again"),
+        (Row(2, 0, 6, [0], True), "another request's slot"),
+        (Row(1, 1, 6, [0], True), "a slot of nobody"),
+        (Row(1, 0, 6, [], True), "no token"),
+        (Row(1, 0, 6, [4711], True), "a token that is not its own"),
+        (Row(1, 0, 6, [0, 0], True), "more tokens than are known"),
+        (Row(1, 0, 6, [-1], False), "an end that is not sampled"),
+    ],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else None,
+)
+def test_row_that_does_not_continue_what_is_there_breaks_i7(row: Row, why: str) -> None:
+    stage = Stage()
+    stage.prefill()
+    with breaks("I7"):
+        stage.launch(row)
+
+
+def test_last_sampled_token_of_a_fresh_slot_breaks_i7() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT[:1])
+    with breaks("I7"):
+        stage.launch(Row(1, 0, 0, [-1], True), deltas=[(0, 0, 0)], bound=[(0, 1, 0)])
+
+
+def test_two_rows_that_write_one_block_break_i7() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT[:2])
+    stage.bind(1, PROMPT[:2])
+    rows = [Row(1, 0, 0, PROMPT[:2], True), Row(2, 1, 0, PROMPT[:2], True)]
+    with breaks("I7"):
+        stage.launch(*rows, deltas=[(0, 0, 0), (1, 0, 0)], bound=[(0, 1, 0), (1, 2, 0)])
+
+
+def test_plan_that_binds_what_the_loop_did_not_breaks_i7() -> None:
+    with breaks("I7"):
+        Stage().launch(Row(1, 0, 0, PROMPT, True), bound=[(0, 1, 0)])
+
+
+def test_block_in_flight_given_to_another_request_breaks_i6() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
+    stage.bind(1, PROMPT)
+    with breaks("I6"):
+        stage.launch(Row(2, 1, 0, PROMPT, True), deltas=[(1, 0, 2), (1, 1, 1)], bound=[(1, 2, 0)])
+
+
+def test_block_read_in_flight_and_written_by_another_request_breaks_i6() -> None:
+    stage = Stage()
+    token = stage.prefill()
+    stage.launch(Row(1, 0, 6, [token], True), decode_rows=1)
+    stage.bind(1, PROMPT)
+    with breaks("I6"):
+        stage.launch(Row(2, 1, 0, PROMPT, True), deltas=[(1, 0, 0), (1, 1, 2)], bound=[(1, 2, 0)])
+
+
+def test_hit_on_a_block_of_the_same_step_breaks_i6() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    stage.bind(1, PROMPT)
+    rows = [Row(1, 0, 0, PROMPT, True), Row(2, 1, 4, PROMPT[4:], True)]
+    deltas = [(0, 0, 0), (0, 1, 1), (1, 0, 0), (1, 1, 2)]
+    with breaks("I6"):
+        stage.launch(*rows, deltas=deltas, bound=[(0, 1, 0), (1, 2, 4)])
+
+
+def test_slot_in_flight_bound_again_breaks_i6() -> None:
+    stage = Stage()
+    token = stage.prefill()
+    stage.launch(Row(1, 0, 6, [token], True), decode_rows=1)
+    stage.bind(0, PROMPT)
+    with breaks("I6"):
+        stage.launch(Row(2, 0, 0, PROMPT, True), deltas=[(0, 0, 2), (0, 1, 3)], bound=[(0, 2, 0)])
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"tokens_per_step_max": 5}, {"prefill_tokens_max": 5}, {"context_tokens_max": 5}, {"blocks_total": 1}],
+    ids=lambda limits: next(iter(limits)),
+)
+def test_plan_over_a_limit_breaks_i5(limits: dict[str, int]) -> None:
+    stage = Stage(**limits)
+    stage.bind(0, PROMPT)
+    with breaks("I5"):
+        stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
+
+
+def test_more_rows_than_fit_break_i5() -> None:
+    stage = Stage(rows_per_step_max=1)
+    stage.bind(0, PROMPT[:1])
+    stage.bind(1, PROMPT[:1])
+    rows = [Row(1, 0, 0, PROMPT[:1], True), Row(2, 1, 0, PROMPT[:1], True)]
+    with breaks("I5"):
+        stage.launch(*rows, deltas=[(0, 0, 0), (1, 0, 1)], bound=[(0, 1, 0), (1, 2, 0)])
+
+
+def test_decode_row_of_two_tokens_breaks_i5() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT[:2])
+    with breaks("I5"):
+        stage.launch(Row(1, 0, 0, PROMPT[:2], True), deltas=[(0, 0, 0)], bound=[(0, 1, 0)], decode_rows=1)
+
+
+@pytest.mark.parametrize("cached", [6, 8, 3, -4])
+def test_hit_of_the_whole_history_or_of_half_a_block_breaks_cache(cached: int) -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT)
+    with breaks("cache"):
+        stage.launch(Row(1, 0, max(cached, 0), PROMPT[5:], True), bound=[(0, 1, cached)])
+
+
+def test_retire_out_of_order_breaks_i9() -> None:
+    stage = Stage()
+    token = stage.prefill()
+    stage.launch(Row(1, 0, 6, [token], True), decode_rows=1)
+    second = stage.launch(Row(1, 0, 7, [-1], True), decode_rows=1)
+    with breaks("I9"):
+        stage.executor.retire(second)
+
+
+def test_step_number_that_goes_back_breaks_i9() -> None:
+    stage = Stage()
+    token = stage.prefill()
+    stage.step = 0
+    with breaks("I9"):
+        stage.launch(Row(1, 0, 6, [token], True), decode_rows=1)

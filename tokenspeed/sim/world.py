@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""One seed from beginning to end: the real desk and loop between clients, a watched scheduler and a simulated executor.
+
+In: a `Scenario`. Out: a `Run`, passed or with the law that broke. The clock is the world's own and moves only when a
+step ends or everybody waits. Anything the code under test raises ends the seed, never the simulator.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+
+from tokenspeed.base.clock import FakeClock
+from tokenspeed.engine.desk import Desk
+from tokenspeed.engine.loop import Loop
+from tokenspeed.sim import model
+from tokenspeed.sim.clients import Clients
+from tokenspeed.sim.executor import SimExecutor
+from tokenspeed.sim.trace import Trace
+from tokenspeed.sim.violation import Violation
+from tokenspeed.sim.witness import Witness
+from tokenspeed.sim.workload import Scenario, stream
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a seed did. `law` and `message` are None if it passed; `reached` counts what it exercised."""
+
+    seed: int
+    features: frozenset[str]
+    law: str | None
+    message: str | None
+    reached: Counter[str]
+    events: list[str]
+
+
+def run(scenario: Scenario, *, aloud: bool = False) -> Run:
+    """Live through a scenario."""
+    clock = FakeClock()
+    trace = Trace(clock, aloud=aloud)
+    law = message = None
+    try:
+        _live(scenario, clock, trace)
+    except Violation as violation:
+        law, message = violation.law, str(violation)
+    except Exception as error:  # noqa: BLE001 - whatever the code under test raises is a finding
+        law, message = "crash", f"crash: {traceback.format_exc()}"
+        if "I" in str(error):
+            law = "check"
+    return Run(scenario.seed, scenario.features, law, message, trace.reached, trace.lines())
+
+
+def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
+    clients = Clients(scenario, clock, trace)
+    witness = Witness(
+        scenario.options,
+        clients.expectations,
+        strange_chance=scenario.strange_chance,
+        random=stream(scenario.seed, "strange"),
+        trace=trace,
+    )
+    executor = SimExecutor(
+        scenario.options,
+        salt_of=lambda request_id: clients.expectations[request_id].salt,
+        faulted=clients.fault,
+        clock=clock,
+        cost=scenario.cost,
+        random=stream(scenario.seed, "steps"),
+        fault_chance=scenario.fault_chance,
+        trace=trace,
+    )
+    desk = Desk(witness, vocab_size=model.VOCAB)
+    Loop(desk, executor, clients, clients, clock, overlap=scenario.options.overlap).run()
+    if executor.flights:
+        raise Violation("leak", f"{executor.flights} steps in flight at rest")
+    witness.rest()
