@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """From what was asked to what will be: every value left open is chosen here, each with its reason.
 
-In: the configuration, facts of the device (free memory is measured after the weights are in), facts of the model.
-Out: `Resolved`. Pure: looks at no machine and no file, so a choice for any machine can be asked for and tested. What
-cannot work raises `SetupError` with the numbers and what would work.
+In: the configuration, facts of the device (free memory is measured after the weights are in), facts of the
+model. Out: `Resolved`. Pure: looks at no machine and no file, so a choice for any machine can be asked for
+and tested. What cannot work raises `SetupError` with the numbers and what would work.
 """
 
 from __future__ import annotations
@@ -137,14 +137,20 @@ def _resolve_overlap(config: SchedulerConfig, device: DeviceFacts) -> tuple[bool
         return config.overlap == "on", Choice("overlap", config.overlap, "asked for")
     if device.type == "cuda":
         return True, Choice("overlap", "on", "the GPU runs while the next step is planned")
-    return False, Choice("overlap", "off", "on a CPU a step runs where it is launched, so there is nothing to hide")
+    return False, Choice(
+        "overlap", "off", "on a CPU a step runs where it is launched, so there is nothing to hide"
+    )
 
 
 def _resolve_prefill(config: SchedulerConfig, device: DeviceFacts) -> tuple[int, Choice]:
     if config.prefill_tokens_max is not None:
-        return config.prefill_tokens_max, Choice("prefill chunk", f"{config.prefill_tokens_max} tokens", "asked for")
+        return config.prefill_tokens_max, Choice(
+            "prefill chunk", f"{config.prefill_tokens_max} tokens", "asked for"
+        )
     tokens = PREFILL_TOKENS[device.type]
-    return tokens, Choice("prefill chunk", f"{tokens} tokens", "keeps a step short enough for those that decode")
+    return tokens, Choice(
+        "prefill chunk", f"{tokens} tokens", "keeps a step short enough for those that decode"
+    )
 
 
 def _wanted_context(config: ModelConfig, model: ModelFacts) -> tuple[int, Choice]:
@@ -176,17 +182,25 @@ def _resolve_memory(
     blocks = budget // block_bytes
     needed = -(-wanted // cache.block_tokens)
     held = blocks * cache.block_tokens
-    if blocks < needed and (config.model.max_model_len is not None or held < min(CONTEXT_TOKENS_LEAST, wanted)):
+    if blocks < needed and (
+        config.model.max_model_len is not None or held < min(CONTEXT_TOKENS_LEAST, wanted)
+    ):
         raise SetupError(
-            f"the KV of one context of {wanted} tokens takes {_gib(needed * block_bytes)}, but {reason} allows "
-            f"{_gib(budget)}, which holds {held} tokens; give --max-model-len {max(held, 0)} or less"
+            f"the KV of one context of {wanted} tokens takes {_gib(needed * block_bytes)}, but {reason} "
+            f"allows {_gib(budget)}, which holds {held} tokens; give --max-model-len {max(held, 0)} or less"
             f", a larger --kv-cache-bytes, or free memory"
         )
     choices = [
-        Choice("KV cache", f"{_gib(blocks * block_bytes)}, {blocks} blocks of {cache.block_tokens} tokens", reason)
+        Choice(
+            "KV cache",
+            f"{_gib(blocks * block_bytes)}, {blocks} blocks of {cache.block_tokens} tokens",
+            reason,
+        )
     ]
     if blocks < needed:
-        choices.insert(0, Choice("max_model_len", f"{held} tokens", f"all the KV cache holds; the model's is {wanted}"))
+        choices.insert(
+            0, Choice("max_model_len", f"{held} tokens", f"all the KV cache holds; the model's is {wanted}")
+        )
         return blocks, held, choices
     return blocks, wanted, choices
 
@@ -199,8 +213,8 @@ def _kv_budget(
     if cache.kv_cache_bytes is not None:
         if cache.kv_cache_bytes > free:
             raise SetupError(
-                f"kv_cache_bytes asks for {_gib(cache.kv_cache_bytes)}, but {device.name} has {_gib(free)} left "
-                f"beside the weights; give at most {free}"
+                f"kv_cache_bytes asks for {_gib(cache.kv_cache_bytes)}, but {device.name} has {_gib(free)} "
+                f"left beside the weights; give at most {free}"
             )
         return cache.kv_cache_bytes, "asked for"
     if device.type == "cuda":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """How a request wants its tokens chosen, and what is reported of each choice.
 
-In: values of an API body or of a library call. Out: one immutable struct that travels front -> core -> sampler
-unchanged. Does not sample and knows no vocabulary: `check` only compares with ranges. Stop strings are not here;
-text is the front's.
+In: values of an API body or of a library call. Out: one immutable struct that travels front -> core ->
+sampler unchanged. Does not sample and knows no vocabulary: `check` only compares with ranges. Stop strings
+are not here; text is the front's.
 """
 
 from __future__ import annotations

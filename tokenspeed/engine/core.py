@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The core process: `python -m tokenspeed.engine.core DIRECTORY`, started by `launch`.
 
-In: the configuration on the tether (stdin), requests on a ZeroMQ socket in DIRECTORY. Out: reports on another. Boots,
-says `Ready` or `Failed`, runs the loop until `Stop`. Ends when the front does; ignores the signals a terminal or a
-service manager sends to the whole group, for the front decides when to stop. Nothing received can end it: bytes that
-are no message are logged and dropped.
+In: the configuration on the tether (stdin), requests on a ZeroMQ socket in DIRECTORY. Out: reports on
+another. Boots, says `Ready` or `Failed`, runs the loop until `Stop`. Ends when the front does; ignores the
+signals a terminal or a service manager sends to the whole group, for the front decides when to stop.
+Nothing received can end it: bytes that are no message are logged and dropped.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Final
 
 import msgspec
 import zmq
-from tokenspeed.engine.boot import Core, boot
 
 from tokenspeed.base import log
 from tokenspeed.base.clock import MonotonicClock
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.engine import launch, wire
+from tokenspeed.engine.boot import Core, boot
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import STATS_EVERY_US, Loop
 

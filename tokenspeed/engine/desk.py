@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The requests the core has open: wire messages in, scheduler calls out; outcomes in, wire messages out.
 
-Between the loop, which knows only order, and the control plane, which knows only ids. Holds per open request what the
-control plane does not need: its sampling, its prompt's length, its times. Does not plan, run or touch tensors.
+Between the loop, which knows only order, and the control plane, which knows only ids. Holds per open
+request what the control plane does not need: its sampling, its prompt's length, its times. Does not plan,
+run or touch tensors.
 
-Invariants: an id is open from its accepted `Generate` until its closing message, and every accepted id gets exactly
-one; results and cancels of ids that are not open are normal and say nothing.
+Invariants: an id is open from its accepted `Generate` until its closing message, and every accepted id gets
+exactly one; results and cancels of ids that are not open are normal and say nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
-from tokenspeed.control.plan import Outcome, Plan
 
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.control import Scheduler, SubmitStatus
+from tokenspeed.control import Outcome, Plan, Scheduler, SubmitStatus
 from tokenspeed.engine import wire
 from tokenspeed.exec.protocol import StepResult
 from tokenspeed.obs.sample import CoreSample
@@ -35,7 +35,7 @@ _REFUSAL: Final[dict[SubmitStatus, wire.Refusal]] = {
     SubmitStatus.DUPLICATE: "duplicate",
     SubmitStatus.EMPTY: "empty",
 }
-_FAULT: Final = "the model produced values that are not finite for this request; it was ended, others were not affected"
+_FAULT: Final = "the model produced values that are not finite; this request was ended, others go on"
 
 
 @dataclass(slots=True)
@@ -62,10 +62,9 @@ class Binding(NamedTuple):
 class Desk:
     """Keeper of open requests in front of one scheduler. `stopped` turns true with `wire.Stop`."""
 
-    def __init__(self, scheduler: Scheduler, vocab_size: int) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.stopped = False
         self._scheduler = scheduler
-        self._vocab_size = vocab_size
         self._open: dict[int, _Open] = {}
         self._notes: list[wire.Report] = []
         self._prompt_tokens = 0
@@ -92,11 +91,13 @@ class Desk:
         return notes
 
     def plan(self, now_us: int) -> Plan | None:
-        """The next step, or None if nothing can run; remembers when and with what its new requests started."""
+        """The next step, or None if nothing can run; notes when and with what its requests started."""
         plan = self._scheduler.plan(now_us)
         if plan is None:
             return None
-        for request_id, cached in zip(plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True):
+        for request_id, cached in zip(
+            plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True
+        ):
             request = self._open.get(request_id)
             if request is not None and request.cached_tokens is None:  # else it resumes after being sent back
                 request.cached_tokens = cached
@@ -110,7 +111,9 @@ class Desk:
         for slot, request_id in zip(plan.bound_slots.tolist(), plan.bound_request_ids.tolist(), strict=True):
             request = self._open[request_id]
             tokens = self._scheduler.tokens(request_id)
-            yield Binding(slot, request.sampling, tokens[: request.prompt_tokens], tokens[request.prompt_tokens :])
+            yield Binding(
+                slot, request.sampling, tokens[: request.prompt_tokens], tokens[request.prompt_tokens :]
+            )
 
     def commit(self, plan: Plan, result: StepResult) -> wire.Deltas:
         """Tell the scheduler what `plan` yielded, and say what that means to each request."""
@@ -140,7 +143,7 @@ class Desk:
             running=stats.running,
             blocks_total=stats.blocks_total,
             blocks_free=stats.blocks_free,
-            blocks_cached=stats.blocks_cached,
+            blocks_cached=stats.blocks_evictable,
             prompt_tokens=self._prompt_tokens,
             prompt_tokens_cached=self._prompt_tokens_cached,
             output_tokens=self._output_tokens,
@@ -184,7 +187,7 @@ class Desk:
             self._notes.append(wire.Deltas([delta], 0))
 
     def _fault(self, request_id: int, items: list[wire.Delta]) -> None:
-        """End a request whose row is not finite. Its KV may be at fault, so no prefix of it may be matched again."""
+        """End a request whose row is not finite. Its KV may be at fault: no prefix of it may be matched again."""
         request = self._open.pop(request_id, None)
         if request is None:
             return
@@ -210,7 +213,9 @@ class Desk:
             return wire.Delta(request_id, b"", None, finish, cached, None, queue_us)
         self._output_tokens += 1
         ids = token.to_bytes(4, "little")
-        return wire.Delta(request_id, ids, None if logprob is None else [logprob], finish, cached, None, queue_us)
+        return wire.Delta(
+            request_id, ids, None if logprob is None else [logprob], finish, cached, None, queue_us
+        )
 
 
 def _rows(outcome: Outcome) -> Iterator[tuple[int, int, wire.Finish | None]]:

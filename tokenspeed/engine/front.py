@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The API process's end of the engine: requests in, streams of deltas out. No torch, no text.
 
-In: token ids and sampling. Out: a `Stream` per request. Checks what can be checked before any work (lengths, ranges,
-capacity), draws seeds, clamps `tokens_max` to the context. Does not tokenise, detokenise or know API dialects.
+In: token ids and sampling. Out: a `Stream` per request. Checks what can be checked before any work
+(lengths, ranges, capacity), draws seeds, clamps `tokens_max` to the context. Does not tokenise, detokenise
+or know API dialects.
 
-Invariants: one asyncio loop owns an engine; nothing here blocks it. Every stream ends exactly once: with a delta whose
-`finish` is set, or by raising `CapacityError`, `RequestError` or `EngineDeadError`. A stream nobody reads holds one
-merged delta, whose size `tokens_max` bounds; the core never waits for a reader.
+Invariants: one asyncio loop owns an engine; nothing here blocks it. Every stream ends exactly once: with a
+delta whose `finish` is set, or by raising `CapacityError`, `RequestError` or `EngineDeadError`. A stream
+nobody reads holds one merged delta, whose size `tokens_max` bounds; the core never waits for a reader.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import secrets
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -135,7 +137,8 @@ class AsyncEngine:
         self.metrics = Metrics(lambda: None if self.stats is None else self.stats.core)
         self._core = core
         self._streams: dict[int, Stream] = {}
-        self._streams_max = core.ready.waiting_max + core.ready.slots_max
+        self.streams_max = core.ready.waiting_max + core.ready.slots_max
+        """Most streams open at once."""
         self._ids = itertools.count(1)
         self._heard_s = time.monotonic()
         self._ended_s: deque[float] = deque(maxlen=32)
@@ -151,7 +154,7 @@ class AsyncEngine:
 
     @property
     def healthy(self) -> bool:
-        """The core lives and reported within the last ten seconds (it reports twice a second, also when idle)."""
+        """The core lives and reported within ten seconds (it does so four times a second, also when idle)."""
         return self._dead is None and time.monotonic() - self._heard_s < HEALTH_S
 
     @property
@@ -160,7 +163,7 @@ class AsyncEngine:
 
     def generate(
         self,
-        ids: np.ndarray | list[int],
+        ids: np.ndarray | Sequence[int],
         sampling: SamplingParams,
         *,
         salt: bytes = b"",
@@ -169,15 +172,15 @@ class AsyncEngine:
     ) -> Stream:
         """Start a request on a prompt of token ids [n].
 
-        Raises `RequestError` for what the caller can correct, `CapacityError` when too many requests are open, and
-        `EngineDeadError` when there is no core. Copies `ids`.
+        Raises `RequestError` for what the caller can correct, `CapacityError` when too many requests are
+        open, and `EngineDeadError` when there is no core. Copies `ids`.
         """
         if self._dead is not None:
             raise EngineDeadError(self._dead)
         prompt = np.asarray(ids, dtype=np.int64)
         try:
-            complete = self._checked(prompt, sampling)
-            if len(self._streams) >= self._streams_max:
+            self.check(prompt, sampling)
+            if len(self._streams) >= self.streams_max:
                 self.metrics.refused.labels("queue_full").inc()
                 raise self._capacity_error()
         except RequestError as error:
@@ -191,7 +194,15 @@ class AsyncEngine:
         self.metrics.open.inc()
         self.metrics.prompt_tokens.observe(len(prompt))
         self._core.send(
-            wire.Generate(request_id, wire.ids_bytes(prompt), complete, salt, priority, session, arrival_us)
+            wire.Generate(
+                request_id,
+                wire.ids_bytes(prompt),
+                self._complete(len(prompt), sampling),
+                salt,
+                priority,
+                session,
+                arrival_us,
+            )
         )
         return stream
 
@@ -224,8 +235,10 @@ class AsyncEngine:
             self._dead = "the engine was stopped"
         await self._core.stop(STOP_GRACE_S)
 
-    def _checked(self, prompt: np.ndarray, sampling: SamplingParams) -> SamplingParams:
+    def check(self, ids: np.ndarray | Sequence[int], sampling: SamplingParams) -> None:
+        """Raise the `RequestError` that `generate` would raise; starts nothing."""
         sampling.check()
+        prompt = np.asarray(ids, dtype=np.int64)
         if prompt.ndim != 1 or not len(prompt):
             raise RequestError("the prompt is empty", code="empty_prompt", param="prompt")
         vocab_size = self.ready.vocab_size
@@ -248,6 +261,10 @@ class AsyncEngine:
                 f"prompt is too long: {len(prompt)} tokens > {self.ready.context_tokens_max - 1} maximum",
                 code="context_length_exceeded", param="prompt",
             )  # fmt: skip
+
+    def _complete(self, prompt_tokens: int, sampling: SamplingParams) -> SamplingParams:
+        """Fill what the caller left open, and never promise more than the context holds."""
+        room = self.ready.context_tokens_max - prompt_tokens
         tokens_max = room if sampling.tokens_max == TOKENS_FIT else min(sampling.tokens_max, room)
         seed = secrets.randbelow(SEED_MAX) if sampling.seed == SEED_DRAWN else sampling.seed
         tokens_min = min(sampling.tokens_min, tokens_max)

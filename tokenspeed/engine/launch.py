@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Start the core process, talk to it, and know at once when it is gone. No torch here.
 
-In: an `EngineConfig`. Out: a `CoreProcess` that has said `Ready`, or `SetupError` with what it said instead. Two
-ZeroMQ sockets (requests out, reports in) lie in a private directory that only this user can enter. A socket pair,
-the core's stdin, is the tether: it carries the configuration, and its end-of-file tells either process that the
-other died, whatever killed it. Does not restart a core, and gives reports no meaning.
+In: an `EngineConfig`. Out: a `CoreProcess` that has said `Ready`, or `SetupError` with what it said
+instead. Two ZeroMQ sockets (requests out, reports in) lie in a private directory that only this user can
+enter. A socket pair, the core's stdin, is the tether: it carries the configuration, and its end-of-file
+tells either process that the other died, whatever killed it. Does not restart a core, and gives reports no
+meaning.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ class CoreProcess:
         self._tether.sendall(CONFIG_LENGTH.pack(len(document)) + document)  # waits in the pair's buffer
         command = [sys.executable, "-m", "tokenspeed.engine.core", str(self._directory)]
         with core_end:
-            self._process = subprocess.Popen(command, stdin=core_end, stdout=2)
+            self._process = subprocess.Popen(command, stdin=core_end.fileno(), stdout=2)
         self._loop.add_reader(self._tether, self._on_tether)
-        self._loop.add_reader(self._reports.getsockopt(zmq.FD), self._on_readable)
+        self._loop.add_reader(self._reports.fileno(), self._on_readable)
         self._on_readable()
 
     @property
@@ -111,7 +112,7 @@ class CoreProcess:
         except TimeoutError:
             self._process.kill()
             await asyncio.to_thread(self._process.wait)
-        self._loop.remove_reader(self._reports.getsockopt(zmq.FD))
+        self._loop.remove_reader(self._reports.fileno())
         self._loop.remove_reader(self._tether)
         self._tether.close()
         self._context.destroy(linger=0)
@@ -126,14 +127,16 @@ class CoreProcess:
                 return
             except zmq.ZMQError:  # closed by `stop` while this call was queued
                 return
-            self._loop.call_soon(self._handle, frame)  # so that a failing receiver loses one report, not the edge
+            self._loop.call_soon(
+                self._handle, frame
+            )  # so that a failing receiver loses one report, not the edge
         self._loop.call_soon(self._on_readable)
 
     def _handle(self, frame: bytes) -> None:
         try:
             report = wire.decode_report(frame)
         except msgspec.MsgspecError as error:
-            _log.error("dropped %d bytes from the core that are no report: %s", len(frame), error)
+            _log.error("dropped %d bytes of the core that are no report: %s", len(frame), error)
             return
         self._on_report(report)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The loop: the same lines in production and in the simulator.
 
-In: messages of the front, through a mailbox. Out: reports to the front, through an outbox. Carries every request through
-the control plane (by `Desk`) and an executor. With overlap, step n+1 is launched before step n is read. Cannot reach
-torch, blocks only on an empty mailbox with nothing to run, and takes its clock as an input.
+In: messages of the front, through a mailbox. Out: reports to the front, through an outbox. Carries every
+request through the control plane (by `Desk`) and an executor. With overlap, step n+1 is launched before
+step n is read. Cannot reach torch, blocks only on an empty mailbox with nothing to run, and takes its clock
+as an input.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
-from tokenspeed.control.plan import Plan
-
 from tokenspeed.base.clock import Clock
+from tokenspeed.control import Plan
 from tokenspeed.engine import wire
 from tokenspeed.engine.desk import Desk
 from tokenspeed.exec.protocol import Executor
@@ -26,7 +26,7 @@ class Mailbox(Protocol):
     """Where messages of the front arrive."""
 
     def drain(self, *, wait: bool) -> Iterable[wire.Request]:
-        """All messages that are here. With `wait`, block until there is one, but no longer than `STATS_EVERY_US`."""
+        """All messages that are here; with `wait`, block for the first, but no longer than `STATS_EVERY_US`."""
         ...
 
 
@@ -46,7 +46,7 @@ class _Running(NamedTuple):
 
 
 class Loop:
-    """One core's loop. `run` returns after `wire.Stop`; `turn` is one pass, for those who drive it by hand."""
+    """One core's loop. `run` returns after `wire.Stop`; `turn` is one pass, for those who drive it."""
 
     def __init__(
         self, desk: Desk, executor: Executor, mailbox: Mailbox, outbox: Outbox, clock: Clock, *, overlap: bool
@@ -100,7 +100,9 @@ class Loop:
         plan = running.plan
         retired_us = self._clock.now_us()
         self.timeline.add(
-            StepRecord(plan.step, running.planned_us, running.launched_us, retired_us, plan.rows, len(plan.tokens))
+            StepRecord(
+                plan.step, running.planned_us, running.launched_us, retired_us, plan.rows, len(plan.tokens)
+            )
         )
 
     def _report_stats(self) -> None:

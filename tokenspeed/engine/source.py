@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Where a model lies: from the name an operator gives to a local directory.
 
-In: a directory, a Hugging Face hub id, or nothing (the bundled model). Out: a directory that holds `config.json`.
-Downloads only what the engine reads, and only when a hub id is given. Reads no weights.
+In: a directory, a Hugging Face hub id, or nothing (the bundled model). Out: a directory that holds
+`config.json`. Downloads only what the engine reads, and only when a hub id is given. Reads no weights.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def _download(repo_id: str) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(FILES)))
     except LocalEntryNotFoundError as error:
-        raise SetupError(f"{repo_id} is no directory here, and the hub cannot be reached to fetch it") from error
+        raise SetupError(
+            f"{repo_id} is no directory here, and the hub cannot be reached to fetch it"
+        ) from error
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise SetupError(f"{repo_id} is no directory here, and the hub did not give it: {error}") from error

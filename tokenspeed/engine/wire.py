@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What the API process and the core say to each other: the only schema between them.
 
-In: structs. Out: MessagePack bytes, and back. Fields are positional (`array_like`), the first element is the
-message's tag. Token ids travel as raw little-endian int32 (`ids_bytes`, `ids_array`): 50k ids cost 0.1 ms instead
-of 1.6 ms as a list. One ZeroMQ frame is one message. Bytes that are no message raise `msgspec.MsgspecError` from
-the decoders, nothing else; the receiver logs and drops them. No pickling, no code, no paths.
+In: structs. Out: MessagePack bytes, and back. Fields are positional (`array_like`), the first element is
+the message's tag. Token ids travel as raw little-endian int32 (`ids_bytes`, `ids_array`): 50k ids cost 0.1
+ms instead of 1.6 ms as a list. One ZeroMQ frame is one message. Bytes that are no message raise
+`msgspec.MsgspecError` from the decoders, nothing else; the receiver logs and drops them. No pickling, no
+code, no paths.
 
 Invariants: every `Generate` is answered by exactly one closing message, a `Delta` with `finish` set or a
 `Refused`; `Ready` or `Failed` is the first message of a core.
@@ -110,7 +111,7 @@ class Failed(Message):
 
 
 class Stats(Message):
-    """Core -> front: gauges now, counters since start; at least every half second, so also the heartbeat."""
+    """Core -> front: gauges now, counters since start; every quarter second, so also the heartbeat."""
 
     now_us: int
     core: CoreSample

@@ -6,8 +6,8 @@ In: what each layer keeps per token, a number of blocks. Out: per layer, tensors
     GQA   (k [N, P, K, D], v [N, P, K, D])
     MLA   latent [N, P, L + Dr]
 
-Allocated once, never moved, zeroed (so that a block holds finite numbers before it is first written; on a CPU the
-system commits zeroed pages only when they are touched). Does not know which block is whose.
+Allocated once, never moved, zeroed (so that a block holds finite numbers before it is first written; on a
+CPU the system commits zeroed pages only when they are touched). Does not know which block is whose.
 """
 
 from __future__ import annotations
@@ -31,13 +31,24 @@ class Arena:
     """KV memory of all layers on one device."""
 
     def __init__(
-        self, specs: Sequence[KVSpec], *, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        specs: Sequence[KVSpec],
+        *,
+        blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.blocks = blocks
         self.block_tokens = block_tokens
         try:
-            self.layers: list[LayerKV] = [_allocate(spec, blocks, block_tokens, dtype, device) for spec in specs]
-        except (torch.OutOfMemoryError, RuntimeError) as error:  # the CPU allocator raises a bare RuntimeError
+            self.layers: list[LayerKV] = [
+                _allocate(spec, blocks, block_tokens, dtype, device) for spec in specs
+            ]
+        except (
+            torch.OutOfMemoryError,
+            RuntimeError,
+        ) as error:  # the CPU allocator raises a bare RuntimeError
             size = blocks * block_tokens * bytes_per_token(specs, dtype)
             raise SetupError(
                 f"{device} cannot allocate the KV arena of {size} bytes; give a smaller --kv-cache-bytes"
@@ -55,7 +66,9 @@ class Arena:
             tensor[block_ids] = blocks.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
     def _tensors(self) -> list[torch.Tensor]:
-        return [tensor for layer in self.layers for tensor in (layer if isinstance(layer, tuple) else (layer,))]
+        return [
+            tensor for layer in self.layers for tensor in (layer if isinstance(layer, tuple) else (layer,))
+        ]
 
 
 def _allocate(
@@ -64,6 +77,8 @@ def _allocate(
     match spec:
         case GQA(kv_heads, head_dim):
             shape = (blocks, block_tokens, kv_heads, head_dim)
-            return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+            return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(
+                shape, dtype=dtype, device=device
+            )
         case MLA(latent, rope):
             return torch.zeros(blocks, block_tokens, latent + rope, dtype=dtype, device=device)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """A plan, laid out as tensors at fixed addresses.
 
-In: a `Plan`. Out: `StepInputs`, views of buffers that are allocated once and overwritten by the next step but one. Keeps
-the block table of every slot (a plan brings only changes) and each slot's last sampled token, which stands in for the
--1 of a token that is still in flight. All arithmetic is numpy on the host; then one copy, in stream order. On a CPU
-the tensors are the host arrays and nothing is copied. Does not run anything.
+In: a `Plan`. Out: `StepInputs`, views of buffers that are allocated once and overwritten by the next step
+but one. Keeps the block table of every slot (a plan brings only changes) and each slot's last sampled
+token, which stands in for the -1 of a token that is still in flight. All arithmetic is numpy on the host;
+then one copy, in stream order. On a CPU the tensors are the host arrays and nothing is copied. Does not run
+anything.
 
     host, one of two stagings                device
     [ids|positions|writes|rows...] --copy--> [ids|positions|writes|rows...]   StepInputs are views of these
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tokenspeed.control.plan import Plan
+from tokenspeed.control import Plan
 from tokenspeed.layers.step import StepInputs
 
 _ALIGN_BYTES: Final = 64
@@ -49,7 +50,9 @@ class Batch:
         self._device = device
         self._stagings = [_Staging(limits, device) for _ in range(2 if device.type == "cuda" else 1)]
         self._turn = 0
-        self._on_device = self._stagings[0] if device.type == "cpu" else _Staging(limits, device, on_device=True)
+        self._on_device = (
+            self._stagings[0] if device.type == "cpu" else _Staging(limits, device, on_device=True)
+        )
         self._table_host = np.zeros((limits.slots, limits.blocks_per_row), dtype=np.int32)
         self._table = torch.from_numpy(self._table_host)
         self._rows_table = torch.zeros(limits.rows * limits.blocks_per_row, dtype=torch.int32, device=device)
@@ -121,14 +124,15 @@ class Batch:
         self._table_host[plan.table_slots, plan.table_indexes] = plan.table_blocks
         if self._device.type != "cpu":
             flat = plan.table_slots.astype(np.int64) * self.limits.blocks_per_row + plan.table_indexes
-            where, blocks = (self._upload(array) for array in (flat, plan.table_blocks))
+            flat = np.unique(flat)  # a later change of an entry wins, which the host's table already knows
+            where, blocks = (self._upload(array) for array in (flat, self._table_host.reshape(-1)[flat]))
             self._table.view(-1).index_copy_(0, where, blocks)
 
     def _upload(self, array: NDArray[np.integer]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self._device, non_blocking=True)
 
     def _gather_table(self, at: _Staging, slots: NDArray[np.int32], context_tokens: int) -> torch.Tensor:
-        """[R, B]: the tables of the planned rows, as wide as the longest needs, dense from a fixed address."""
+        """[R, B]: the tables of the planned rows, as wide as the longest needs, dense."""
         rows = len(slots)
         width = -(-context_tokens // self.limits.block_tokens)
         out = self._rows_table[: rows * width].view(rows, width)
@@ -140,7 +144,9 @@ class Batch:
 
     def _resolve_in_flight(self, at: _Staging, decode_rows: int) -> None:
         """Put the slot's last token where the plan could only say -1; that happens in decode rows alone."""
-        if self._device.type == "cpu":  # the same memory; three launches of torch cost as much as all of `_fill`
+        if (
+            self._device.type == "cpu"
+        ):  # the same memory; three launches of torch cost as much as all of `_fill`
             ids, last = at.token_ids[:decode_rows], self.last_tokens.numpy()[at.slots[:decode_rows]]
             np.copyto(ids, last, where=ids < 0)
         else:
@@ -149,7 +155,7 @@ class Batch:
 
 
 class _Staging:
-    """One block of memory with a step's integers in it; numpy views on the host, tensors of the same fields."""
+    """One block of memory with a step's integers in it: numpy views on the host, and tensors."""
 
     def __init__(self, limits: BatchLimits, device: torch.device, *, on_device: bool = False) -> None:
         fields = {

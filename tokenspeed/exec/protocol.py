@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an executor hands back, and what a loop may ask of it. Free of torch: the loop and the simulator import it."""
+"""What an executor hands back, and what a loop may ask of it. Free of torch: loop and simulator import it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from tokenspeed.control.plan import Plan
 
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
+from tokenspeed.control import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +27,13 @@ class StepResult:
 
 
 class Executor(Protocol):
-    """Whatever carries plans out: the device's executor, or the simulator's. Flights retire in launch order."""
+    """Whatever carries plans out: the device's executor or the simulator's. Flights retire in order."""
 
     def bind(self, slot: int, sampling: SamplingParams, prompt: np.ndarray, output: np.ndarray) -> None:
-        """Give `slot` to a request before the launch of the plan that binds it. int32 [n] each; output is what
-        the request produced before it was sent back, empty at first."""
+        """Give `slot` to a request, before the launch of the plan that binds it.
+
+        prompt, output: int32 [n]; the output is what the request produced before it was sent back, if it was.
+        """
         ...
 
     def launch(self, plan: Plan) -> Any:

@@ -2,8 +2,8 @@
 """Every series `/metrics` exports, with its unit: this file is the list.
 
 In: events of the front (a request starts, yields, ends) and the core's latest sample. Out: Prometheus text.
-Each `Metrics` has its own registry, so two engines in one process do not meet. Labels are closed sets; nothing a
-user sends becomes a label.
+Each `Metrics` has its own registry, so two engines in one process do not meet. Labels are closed sets;
+nothing a user sends becomes a label.
 """
 
 from __future__ import annotations
@@ -26,28 +26,42 @@ _TOKENS: Final = (1, 16, 64, 256, 1024, 4096, 16384, 65536, 131072, 262144)
 
 
 class Metrics:
-    """The series of one engine. `sample` is asked for the core's latest at each scrape; None before the first."""
+    """The series of one engine. `sample` is asked for the core's latest at each scrape, None at first."""
 
     def __init__(self, sample: Callable[[], CoreSample | None]) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
         self.first_token_s = self._histogram(
-            "tokenspeed_time_to_first_token_seconds", _FIRST_TOKEN_S, "from a request's arrival to its first token"
+            "tokenspeed_time_to_first_token_seconds",
+            _FIRST_TOKEN_S,
+            "from a request's arrival to its first token",
         )
         self.inter_token_s = self._histogram(
-            "tokenspeed_inter_token_seconds", _INTER_TOKEN_S, "between tokens; the mean where several came at once"
+            "tokenspeed_inter_token_seconds",
+            _INTER_TOKEN_S,
+            "between tokens; the mean where several came at once",
         )
         self.queue_s = self._histogram(
-            "tokenspeed_queue_seconds", _FIRST_TOKEN_S, "from a request's arrival to the first step that ran it"
+            "tokenspeed_queue_seconds",
+            _FIRST_TOKEN_S,
+            "from a request's arrival to the first step that ran it",
         )
         self.request_s = self._histogram(
             "tokenspeed_request_seconds", _REQUEST_S, "from a request's arrival to its end"
         )
-        self.prompt_tokens = self._histogram("tokenspeed_request_prompt_tokens", _TOKENS, "length of prompts, tokens")
-        self.output_tokens = self._histogram("tokenspeed_request_output_tokens", _TOKENS, "length of answers, tokens")
+        self.prompt_tokens = self._histogram(
+            "tokenspeed_request_prompt_tokens", _TOKENS, "length of prompts, tokens"
+        )
+        self.output_tokens = self._histogram(
+            "tokenspeed_request_output_tokens", _TOKENS, "length of answers, tokens"
+        )
         self.finished = self._counter("tokenspeed_requests_finished", "ended requests by how they ended")
         self.aborted = self._counter("tokenspeed_requests_aborted", "requests the front gave up, by cause")
-        self.refused = self._counter("tokenspeed_requests_refused", "requests refused before any work, by cause")
-        self.open = Gauge("tokenspeed_requests_open", "requests between arrival and end", registry=self.registry)
+        self.refused = self._counter(
+            "tokenspeed_requests_refused", "requests refused before any work, by cause"
+        )
+        self.open = Gauge(
+            "tokenspeed_requests_open", "requests between arrival and end", registry=self.registry
+        )
         self.registry.register(_CoreCollector(sample))
 
     def render(self) -> bytes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the core says of itself: gauges now, counters since start. Built by the loop, carried by the wire, exported."""
+"""What the core says of itself: gauges now, counters since start; made by the loop, carried by the wire."""
 
 from __future__ import annotations
 

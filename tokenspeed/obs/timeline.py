@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The recent past of the core, step by step, and the distribution of step durations since start.
 
-In: one record per retired step, from the loop. Out: counts per bucket (they travel in `wire.Stats`) and the last
-records, for a crash report or a debugger. Does not talk to Prometheus and holds no token.
-Costs one tuple and one bisection a step.
+In: one record per retired step, from the loop. Out: counts per bucket (they travel in `wire.Stats`) and the
+last records, for a crash report or a debugger. Does not talk to Prometheus and holds no token. Costs one
+tuple and one bisection a step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections import deque
 from typing import Final, NamedTuple
 
 STEP_BUCKETS_US: Final = (
-    500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 2_000_000, 5_000_000,
+    500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000,
+    1_000_000, 2_000_000, 5_000_000,
 )  # fmt: skip
 """Upper bounds, inclusive; one more bucket without bound follows."""
 STEPS_KEPT: Final = 1024

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choices and their reasons: what is asked for wins, what is left open fits the machine, what cannot work says why."""
+"""Choices and their reasons: what is asked for wins, the rest fits the machine, the impossible says why."""
 
 from __future__ import annotations
 

@@ -36,7 +36,10 @@ class PlainPlan:
 
 
 def _plain_plan(
-    rows: list[tuple[int, int, list[int], bool]], *, step: int = 0, deltas: list[tuple[int, int, int]] | None = None
+    rows: list[tuple[int, int, list[int], bool]],
+    *,
+    step: int = 0,
+    deltas: list[tuple[int, int, int]] | None = None,
 ) -> PlainPlan:
     """A plan of rows (slot, start, new tokens, sampled); single-token rows that are sampled come first."""
     slots, starts, tokens, sampled = zip(*rows, strict=True)

@@ -36,7 +36,9 @@ def test_layout_is_the_plain_definition(
     blocks = list(range(LIMITS.slots * LIMITS.blocks_per_row))
     random.shuffle(blocks)
     table = np.array(blocks, dtype=np.int32).reshape(LIMITS.slots, LIMITS.blocks_per_row)
-    deltas = [(slot, index, int(table[slot, index])) for slot in range(6) for index in range(LIMITS.blocks_per_row)]
+    deltas = [
+        (slot, index, int(table[slot, index])) for slot in range(6) for index in range(LIMITS.blocks_per_row)
+    ]
     batch = Batch(LIMITS, CPU)
 
     inputs = batch.lay(plain_plan(rows, deltas=deltas))
@@ -72,13 +74,23 @@ def test_a_token_in_flight_is_the_slots_last(plain_plan: Any) -> None:
     batch = Batch(LIMITS, CPU)
     batch.last_tokens[3] = 42
     batch.last_tokens[1] = 43
-    inputs = batch.lay(plain_plan([(3, 5, [-1], True), (0, 5, [8], True), (1, 2, [-1], True), (2, 0, [4, 5], True)]))
+    inputs = batch.lay(
+        plain_plan([(3, 5, [-1], True), (0, 5, [8], True), (1, 2, [-1], True), (2, 0, [4, 5], True)])
+    )
     assert inputs.token_ids.tolist() == [42, 8, 43, 4, 5]
 
 
 def test_addresses_do_not_move(plain_plan: Any) -> None:
     batch = Batch(LIMITS, CPU)
-    names = ("token_ids", "positions", "write_index", "row_starts", "context_lens", "block_table", "sample_index")
+    names = (
+        "token_ids",
+        "positions",
+        "write_index",
+        "row_starts",
+        "context_lens",
+        "block_table",
+        "sample_index",
+    )
     first = batch.lay(plain_plan([(0, 0, [1, 2], True)]))
     before = {name: getattr(first, name).data_ptr() for name in names}
     second = batch.lay(plain_plan([(4, 9, [1], True), (1, 0, [1, 2, 3], False)]))

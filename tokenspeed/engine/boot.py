@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""From a configuration to a core that can run: one way, each part built from those before it.
+
+    config -> device -> model (no memory yet) -> does it fit? -> weights -> free memory -> Resolved -> arena
+           -> executor -> Scheduler, last
+
+In: an `EngineConfig`. Out: a `Core`; or `SetupError`. Used by the core process, and in-process by tests and
+benchmarks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenspeed import kernels, models, weights
+from tokenspeed.base.config import EngineConfig, ModelConfig
+from tokenspeed.base.errors import SetupError
+from tokenspeed.base.log import get_logger
+from tokenspeed.base.resolve import ModelFacts, Resolved, resolve, resolve_dtype, resolve_threads
+from tokenspeed.control import Scheduler, SchedulerOptions
+from tokenspeed.engine import source, wire
+from tokenspeed.exec import facts
+from tokenspeed.exec.arena import Arena
+from tokenspeed.exec.batch import Batch, BatchLimits
+from tokenspeed.exec.executor import DeviceExecutor
+from tokenspeed.sampling import Sampler
+
+_log = get_logger("engine")
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """Everything a loop needs."""
+
+    resolved: Resolved
+    model: models.Facts
+    scheduler: Scheduler
+    executor: DeviceExecutor
+
+    @property
+    def ready(self) -> wire.Ready:
+        """What the front is told."""
+        resolved = self.resolved
+        return wire.Ready(
+            pid=os.getpid(),
+            vocab_size=self.model.vocab,
+            context_tokens_max=resolved.context_tokens_max,
+            block_tokens=resolved.block_tokens,
+            blocks_total=resolved.blocks_total,
+            slots_max=resolved.slots_max,
+            waiting_max=resolved.waiting_max,
+            overlap=resolved.overlap,
+            choices=list(resolved.choices),
+        )
+
+
+def boot(config: EngineConfig) -> Core:
+    """Build a core; `SetupError` says what is wrong and what would work."""
+    directory = source.locate(config.model.model)
+    hf_config = _read_config(directory, config.model)
+    device = facts.choose_device(config.device.device)
+    found = facts.measure(device)
+    threads, _ = resolve_threads(config.device, found.cores)
+    dtype, _ = resolve_dtype(config.model, models.checkpoint_dtype(hf_config))
+    torch.set_num_threads(threads)
+    with kernels.overriding(*config.device.kernel):
+        model = models.build(
+            hf_config,
+            dtype=dtype,
+            device=device,
+            quantization=None if config.model.quantization == "none" else config.model.quantization,
+            block_tokens=config.cache.block_tokens,
+            context_tokens=config.model.max_model_len,
+        )
+    about = _model_facts(model, hf_config, config.model)
+    resolve(config, found, about)  # refuse what cannot fit before reading it
+    _load(model, directory, config.model)
+    resolved = resolve(config, facts.measure(device), dataclasses.replace(about, weight_bytes=0))
+    arena = Arena(
+        model.kv_spec,
+        blocks=resolved.blocks_total,
+        block_tokens=resolved.block_tokens,
+        dtype=model.dtype,
+        device=device,
+    )
+    limits = BatchLimits(
+        slots=resolved.slots_max,
+        rows=resolved.slots_max,
+        tokens=resolved.tokens_per_step_max,
+        context_tokens=resolved.context_tokens_max,
+        block_tokens=resolved.block_tokens,
+    )
+    sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
+    executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
+    return Core(resolved, model.facts, Scheduler(_scheduler_options(config, resolved)), executor)
+
+
+def _read_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
+    hf_config = models.read_config(directory)
+    if config.layers is not None:
+        if config.load_format != "dummy":
+            raise SetupError("--layers builds a model that no checkpoint has; it needs --load-format dummy")
+        for section in (hf_config, hf_config.get("text_config") or {}):
+            if "num_hidden_layers" in section:
+                section["num_hidden_layers"] = min(config.layers, section["num_hidden_layers"])
+    return hf_config
+
+
+def _model_facts(model: models.Model, hf_config: dict[str, Any], config: ModelConfig) -> ModelFacts:
+    weight_bytes = model.facts.parameter_bytes
+    return ModelFacts(
+        name=config.served_model_name or model.facts.architecture,
+        dtype=models.checkpoint_dtype(hf_config),
+        context_tokens_max=model.facts.context_tokens,
+        vocab_size=model.facts.vocab,
+        kv_bytes_per_token=model.facts.kv_bytes_per_token,
+        weight_bytes=weight_bytes // model.dtype.itemsize if config.quantization == "int8" else weight_bytes,
+    )
+
+
+def _load(model: models.Model, directory: Path, config: ModelConfig) -> None:
+    started = time.monotonic()
+    if config.load_format == "dummy":
+        loaded = weights.load_dummy(model, seed=config.seed)
+    else:
+        loaded = weights.load(model, directory)
+    _log.info("weights: %.2f GiB in %.1f s", loaded.parameter_bytes / 2**30, time.monotonic() - started)
+
+
+def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOptions:
+    return SchedulerOptions(
+        blocks_total=resolved.blocks_total,
+        block_tokens=resolved.block_tokens,
+        slots_max=resolved.slots_max,
+        tokens_per_step_max=resolved.tokens_per_step_max,
+        rows_per_step_max=resolved.slots_max,
+        prefill_tokens_max=resolved.prefill_tokens_max,
+        waiting_max=resolved.waiting_max,
+        context_tokens_max=resolved.context_tokens_max,
+        prefix_cache=config.cache.prefix_cache,
+        overlap=resolved.overlap,
+        hash_key=secrets.token_bytes(16),
+        seed=config.model.seed,
+    )
