@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: MIT
+// The one product that everything is made of: rows times panels.
+//
+//   panel     16 rows of a matrix, transposed by words: word w of row r lies at [w * 16 + r]. Read as vectors.
+//   tile      m <= rows_max rows, transposed by words: word w of row r lies at [w * m + r]. Read as broadcasts.
+//   product   out[m][16 n] = tile x n panels, summed over words in ascending order, one float accumulator per output.
+//
+// The accumulator of an output never depends on which other rows or panels are computed beside it. So a row comes out
+// bitwise the same whatever the batch: alone or with others, in a chunk or whole (the law of batch invariance; contraction
+// of a * b + c is off in these files, because it could differ between instantiations).
+//
+// A `Format` says how a weight matrix [O, K] lies in panels and how activations are laid out to meet it:
+//   Native<E>  elements as they are.
+//   Int8       symmetric int8 weights with one float scale per output. Activations become int16 with one scale per row
+//              and group of 128 inputs (error at most 2^-16 of the group's peak, finer than bf16 for all but the smallest
+//              elements); sums within a group are exact integers.
+#pragma once
+
+#include "kernels.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace tokenspeed::cpu::TS_ISA {
+
+#if defined(TS_AVX512)
+inline constexpr int rows_max = 12;  // 12 x 2 accumulators of 32 registers
+constexpr int panels_for(int rows) { return rows <= 6 ? 4 : 2; }
+#elif defined(TS_AVX2)
+inline constexpr int rows_max = 6;  // 6 x 1 accumulators of two registers each, of 16
+constexpr int panels_for(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1; }
+#else
+inline constexpr int rows_max = 4;
+constexpr int panels_for(int) { return 1; }
+#endif
+
+// How rows_total rows fall into tiles: as few as possible, as equal as possible.
+struct Tiling {
+  i64 rows, count;
+  explicit Tiling(i64 rows_total) : rows(rows_total), count((rows_total + rows_max - 1) / rows_max) {}
+  i64 begin(i64 tile) const { return tile * (rows / count) + (tile < rows % count ? tile : rows % count); }
+  int size(i64 tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
+};
+
+template <class Body>
+void for_each(i64 tasks, const Body& body) {
+  auto run_one = [](const void* context, std::int64_t index, int thread) {
+    (*static_cast<const Body*>(context))(index, thread);
+  };
+  parallel(tasks, run_one, &body);
+}
+
+// acc[M][N] += tile x N panels. Word w of row r of the tile lies at a[w * SW + r * SR].
+template <class E, int M, int N, int SW, int SR>
+TS_INLINE void accumulate(const u32* a, const u32* b, i64 b_stride, i64 words, vf (&acc)[M][N]) {
+  constexpr int ahead = 2048 / 64;  // vectors; hardware prefetchers stop at each page
+  for (i64 w = 0; w < words; ++w) {
+    vw panel[N];
+    TS_UNROLL for (int n = 0; n < N; ++n) {
+      panel[n] = load_words(b + n * b_stride + w * lanes);
+      if constexpr (M <= 2) prefetch(b + n * b_stride + (w + ahead) * lanes);
+    }
+    TS_UNROLL for (int r = 0; r < M; ++r) {
+      const vw row = splat_word(a[w * SW + r * SR]);
+      TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = dot<E>(acc[r][n], row, panel[n]);
+    }
+  }
+}
+
+// Lays up to 16 rows of `elements` elements out by words: word w of row r at to[w * stride + r]. Rows past `count` are zero
+// when `stride` is 16 (a panel) and absent otherwise (a tile).
+template <class E>
+void transpose_rows(const E* const* rows, int count, i64 elements, u32* to, int stride) {
+  const i64 words = words_of<E>(elements);
+  for (i64 w = 0; w < words; w += lanes) {
+    vw block[lanes];
+    const i64 from = w * per_word<E>;
+    for (int r = 0; r < lanes; ++r) block[r] = r < count ? load_row(rows[r] + from, elements - from) : zero_words();
+    transpose(block);
+    const i64 most = words - w < lanes ? words - w : lanes;
+    for (i64 i = 0; i < most; ++i) {
+      u32* line = to + (w + i) * stride;
+      if (stride == lanes) store_words(line, block[i]);
+      else store_words(line, block[i], count);
+    }
+  }
+}
+
+template <class E>
+struct Native {
+  using Element = E;
+  static i64 panel_words(i64 inputs) { return words_of<E>(inputs) * lanes; }
+  static i64 row_words(i64 inputs) { return words_of<E>(inputs); }
+
+  static void pack_panel(const E* const* rows, int count, i64 inputs, u32* to) {
+    transpose_rows(rows, count, inputs, to, lanes);
+  }
+  static void pack_tile(const E* const* rows, int count, i64 inputs, u32* to) {
+    transpose_rows(rows, count, inputs, to, count);
+  }
+  // A row alone needs no packing when it ends on a word.
+  static const u32* single(const E* row, i64 inputs) {
+    return inputs % per_word<E> == 0 ? reinterpret_cast<const u32*>(row) : nullptr;
+  }
+
+  template <int M, int N>
+  static TS_INLINE void product(const u32* a, const u32* b, i64 b_stride, i64 inputs, vf (&acc)[M][N]) {
+    accumulate<E, M, N, M, 1>(a, b, b_stride, words_of<E>(inputs), acc);
+  }
+};
+
+// A panel is its 16 scales, then its words as int8 pairs; a tile is a run of groups: m float scales, then the group's words.
+template <class E>
+struct Int8 {
+  using Element = E;
+  static constexpr i64 group = 128;  // inputs that share an activation scale
+
+  static i64 int16_words(i64 inputs) { return (inputs + 1) / 2; }
+  static i64 panel_words(i64 inputs) { return lanes + int16_words(inputs) * lanes / 2; }
+  static i64 row_words(i64 inputs) { return (inputs + group - 1) / group + int16_words(inputs); }
+  static const u32* single(const E*, i64) { return nullptr; }
+
+  static float peak_of(const E* row, i64 count) {
+    vf most = zero();
+    for (i64 i = 0; i < count; i += lanes) most = max(most, abs(load(row + i, count - i)));
+    return peak(most);
+  }
+
+  static void pack_panel(const E* const* rows, int count, i64 inputs, u32* to) {
+    float* scales = reinterpret_cast<float*>(to);
+    std::int8_t* pairs = reinterpret_cast<std::int8_t*>(to + lanes);
+    for (int r = 0; r < lanes; ++r) {
+      const float most = r < count ? peak_of(rows[r], inputs) : 0.0f;
+      scales[r] = most > 0.0f ? most / 127.0f : 1.0f;
+      for (i64 i = 0; i < 2 * int16_words(inputs); ++i) {
+        const float x = r < count && i < inputs ? to_float(rows[r][i]) / scales[r] : 0.0f;
+        pairs[(i / 2 * lanes + r) * 2 + i % 2] = static_cast<std::int8_t>(__builtin_lrintf(x));
+      }
+    }
+  }
+
+  static void pack_tile(const E* const* rows, int count, i64 inputs, u32* to) {
+    for (i64 g = 0; g < inputs; g += group) {
+      const i64 here = inputs - g < group ? inputs - g : group;
+      const i64 words = int16_words(here);
+      alignas(64) std::int16_t quantised[lanes][group];
+      float* scales = reinterpret_cast<float*>(to);
+      const bf16* row_of[lanes];  // two int16 lie like two bf16; the bits are only moved
+      for (int r = 0; r < count; ++r) {
+        const float most = peak_of(rows[r] + g, here);
+        const vf inverse = splat(most > 0.0f ? 32767.0f / most : 0.0f);
+        scales[r] = most / 32767.0f;
+        row_of[r] = reinterpret_cast<const bf16*>(quantised[r]);
+        for (i64 i = 0; i < here; i += lanes)
+          store_int16(quantised[r] + i, round_nearest(load(rows[r] + g + i, here - i) * inverse));
+      }
+      if (count == 1) std::memcpy(to + count, quantised[0], static_cast<std::size_t>(words) * 4);
+      else transpose_rows(row_of, count, 2 * words, to + count, count);
+      to += count * (1 + words);
+    }
+  }
+
+  template <int M, int N>
+  static TS_INLINE void product(const u32* a, const u32* b, i64 b_stride, i64 inputs, vf (&acc)[M][N]) {
+    constexpr i64 ahead = 2048;
+    const auto* pairs = reinterpret_cast<const std::int8_t*>(b + lanes);
+    for (i64 left = inputs; left > 0; left -= group) {
+      const i64 words = int16_words(left < group ? left : group);
+      vw whole[M][N];
+      TS_UNROLL for (int r = 0; r < M; ++r) {
+        TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = zero_words();
+      }
+      const u32* x = a + M;
+      for (i64 w = 0; w < words; ++w) {
+        vw panel[N];
+        TS_UNROLL for (int n = 0; n < N; ++n) {
+          panel[n] = widen(pairs + n * b_stride * 4 + w * 2 * lanes);
+          if constexpr (M <= 2) prefetch(pairs + n * b_stride * 4 + w * 2 * lanes + ahead);
+        }
+        TS_UNROLL for (int r = 0; r < M; ++r) {
+          const vw row = splat_word(x[w * M + r]);
+          TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = dot_int16(whole[r][n], row, panel[n]);
+        }
+      }
+      TS_UNROLL for (int r = 0; r < M; ++r) {
+        const vf scale = splat(reinterpret_cast<const float*>(a)[r]);
+        TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = fma(int_to_float(whole[r][n]), scale, acc[r][n]);
+      }
+      a += M * (1 + words);
+      pairs += words * 2 * lanes;
+    }
+    TS_UNROLL for (int n = 0; n < N; ++n) {
+      const vf scale = load(reinterpret_cast<const float*>(b + n * b_stride));
+      TS_UNROLL for (int r = 0; r < M; ++r) acc[r][n] = acc[r][n] * scale;
+    }
+  }
+};
+
+template <class F, int M, int N>
+__attribute__((noinline)) void product_fixed(const u32* a, const u32* b, i64 b_stride, i64 inputs, float* out, i64 ld) {
+  vf acc[M][N];
+  TS_UNROLL for (int r = 0; r < M; ++r) {
+    TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = zero();
+  }
+  F::template product<M, N>(a, b, b_stride, inputs, acc);
+  TS_UNROLL for (int r = 0; r < M; ++r) {
+    TS_UNROLL for (int n = 0; n < N; ++n) store(out + r * ld + n * lanes, acc[r][n]);
+  }
+}
+
+template <class F, int M>
+void product_rows(const u32* a, const u32* b, i64 b_stride, int panels, i64 inputs, float* out, i64 ld) {
+  constexpr int N = panels_for(M);
+  int n = 0;
+  for (; n + N <= panels; n += N) product_fixed<F, M, N>(a, b + n * b_stride, b_stride, inputs, out + n * lanes, ld);
+  if constexpr (N > 2) {
+    for (; n + 2 <= panels; n += 2) product_fixed<F, M, 2>(a, b + n * b_stride, b_stride, inputs, out + n * lanes, ld);
+  }
+  if constexpr (N > 1) {
+    for (; n < panels; ++n) product_fixed<F, M, 1>(a, b + n * b_stride, b_stride, inputs, out + n * lanes, ld);
+  }
+}
+
+// out[m][16 panels] (rows `ld` floats apart) = a tile of m rows times panels that lie `b_stride` words apart.
+template <class F, int M = rows_max>
+void product(int m, const u32* a, const u32* b, i64 b_stride, int panels, i64 inputs, float* out, i64 ld) {
+  if (m == M) return product_rows<F, M>(a, b, b_stride, panels, inputs, out, ld);
+  if constexpr (M > 1) product<F, M - 1>(m, a, b, b_stride, panels, inputs, out, ld);
+}
+
+}  // namespace tokenspeed::cpu::TS_ISA

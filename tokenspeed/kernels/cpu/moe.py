@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+"""`moe.route` and `moe.experts`.
+
+In: router logits, activations [T, C], choices. Out: new tensors. Only the weights of chosen experts are read.
+
+Law: a token's result is bitwise the same whatever the other tokens are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenspeed.kernels.cpu import _cpu
+from tokenspeed.kernels.cpu.buffers import address, expect, output
+from tokenspeed.kernels.cpu.linear import PackedWeight, pack
+
+
+def route(
+    logits: Tensor,
+    bias: Tensor | None,
+    *,
+    top_k: int,
+    groups: int,
+    groups_top: int,
+    scoring: str,
+    group_score: str,
+    normalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Choose `top_k` experts of the best `groups_top` groups by score + bias; weigh them by score alone."""
+    tokens, experts = logits.shape
+    expect(
+        logits.dtype is torch.float32
+        and logits.is_contiguous()
+        and (bias is None or (bias.dtype is torch.float32 and bias.shape == (experts,) and bias.is_contiguous())),
+        "want logits [T, E] and bias [E], float32",
+        logits,
+    )
+    ids = torch.empty((tokens, top_k), dtype=torch.int32)
+    weights = torch.empty((tokens, top_k), dtype=torch.float32)
+    _cpu.route(
+        logits.data_ptr(), address(bias), tokens, experts, top_k, groups, groups_top, scoring == "sigmoid",
+        group_score == "top2_sum", normalise, scale, ids.data_ptr(), weights.data_ptr(),
+    )  # fmt: skip
+    return ids, weights
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """Gate, up and down of all experts in panels: `w13` is [2E, F, C] (gate and up apart), `w2` [E, C, F]."""
+
+    w13: PackedWeight
+    w2: PackedWeight
+    experts: int
+    width: int
+    ffn: int
+
+
+def experts_prepare(w13: Tensor, w2: Tensor, *, format: str = "native") -> PackedExperts:
+    """Pack w13 [E, 2F, C] and w2 [E, C, F]."""
+    experts, width, ffn = w2.shape
+    expect(w13.shape == (experts, 2 * ffn, width) and w13.dtype is w2.dtype, "w13 and w2 do not fit", w13, w2)
+    return PackedExperts(
+        pack(w13.reshape(2 * experts, ffn, width), format), pack(w2, format), experts, width, ffn
+    )
+
+
+def experts(
+    x: Tensor, ids: Tensor, weights: Tensor, w: PackedExperts, *, out: Tensor | None = None
+) -> Tensor:
+    """Sum over each token's experts: weight * W2 (silu(W1 x) * W3 x)."""
+    tokens, width = x.shape
+    expect(
+        width == w.width
+        and x.stride(1) == 1
+        and x.dtype is w.w13.dtype
+        and ids.shape == weights.shape
+        and ids.shape[0] == tokens
+        and ids.dtype is torch.int32
+        and weights.dtype is torch.float32
+        and ids.is_contiguous()
+        and weights.is_contiguous(),
+        f"want x [T, {w.width}] {w.w13.dtype}, ids [T, k] int32, weights [T, k] float32",
+        x,
+        ids,
+        weights,
+    )
+    y = output(out, (tokens, width), x.dtype)
+    _cpu.experts(
+        x.data_ptr(), tokens, width, w.ffn, w.experts, ids.shape[1], x.stride(0), ids.data_ptr(), weights.data_ptr(),
+        w.w13.where, w.w2.where, y.data_ptr(), w.w13.dtype_code, w.w13.format_code,
+    )  # fmt: skip
+    return y
