@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Messages to the text a model was taught: the checkpoint's own template, compiled once.
 
-In: messages, tools and extra variables as plain JSON values. Out: text, or a `RequestError` that says what the template did
-not accept. What differs between templates is found by trying them when they are loaded, never by a model's name: whether
-they take content as a list of parts, accept a null content, know tools. It reads no image and fetches nothing.
+In: messages, tools and extra variables as plain JSON values. Out: text, or a `RequestError` that says what
+the template did not accept. What differs between templates is found by trying them when they are loaded,
+never by a model's name: whether they take content as a list of parts, accept a null content, know tools. It
+reads no image and fetches nothing.
 """
 
 from __future__ import annotations
@@ -104,9 +105,13 @@ class ChatTemplate:
             param="messages",
         ) from failure
 
-    def _render(self, messages: list[Message], tools: list[dict[str, Any]] | None, extra: dict[str, Any]) -> str:
+    def _render(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None, extra: dict[str, Any]
+    ) -> str:
         template = self._templates[TOOL_USE if tools and TOOL_USE in self._templates else DEFAULT]
-        return sandbox.render(template, {**self._special_tokens, "messages": messages, "tools": tools, **extra})
+        return sandbox.render(
+            template, {**self._special_tokens, "messages": messages, "tools": tools, **extra}
+        )
 
     def _shape(self, message: Message) -> Message:
         """A message as this template wants it."""
@@ -175,7 +180,8 @@ def _wrap_raw_arguments(message: Message) -> Message:
         "tool_calls": [
             call
             if isinstance(call["function"]["arguments"], dict)
-            else call | {"function": call["function"] | {"arguments": {"arguments": call["function"]["arguments"]}}}
+            else call
+            | {"function": call["function"] | {"arguments": {"arguments": call["function"]["arguments"]}}}
             for call in calls
         ]
     }

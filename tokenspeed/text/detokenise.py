@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Generated ids to text, piece by piece, O(1) a token.
 
-In: ids as they are generated. Out: text that will not change any more; a character is held back until its last byte
-is there. `flush` ends the sequence and yields what is still open (U+FFFD for a cut character). The pieces joined are
-the text of the whole sequence, however the ids were grouped. It knows nothing of stop strings or tool calls.
+In: ids as they are generated. Out: text that will not change any more; a character is held back until its
+last byte is there. `flush` ends the sequence and yields what is still open (U+FFFD for a cut character). The
+pieces joined are the text of the whole sequence, however the ids were grouped. It knows nothing of stop
+strings or tool calls.
 
-Byte-level vocabularies (all the families served today) use a table of bytes and an incremental UTF-8 decoder; any other
-kind (byte fallback, stripped spaces) compares two decodings of a short window.
+Byte-level vocabularies (all the families served today) use a table of bytes and an incremental UTF-8 decoder;
+any other kind (byte fallback, stripped spaces) compares two decodings of a short window.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from typing import Final, Protocol
 
 from tokenspeed.text.tokenizer import Tokenizer
 
-_PENDING_MAX: Final = 8  # a character has at most 4 bytes; more open tokens than this are garbage, not a character
-_CONTEXT: Final = 4  # ids of the prompt decoded again with the first new ones: a decoder may strip a leading space
+_PENDING_MAX: Final = (
+    8  # a character has at most 4 bytes; more open tokens than this are garbage, not a character
+)
+_CONTEXT: Final = (
+    4  # ids of the prompt decoded again with the first new ones: a decoder may strip a leading space
+)
 
 
 class Detokeniser(Protocol):
@@ -29,7 +34,9 @@ class Detokeniser(Protocol):
     def flush(self) -> str: ...
 
 
-def start(tokenizer: Tokenizer, *, hidden: frozenset[int] = frozenset(), prompt: Sequence[int] = ()) -> Detokeniser:
+def start(
+    tokenizer: Tokenizer, *, hidden: frozenset[int] = frozenset(), prompt: Sequence[int] = ()
+) -> Detokeniser:
     """Begin a sequence; `hidden` ids yield no text, `prompt` is what the sequence continues."""
     table = tokenizer.byte_table
     if table is not None:

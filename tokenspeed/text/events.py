@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What a model's output consists of, as a stream of values: the one vocabulary of parsers and API dialects.
 
-The events of one output, in order: reasoning, content and calls as the model wrote them. `Reasoning`, `Content` and
-`ArgumentsDelta` carry pieces; how the text was cut into pieces means nothing (`merged` gives the canonical form).
-Every `CallStart` is followed by its `CallEnd`, with only its own `ArgumentsDelta`s between them.
+The events of one output, in order: reasoning, content and calls as the model wrote them. `Reasoning`,
+`Content` and `ArgumentsDelta` carry pieces; how the text was cut into pieces means nothing (`merged` gives
+the canonical form). Every `CallStart` is followed by its `CallEnd`, with only its own `ArgumentsDelta`s
+between them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class ArgumentsDelta:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """complete: the arguments are whole JSON; truncated: the output ended inside them; malformed: they are not JSON."""
+    """complete: the arguments are whole JSON; truncated: the output ended inside them; malformed: they are
+    not JSON."""
 
     index: int
     status: CallStatus
@@ -56,12 +58,12 @@ def merged(events: Iterable[Event]) -> list[Event]:
     """Join neighbouring pieces and drop empty ones: equal for every cutting of the same text."""
     joined: list[Event] = []
     for event in events:
-        if isinstance(event, Reasoning | Content | ArgumentsDelta):
-            last = joined[-1] if joined else None
-            if not event.text:
-                continue
-            if type(last) is type(event):
-                joined[-1] = replace(last, text=last.text + event.text)
-                continue
-        joined.append(event)
+        last = joined[-1] if joined else None
+        match last, event:
+            case _, Reasoning("") | Content("") | ArgumentsDelta(_, ""):
+                pass
+            case (Reasoning(), Reasoning()) | (Content(), Content()) | (ArgumentsDelta(), ArgumentsDelta()):
+                joined[-1] = replace(event, text=last.text + event.text)
+            case _:
+                joined.append(event)
     return joined

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What a checkpoint's authors recommend: sampling defaults and the ids that end an answer.
 
-In: `generation_config.json` and `config.json` of a model directory. Out: a `GenerationDefaults` whose None fields say
-nothing. Defaults fill what a request leaves unset, and only that (rule R10).
+In: `generation_config.json` and `config.json` of a model directory. Out: a `GenerationDefaults` whose None
+fields say nothing. Defaults fill what a request leaves unset, and only that (rule R10).
 """
 
 from __future__ import annotations

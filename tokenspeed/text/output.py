@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Generated ids of one answer to events: detokenise, watch for stop strings, split reasoning and calls.
 
-In: the ids of each step and, once, how the engine ended. Out: events, and `finish` once the answer is over for
-whatever reason; when it is over before the engine knows (a stop string, one call where only one is wanted), the caller
-aborts the request. Pure: no clock, no socket. Used by every API dialect and by the library.
+In: the ids of each step and, once, how the engine ended. Out: events, and `finish` once the answer is over
+for whatever reason; when it is over before the engine knows (a stop string, one call where only one is
+wanted), the caller aborts the request. Pure: no clock, no socket. Used by every API dialect and by the
+library.
 """
 
 from __future__ import annotations
@@ -52,6 +53,23 @@ class OutputReader:
     @property
     def stop_string(self) -> str | None:
         return self._stops.hit
+
+    @property
+    def may_end_early(self) -> bool:
+        """The text may end the answer; then ids are best fed one by one, as `read` does."""
+        return bool(self._options.stops) or self._options.one_call
+
+    def read(self, ids: Sequence[int], finish: EngineFinish | None = None) -> tuple[list[Event], int]:
+        """Like `feed`, and say how many of the ids belong to the answer: none is taken past its end."""
+        if not self.may_end_early or len(ids) < 2:
+            return self.feed(ids, finish), len(ids)
+        events: list[Event] = []
+        for index in range(len(ids)):
+            last = index == len(ids) - 1
+            events += self.feed(ids[index : index + 1], finish if last else None)
+            if self.finish is not None:
+                return events, index + 1
+        return events, len(ids)
 
     def feed(self, ids: Sequence[int], finish: EngineFinish | None = None) -> list[Event]:
         """Take a step's ids; with finish "stop" the last of them is the stop id, which is no text."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """All that a model directory says about text, loaded once: tokenizer, template, dialect, defaults.
 
-In: a directory. Out: a `TextPlane`, immutable. `prompt_of_chat` is the whole way from messages to ids; it takes
-milliseconds on long histories, so callers on an event loop run it in an executor.
+In: a directory. Out: a `TextPlane`, immutable. `prompt_of_chat` is the whole way from messages to ids; it
+takes milliseconds on long histories, so callers on an event loop run it in an executor.
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ class TextPlane:
                 param="messages",
             )
         if tools and not (template.takes_tools and self.dialect.calls):
-            why = "has no place for tools" if not template.takes_tools else "writes calls in a dialect not supported yet"
+            why = (
+                "has no place for tools"
+                if not template.takes_tools
+                else "writes calls in a dialect not supported yet"
+            )
             raise RequestError(
                 f"this model's chat template {why}; leave out tools",
                 code="unsupported_by_model",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """jinja for templates that nobody vouches for: sandboxed, immutable, with fuel.
 
-A model directory is untrusted data. Beyond jinja's own sandbox (no attribute leads out, nothing passed in can be changed), a
-rendering here may spend a bounded amount of CPU time and build strings of bounded length; past that it ends with
-`FuelExhausted`. Every loop body and every call checks the time; `+ ~ * ** %` and numeric arguments check the size.
-The dialect is the one chat templates are written for: trimmed blocks, loop controls, `generation` blocks (which render
-their body), `tojson` without ASCII escaping, `raise_exception`, `strftime_now`.
+A model directory is untrusted data. Beyond jinja's own sandbox (no attribute leads out, nothing passed in can
+be changed), a rendering here may spend a bounded amount of CPU time and build strings of bounded length; past
+that it ends with `FuelExhausted`. Every loop body and every call checks the time; `+ ~ * ** %` and numeric
+arguments check the size. The dialect is the one chat templates are written for: trimmed blocks, loop
+controls, `generation` blocks (which render their body), `tojson` without ASCII escaping, `raise_exception`,
+`strftime_now`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final, NoReturn
@@ -60,7 +61,8 @@ _fuel: ContextVar[_Fuel] = ContextVar("_fuel")
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the model wrote, for training; here it is its body."""
+    """`{% generation %}...{% endgeneration %}` marks what the model wrote, for training; here it is its
+    body."""
 
     tags = {"generation"}  # noqa: RUF012  (declared so by the base class)
 
@@ -72,15 +74,17 @@ class _GenerationBlock(Extension):
 class _Metering(NodeTransformer):
     """Puts a look at the fuel into every loop body, and `~` under the size bound."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802  (named by the base class)
         self.generic_visit(node)
         tick = nodes.Call(nodes.EnvironmentAttribute("tick"), [], [], None, None)
         node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Call:  # noqa: N802
         self.generic_visit(node)
-        return nodes.Call(nodes.EnvironmentAttribute("concatenate"), node.nodes, [], None, None, lineno=node.lineno)
+        return nodes.Call(
+            nodes.EnvironmentAttribute("concatenate"), node.nodes, [], None, None, lineno=node.lineno
+        )
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
@@ -92,13 +96,16 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
         self.filters = {name: _bounded(function) for name, function in self.filters.items()}
         self.filters["tojson"] = _to_json
+        self.globals: MutableMapping[str, Any]
         self.globals["raise_exception"] = _raise_exception
-        self.globals["strftime_now"] = lambda pattern: now().strftime(pattern)
+        self.globals["strftime_now"] = lambda pattern: now().strftime(str(pattern))
 
     def load_source(self, source: str) -> jinja2.Template:
         """Compile a template; `jinja2.TemplateError` if it is none."""
         if len(source) > SOURCE_CHARACTERS_MAX:
-            raise jinja2.TemplateError(f"a template of {len(source)} characters; at most {SOURCE_CHARACTERS_MAX}")
+            raise jinja2.TemplateError(
+                f"a template of {len(source)} characters; at most {SOURCE_CHARACTERS_MAX}"
+            )
         try:
             code = self.compile(_Metering().visit(self.parse(source)))
         except RecursionError as error:
@@ -202,7 +209,9 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

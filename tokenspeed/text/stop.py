@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Stop strings over a stream of text, across every boundary between pieces.
 
-In: text in pieces. Out: text that certainly precedes any stop string, and the stop string once one is complete. Only
-the longest tail that could still begin a stop string is held back. The first stop string to be *completed* wins (the
-longer of two completed by the same character), so the result does not depend on how the text was cut.
+In: text in pieces. Out: text that certainly precedes any stop string, and the stop string once one is
+complete. Only the longest tail that could still begin a stop string is held back. The first stop string to be
+*completed* wins (the longer of two completed by the same character), so the result does not depend on how the
+text was cut.
 """
 
 from __future__ import annotations

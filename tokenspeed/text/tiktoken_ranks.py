@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """tiktoken rank files as an equal `tokenizers` BPE, so that no second tokenizer library is needed.
 
-In: lines of `base64(bytes) rank` and the special tokens of `tokenizer_config.json`. Out: a `tokenizers.Tokenizer`.
-tiktoken joins whichever adjacent pair makes the token of lowest rank; the merge list below names every such pair in
-that order, and a whole piece found in the vocabulary is taken as it is (`ignore_merges`), so both give the same ids.
+In: lines of `base64(bytes) rank` and the special tokens of `tokenizer_config.json`. Out: a
+`tokenizers.Tokenizer`. tiktoken joins whichever adjacent pair makes the token of lowest rank; the merge list
+below names every such pair in that order, and a whole piece found in the vocabulary is taken as it is
+(`ignore_merges`), so both give the same ids.
 
-A rank file does not hold its split pattern or its special tokens: those are facts of the two families that ship such
-files, kept in `_FAMILIES`.
+A rank file does not hold its split pattern or its special tokens: those are facts of the two families that
+ship such files, kept in `_FAMILIES`.
 """
 
 from __future__ import annotations
@@ -150,7 +151,11 @@ def _added_tokens(family: _Family, first_id: int, config: dict[str, Any]) -> lis
 
 def _byte_characters() -> dict[int, str]:
     """The printable stand-in of each byte in byte-level vocabularies."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     characters = {byte: chr(byte) for byte in printable}
     others = (byte for byte in range(256) if byte not in characters)
     return characters | {byte: chr(256 + index) for index, byte in enumerate(others)}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Text to token ids, and what is known of each id, from a model directory.
 
-In: `tokenizer.json`, or tiktoken ranks (`*.tiktoken`, `tiktoken.model`), with `tokenizer_config.json` beside it.
-Out: a `Tokenizer`. Encoding releases the GIL and may run in any thread; callers on an event loop use an executor.
-It does not render chat templates, and decoding generated ids piece by piece is `detokenise`'s work.
+In: `tokenizer.json`, or tiktoken ranks (`*.tiktoken`, `tiktoken.model`), with `tokenizer_config.json` beside
+it. Out: a `Tokenizer`. Encoding releases the GIL and may run in any thread; callers on an event loop use an
+executor. It does not render chat templates, and decoding generated ids piece by piece is `detokenise`'s work.
 
-Invariant: `encode` equals the source tokenizer's own result, id for id; special tokens written in the text are
-recognised, as in the reference implementation.
+Invariant: `encode` equals the source tokenizer's own result, id for id; special tokens written in the text
+are recognised, as in the reference implementation.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Tokenizer:
 
     @cached_property
     def byte_table(self) -> list[bytes] | None:
-        """Bytes of each id where the vocabulary is byte-level (a sequence's text is their concatenation), else None."""
+        """Bytes of each id where the vocabulary is byte-level (a sequence's text is their concatenation),
+        else None."""
         if not _is_byte_level(self._backend.decoder):
             return None
         table = [b""] * self.vocab_size

@@ -30,5 +30,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {"bos_token": "<s>", "eos_token": {"content": "<|im_end|>"}, "chat_template": TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
-    (directory / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "eos_token_id": [7, 8]}')
+    (directory / "generation_config.json").write_text(
+        '{"temperature": 0.6, "top_k": 20, "eos_token_id": [7, 8]}'
+    )
     return directory

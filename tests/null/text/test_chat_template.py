@@ -14,7 +14,10 @@ from tokenspeed.text import sandbox
 from tokenspeed.text.chat_template import ChatTemplate
 
 TRUE_TEMPLATES = Path(__file__).parents[4] / "shared" / "data" / "chat-templates"
-TOOL = {"type": "function", "function": {"name": "read", "description": "Läs <file>", "parameters": {"type": "object"}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "read", "description": "Läs <file>", "parameters": {"type": "object"}},
+}
 HISTORY = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "look at a.py"},
@@ -103,10 +106,15 @@ def test_content_parts_reach_a_template_as_it_takes_them():
 
 def test_arguments_that_are_no_json_object_are_rendered_raw():
     call = {"function": {"name": "f", "arguments": '{"a": '}}
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
     text = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{% endfor %}"
     assert template(text).render(messages) == '{"a": '
-    keyed = text.replace("{{ c.function.arguments }}", "{% for k, v in c.function.arguments.items() %}{{ k ~ v }}{% endfor %}")
+    keyed = text.replace(
+        "{{ c.function.arguments }}", "{% for k, v in c.function.arguments.items() %}{{ k ~ v }}{% endfor %}"
+    )
     assert template(keyed).render(messages) == 'arguments{"a": '
 
 
@@ -139,12 +147,14 @@ def test_true_template_renders_as_the_reference_does(path, with_tools):
         expected = compiled.render(
             messages=history, tools=tools, add_generation_prompt=True, bos_token="<s>", enable_thinking=True
         )
-    except Exception as error:  # whatever the reference stumbles over, ours must refuse
+    except Exception as error:  # noqa: BLE001  (whatever the reference stumbles over, ours must refuse)
         expected = error
     sent = [dict(m) for m in history]
     for message in sent:
         for call in message.get("tool_calls", []):
-            message["tool_calls"] = [call | {"function": call["function"] | {"arguments": json.dumps({"path": "a.py"})}}]
+            message["tool_calls"] = [
+                call | {"function": call["function"] | {"arguments": json.dumps({"path": "a.py"})}}
+            ]
     if isinstance(expected, Exception):
         with pytest.raises(RequestError):
             ours.render(sent, tools=tools, variables={"enable_thinking": True})

@@ -21,7 +21,9 @@ def test_plane_reads_a_directory(model_directory):
     assert plane.stop_ids == (7, 8, plane.tokenizer.token_id("<|im_end|>"))
     assert plane.dialect == PLAIN
     prompt = plane.prompt_of_chat(USER)
-    assert plane.tokenizer.decode(prompt.ids) == "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        plane.tokenizer.decode(prompt.ids) == "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert not prompt.in_reasoning
 
 

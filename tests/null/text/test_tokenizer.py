@@ -21,11 +21,39 @@ QWEN_PATTERN = (
     r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"""
     r"""|\s+(?!\S)|\s+"""
 )
-WORDS = ("def", "return", " ", "  ", "\n", "\t", "'s", "1234", "héllo", "你好", "🙂", "…", "<|im_start|>", "a", "Z", "_", "ﬁ")
+WORDS = (
+    "def",
+    "return",
+    " ",
+    "  ",
+    "\n",
+    "\t",
+    "'s",
+    "1234",
+    "héllo",
+    "你好",
+    "🙂",
+    "…",
+    "<|im_start|>",
+    "a",
+    "Z",
+    "_",
+    "ﬁ",
+)
 
 
 def write_ranks(directory: Path, name: str) -> Path:
-    tokens = [bytes([b]) for b in range(256)] + [b"th", b"he", b"the", b" the", b"aa", b"aaa", b"aaaa", b"12", b"123"]
+    tokens = [bytes([b]) for b in range(256)] + [
+        b"th",
+        b"he",
+        b"the",
+        b" the",
+        b"aa",
+        b"aaa",
+        b"aaaa",
+        b"12",
+        b"123",
+    ]
     lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
     (directory / name).write_text("\n".join(lines) + "\n")
     return directory
@@ -34,7 +62,12 @@ def write_ranks(directory: Path, name: str) -> Path:
 @pytest.fixture(scope="module")
 def kimi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = write_ranks(tmp_path_factory.mktemp("kimi"), "tiktoken.model")
-    config = {"added_tokens_decoder": {"265": {"content": "[BOS]", "special": True}, "268": {"content": "<|im_end|>"}}}
+    config = {
+        "added_tokens_decoder": {
+            "265": {"content": "[BOS]", "special": True},
+            "268": {"content": "<|im_end|>"},
+        }
+    }
     (directory / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|im_end|>"}))
     return directory
 
@@ -100,14 +133,22 @@ def test_rank_file_agrees_with_tiktoken(kimi, text):
 def test_real_qwen_vocabulary_agrees_with_tiktoken():
     tiktoken = pytest.importorskip("tiktoken")
     tokenizer = Tokenizer.load(QWEN.parent)
-    assert [tokenizer.token_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [151643, 151644, 151645]
+    assert [tokenizer.token_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [
+        151643,
+        151644,
+        151645,
+    ]
     ranks = tiktoken_ranks._read_ranks(QWEN)
     specials = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645}
-    reference = tiktoken.Encoding("qwen", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=specials)
+    reference = tiktoken.Encoding(
+        "qwen", pat_str=QWEN_PATTERN, mergeable_ranks=ranks, special_tokens=specials
+    )
     draw = random.Random(7)
     pieces = [token.decode() for token in ranks if token.isascii()]
     texts = ["".join(draw.choices(WORDS + tuple(draw.choices(pieces, k=6)), k=40)) for _ in range(300)]
     texts.append(Path(__file__).read_text())
     for text in texts:
         normal = tokenizer._backend.normalizer.normalize_str(text)
-        assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(normal, allowed_special="all")
+        assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(
+            normal, allowed_special="all"
+        )

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The output parser: render then parse is the identity, every cutting gives equal events, truncation stays true."""
+"""The output parser: render then parse is the identity, every cutting gives equal events, truncation stays
+true."""
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -14,7 +16,9 @@ from tokenspeed.text.tools.parser import OutputParser
 from tokenspeed.text.tools.spec import HERMES_CALLS, THINK, Dialect, recognise
 
 HERMES = Dialect("hermes", reasoning=THINK, calls=HERMES_CALLS)
-ALPHABET = st.sampled_from(["<", ">", "/", "think", "tool_call", "\n", " ", "a", "{", "}", '"', "\\", "é", "name", ":"])
+ALPHABET = st.sampled_from(
+    ["<", ">", "/", "think", "tool_call", "\n", " ", "a", "{", "}", '"', "\\", "é", "name", ":"]
+)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=8) | st.just("</tool_call>"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
@@ -22,13 +26,15 @@ JSON = st.recursive(
 )
 ARGUMENTS = st.dictionaries(st.text(max_size=4), JSON, max_size=4)
 NAMES = st.text(alphabet="abcxyz_.-09", min_size=1, max_size=12)
-PROSE = st.text(max_size=30).map(lambda text: text.strip("\n")).filter(lambda t: "<" not in t and t.strip() == t)
+PROSE = (
+    st.text(max_size=30).map(lambda text: text.strip("\n")).filter(lambda t: "<" not in t and t.strip() == t)
+)
 
 
 def parse(text: str, cuts: list[int] | None = None, **options: bool) -> list[Event]:
     parser = OutputParser(HERMES, **options)
     bounds = [0, *sorted({c % (len(text) + 1) for c in cuts or ()}), len(text)]
-    events = [event for a, b in zip(bounds, bounds[1:], strict=False) for event in parser.feed(text[a:b])]
+    events = [event for a, b in itertools.pairwise(bounds) for event in parser.feed(text[a:b])]
     return merged(events + parser.flush())
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """One tool call written as a JSON object, read character by character: `{"name": ..., "arguments": ...}`.
 
-In: the text after a call's opening marker, in pieces. Out: pieces of the arguments as the model wrote them, as early as the
-name allows. The end of the object is found by its own brackets, so a closing marker inside a string is just text.
-Nothing is repaired: arguments of a truncated call stay truncated.
+In: the text after a call's opening marker, in pieces. Out: pieces of the arguments as the model wrote them,
+as early as the name allows. The end of the object is found by its own brackets, so a closing marker inside a
+string is just text. Nothing is repaired: arguments of a truncated call stay truncated.
 
     open -> key -> colon -> value -> comma -> key ... -> end
 """
@@ -24,7 +24,18 @@ _State = Literal["open", "key", "colon", "value", "comma", "end"]
 class JsonCallReader:
     """Reads one object. `name` is known before any arguments are given out; `raw` is everything consumed."""
 
-    __slots__ = ("_format", "_key", "_pending", "_scanner", "_seen_arguments", "_state", "_written", "name", "raw", "status")
+    __slots__ = (
+        "_format",
+        "_key",
+        "_pending",
+        "_scanner",
+        "_seen_arguments",
+        "_state",
+        "_written",
+        "name",
+        "raw",
+        "status",
+    )
 
     def __init__(self, call_format: JsonCalls) -> None:
         self._format = call_format

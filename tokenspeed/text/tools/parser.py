@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Text in, events out: the one incremental parser, driven by a dialect's spec.
 
-Streaming and whole answers use the same parser, and its events (merged) are equal for every cutting of the text. It holds
-back only what could still be a marker, and newlines that belong to one. No text is lost: what looked like a
-call and is none comes out as content. It knows nothing of token ids.
+Streaming and whole answers use the same parser, and its events (merged) are equal for every cutting of the
+text. It holds back only what could still be a marker, and newlines that belong to one. No text is lost: what
+looked like a call and is none comes out as content. It knows nothing of token ids.
 
     head -> reasoning -> content <-> call -> tail -> content ...
 
@@ -25,13 +25,16 @@ _State = Literal["head", "reasoning", "content", "call", "tail"]
 
 
 class OutputParser:
-    """Parses one output. `in_reasoning`: the prompt already opened the reasoning; `calls`: look for tool calls."""
+    """Parses one output. `in_reasoning`: the prompt already opened the reasoning; `calls`: look for tool
+    calls."""
 
     def __init__(self, dialect: Dialect, *, in_reasoning: bool = False, calls: bool = True) -> None:
         self._reasoning = dialect.reasoning
         self._calls = dialect.calls if calls else None
         self._buffer = ""
-        self._skip = _NEWLINES if in_reasoning else ""  # blanks not yet known to be text, dropped at this point
+        self._skip = (
+            _NEWLINES if in_reasoning else ""
+        )  # blanks not yet known to be text, dropped at this point
         self._gap = ""  # newlines dropped before the call being read
         self._reader: JsonCallReader | None = None
         self._index = -1

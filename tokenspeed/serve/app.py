@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Routes, and the frame around every handler: body in, errors out.
+
+In: a `Service`. Out: an ASGI application. A handler gets the request, the service and the body's bytes; what
+it raises becomes the dialect's error. Holds no state of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from tokenspeed.base.errors import RequestError, TokenSpeedError
+from tokenspeed.base.log import get_logger
+from tokenspeed.base.version import package_version
+from tokenspeed.obs.metrics import CONTENT_TYPE
+from tokenspeed.serve.answer import json_response
+from tokenspeed.serve.auth import KeyCheck
+from tokenspeed.serve.errors import ApiError
+from tokenspeed.serve.openai import chat, completions, tokens
+from tokenspeed.serve.service import Service
+
+_log = get_logger("serve")
+_Handler = Callable[[Request, Service, bytes], Awaitable[Response]]
+
+POSTS: Final[dict[str, _Handler]] = {
+    "/v1/chat/completions": chat.handle,
+    "/v1/completions": completions.handle,
+    "/tokenize": tokens.tokenize,
+    "/detokenize": tokens.detokenize,
+}
+
+
+def build(service: Service) -> Starlette:
+    """The application of one service."""
+    gets = {
+        "/v1/models": _models,
+        "/v1/models/{model:path}": _model,
+        "/health": _health,
+        "/ready": _ready,
+        "/metrics": _metrics,
+        "/version": _version,
+    }
+    routes = [Route(path, _with_service(service, handler), methods=["GET"]) for path, handler in gets.items()]
+    routes += [Route(path, _with_body(service, handler), methods=["POST"]) for path, handler in POSTS.items()]
+    key = service.config.server.api_key
+    app = Starlette(
+        routes=routes,
+        middleware=[] if key is None else [Middleware(KeyCheck, key=key)],
+        exception_handlers={
+            TokenSpeedError: _on_error,
+            HTTPException: _Unrouted([*gets, *POSTS]),
+            Exception: _on_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _with_service(
+    service: Service, handler: Callable[[Request, Service], Response]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return handler(request, service)
+
+    return endpoint
+
+
+def _with_body(service: Service, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        data = await service.bodies.read(request)
+        if service.request_log is not None:
+            await service.request_log.write(request.url.path, data)
+        return await handler(request, service, data)
+
+    return endpoint
+
+
+def _models(request: Request, service: Service) -> Response:
+    return json_response({"object": "list", "data": [_model_card(service)]})
+
+
+def _model(request: Request, service: Service) -> Response:
+    service.check_model(request.path_params["model"])
+    return json_response(_model_card(service))
+
+
+def _model_card(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.model_name,
+        "object": "model",
+        "created": service.started_s,
+        "owned_by": "tokenspeed",
+        "max_model_len": service.context_tokens_max,
+    }
+
+
+def _health(request: Request, service: Service) -> Response:
+    """200 only while the core reports: it does so twice a second, at work or idle."""
+    if service.engine.healthy:
+        return json_response({"status": "ok"})
+    return ApiError(503, "the engine has not reported lately", "unhealthy").response()
+
+
+def _ready(request: Request, service: Service) -> Response:
+    """200 while new requests are welcome."""
+    if service.engine.healthy and not service.draining:
+        return json_response({"status": "ready"})
+    reason = "the server is shutting down" if service.draining else "the engine has not reported lately"
+    return ApiError(503, reason, "not_ready", headers={"Retry-After": "1"}).response()
+
+
+def _metrics(request: Request, service: Service) -> Response:
+    return Response(service.engine.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+def _version(request: Request, service: Service) -> Response:
+    return json_response({"version": package_version()})
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return ApiError.of(error).response()
+
+
+class _Unrouted:
+    """Answers for paths and methods that are not served: says which are."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self._paths = paths
+
+    async def __call__(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        if error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "")
+            verb = "POST" if "POST" in allowed else "GET"
+            message = f"{request.method} {path[:100]} is not served; use {verb}"
+            return ApiError(405, message, "method_not_allowed", headers=dict(error.headers or {})).response()
+        if error.status_code == 404:
+            near = difflib.get_close_matches(path, self._paths, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"served: {', '.join(self._paths)}"
+            unknown = RequestError(f"no route {path[:100]!r}; {hint}", code="unknown_route", status=404)
+            return ApiError.of(unknown).response()
+        return ApiError.of(error).response()

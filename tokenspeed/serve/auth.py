@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Who may ask: a key, or loopback.
+
+With a key, every route but /health and /ready wants it, as `Authorization: Bearer KEY` or `x-api-key: KEY`,
+compared in constant time. Without one the server listens on loopback only, unless told otherwise (rule R5).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tokenspeed.base.config import ServerConfig
+from tokenspeed.base.errors import RequestError, SetupError
+from tokenspeed.serve.errors import ApiError
+
+OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+
+
+def check_exposure(config: ServerConfig) -> None:
+    """`SetupError` if the server would be open to others without a key."""
+    if config.api_key == "":
+        raise SetupError("--api-key is empty; give a key, or leave the option out")
+    if config.api_key is None and not config.insecure and not _is_loopback(config.host):
+        raise SetupError(
+            f"--host {config.host} lets others in without a key; add --api-key KEY (or TOKENSPEED_API_KEY), "
+            "or --insecure if that is meant"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class KeyCheck:
+    """ASGI middleware that turns away requests without the key."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._key = key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._admits(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        error = RequestError(
+            "a key is needed: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+            code="invalid_api_key",
+            status=401,
+        )
+        await ApiError.of(error).response()(scope, receive, send)
+
+    def _admits(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""What a server says when it starts: what was chosen and why, and lines that work when pasted."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tokenspeed.base.config import ServerConfig
+from tokenspeed.base.version import package_version
+from tokenspeed.engine import wire
+
+
+def banner(ready: wire.Ready, model_name: str, config: ServerConfig, port: int, start_s: float) -> str:
+    """The text of the banner."""
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::", "localhost") else config.host
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    key = "unused" if config.api_key is None else "YOUR_KEY"
+    header = "" if config.api_key is None else " -H 'Authorization: Bearer YOUR_KEY'"
+    message = {"role": "user", "content": "Write a function that reverses a list."}
+    request = msgspec.json.encode({"model": model_name, "messages": [message], "max_tokens": 64}).decode()
+    width = max((len(what) for what, _, _ in ready.choices), default=0)
+    chosen = [f"  {what:<{width}}  {value}  ({why})" for what, value, why in ready.choices]
+    return "\n".join(
+        [
+            f"TokenSpeed {package_version()} serves {model_name} at {url} (ready after {start_s:.1f} s)",
+            *chosen,
+            "",
+            "Try it:",
+            f"  curl {url}/v1/chat/completions{header} -H 'Content-Type: application/json' \\",
+            f"    -d '{request}'",
+            "",
+            "Clients of the OpenAI API:",
+            f"  export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}",
+        ]
+    )

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: MIT
+"""The one generation path: choices in, updates out, for every API dialect, streamed or whole.
+
+In: one `Choice` per answer wanted (several prompts, or `n`, are several choices). Out: `Update`s as they
+come, and None where nothing came for a while. A `Generation` starts all its requests when made, so what the
+engine refuses at once is raised before any byte of an answer; when it is left, for whatever reason, what
+still runs is aborted (rule R9).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tokenspeed.base.errors import CapacityError, TokenSpeedError
+from tokenspeed.base.sampling import SamplingParams, TokenLogprob
+from tokenspeed.engine import wire
+from tokenspeed.engine.front import AbortReason
+from tokenspeed.serve.errors import GenerationError
+from tokenspeed.text.events import Event
+from tokenspeed.text.output import OutputFinish, OutputOptions, OutputReader
+from tokenspeed.text.tokenizer import Tokenizer
+
+
+class TokenStream(Protocol):
+    """One request's deltas, as `engine.front.Stream` gives them."""
+
+    output_tokens: int
+    cached_tokens: int
+
+    def abort(self, reason: AbortReason = ...) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[wire.Delta]: ...
+
+
+class Engine(Protocol):
+    """What the server needs of `engine.front.AsyncEngine`."""
+
+    @property
+    def healthy(self) -> bool: ...
+
+    ready: wire.Ready
+    metrics: Any
+
+    def generate(
+        self, ids: list[int], sampling: SamplingParams, *, salt: bytes, priority: int, session: str | None
+    ) -> TokenStream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One answer to generate."""
+
+    prompt: list[int]
+    sampling: SamplingParams
+    options: OutputOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a request comes from, as the engine wants to know it."""
+
+    salt: bytes = b""
+    priority: int = 0
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What is new of one choice. `finish` is set on its last."""
+
+    index: int
+    events: list[Event]
+    ids: list[int]
+    logprobs: list[TokenLogprob]
+    finish: OutputFinish | None
+
+
+class Generation:
+    """All choices of one API request, running. Use as `async with`, then iterate `updates` once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        choices: Sequence[Choice],
+        origin: Origin,
+        *,
+        per_prompt: int = 1,
+    ) -> None:
+        self._per_prompt = per_prompt  # that many neighbouring choices share a prompt
+        self._queue: asyncio.Queue[Update | TokenSpeedError] = asyncio.Queue(maxsize=len(choices) + 1)
+        self._streams: list[TokenStream] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        try:
+            for choice in choices:
+                self._streams.append(
+                    engine.generate(
+                        choice.prompt,
+                        choice.sampling,
+                        salt=origin.salt,
+                        priority=origin.priority,
+                        session=origin.session,
+                    )
+                )
+        except TokenSpeedError:
+            self.abort()
+            raise
+        self._readers = [OutputReader(tokenizer, c.options, prompt=c.prompt) for c in choices]
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens whose KV was reused, each prompt counted once."""
+        return sum(stream.cached_tokens for stream in self._streams[:: self._per_prompt])
+
+    def abort(self) -> None:
+        """End all choices now, because the client has gone."""
+        for stream in self._streams:
+            stream.abort("client")
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [asyncio.create_task(self._pump(index)) for index in range(len(self._streams))]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+        for task in self._tasks:
+            task.cancel()
+
+    async def updates(self, idle_s: float | None = None) -> AsyncIterator[Update | None]:
+        """Yield updates until every choice has finished; None after every `idle_s` without one.
+
+        Raises what ended a choice early: `CapacityError`, `RequestError`, `EngineDeadError` or
+        `GenerationError`.
+        """
+        unfinished = len(self._streams)
+        while unfinished:
+            update = await self._next(idle_s)
+            if isinstance(update, TokenSpeedError):
+                raise update
+            if update is not None and update.finish is not None:
+                unfinished -= 1
+            yield update
+
+    async def _next(self, idle_s: float | None) -> Update | TokenSpeedError | None:
+        if not self._queue.empty():
+            return self._queue.get_nowait()
+        try:
+            async with asyncio.timeout(idle_s):
+                return await self._queue.get()
+        except TimeoutError:
+            return None
+
+    async def _pump(self, index: int) -> None:
+        """Read one stream to its end, or until its text says that it is over."""
+        stream, reader = self._streams[index], self._readers[index]
+        try:
+            async for delta in stream:
+                update = _read(index, reader, delta)
+                if update.finish is not None and delta.finish is None:
+                    stream.abort("stop_string")
+                elif update.finish == "error":
+                    raise GenerationError(delta.error or "the engine could not finish this answer")
+                elif update.finish == "cancelled":
+                    raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
+                await self._queue.put(update)
+                if update.finish is not None:
+                    return
+        except TokenSpeedError as error:
+            await self._queue.put(error)
+
+
+def _read(index: int, reader: OutputReader, delta: wire.Delta) -> Update:
+    ids: list[int] = wire.ids_array(delta.ids).tolist()
+    events, taken = reader.read(ids, delta.finish)
+    return Update(index, events, ids[:taken], (delta.logprobs or [])[:taken], reader.finish)

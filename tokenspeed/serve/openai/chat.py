@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""POST /v1/chat/completions: messages to a prompt, events to deltas or a message.
+
+In: a `ChatBody`. Out: `chat.completion` or its chunks. The parser that finds reasoning and tool calls is the
+text plane's; here they only get the dialect's spelling (`reasoning_content`, `tool_calls` with their ids).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tokenspeed.base.errors import RequestError
+from tokenspeed.base.sampling import LOGPROBS_MAX, TokenLogprob
+from tokenspeed.serve.answer import Collected, Usage, respond
+from tokenspeed.serve.errors import out_of_range, refused
+from tokenspeed.serve.generation import Update
+from tokenspeed.serve.openai.logprobs import chat_logprobs
+from tokenspeed.serve.openai.messages import plain_messages, plain_tools
+from tokenspeed.serve.openai.sampling import check_common, choices_of, options_of, origin_of, params_of
+from tokenspeed.serve.openai.schema import ChatBody
+from tokenspeed.serve.service import Service
+from tokenspeed.text.events import ArgumentsDelta, CallStart, Content, Event, Reasoning
+from tokenspeed.text.output import OutputOptions
+from tokenspeed.text.tokenizer import Tokenizer
+
+
+async def handle(request: Request, service: Service, data: bytes) -> Response:
+    """Answer one request."""
+    body, raw = service.bodies.parse(data, ChatBody)
+    service.check_model(body.model)
+    _check(body)
+    tools = plain_tools(body.tools, raw) if body.tool_choice != "none" else None
+    messages = plain_messages(body.messages, raw, service.bodies)
+    tokens_max = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    params = params_of(
+        body,
+        service.text.defaults,
+        service.text.stop_ids,
+        tokens_max=tokens_max,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+    )
+    variables = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    prompt = await service.run_text(
+        lambda: service.text.prompt_of_chat(
+            messages, tools=tools, variables=variables, add_generation_prompt=body.add_generation_prompt
+        )
+    )
+    service.check_length(len(prompt.ids), "messages")
+    options = OutputOptions(
+        dialect=service.text.dialect,
+        in_reasoning=prompt.in_reasoning,
+        calls=tools is not None,
+        one_call=body.parallel_tool_calls is False,
+    )
+    n = body.n or 1
+    choices = choices_of(prompt.ids, params, options_of(body, options), n)
+    origin = origin_of(body, request.headers.get("x-session-id"))
+    generation = service.generate(choices, origin, per_prompt=n)
+    writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
+    return await respond(request, generation, writer, n, stream=bool(body.stream))
+
+
+def _check(body: ChatBody) -> None:
+    """Refuse what this server does not do, by name."""
+    check_common(body)
+    if not body.messages:
+        raise out_of_range("messages", "empty", "a list of at least one message")
+    if body.functions is not None or body.function_call is not None:
+        raise refused("functions", "superseded by the API itself; use tools and tool_choice")
+    if body.audio is not None or any(kind != "text" for kind in body.modalities or ()):
+        raise refused("modalities", "this server answers with text only")
+    if body.web_search_options is not None:
+        raise refused("web_search_options", "this server fetches nothing; offer a tool instead")
+    if body.continue_final_message:
+        raise refused("continue_final_message", "not offered by this version; use /v1/completions")
+    if body.tool_choice not in (None, "auto", "none"):
+        raise refused(
+            "tool_choice", "only 'auto' and 'none': forcing a call needs constrained output, not offered yet"
+        )
+    if body.top_logprobs is not None:
+        if not body.logprobs:
+            raise refused("top_logprobs", "only with logprobs: true")
+        if not 0 <= body.top_logprobs <= LOGPROBS_MAX:
+            raise out_of_range("top_logprobs", body.top_logprobs, f"in 0..{LOGPROBS_MAX}")
+    if body.max_tokens is not None and body.max_completion_tokens not in (None, body.max_tokens):
+        raise RequestError(
+            "max_tokens and max_completion_tokens differ; send one of them",
+            code="invalid_value",
+            param="max_completion_tokens",
+        )
+
+
+class ChatWriter:
+    """Spells one chat answer, streamed or whole."""
+
+    def __init__(self, body: ChatBody, model: str, tokenizer: Tokenizer, prompt_tokens: int) -> None:
+        self.prompt_tokens = prompt_tokens
+        self._n = body.n or 1
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self._tokenizer = tokenizer
+        self._with_ids = body.return_token_ids
+        self._with_logprobs = bool(body.logprobs)
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def opening(self) -> list[dict[str, Any]]:
+        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._n)]
+
+    def update(self, update: Update) -> list[dict[str, Any]]:
+        chunks = [self._chunk(update.index, delta) for delta in _deltas(update.events)]
+        carries = (
+            update.finish is not None or (self._with_ids and update.ids) or self._logprobs(update.logprobs)
+        )
+        if not chunks and carries:
+            chunks = [self._chunk(update.index, {})]
+        if chunks:
+            # What belongs to tokens, not to text, rides on the first chunk of its update.
+            first = chunks[0]["choices"][0]
+            first["logprobs"] = self._logprobs(update.logprobs)
+            if self._with_ids:
+                first["token_ids"] = update.ids
+        if update.finish is not None:
+            if chunks[-1]["choices"][0]["delta"]:
+                chunks.append(self._chunk(update.index, {}))
+            chunks[-1]["choices"][0]["finish_reason"] = update.finish
+        return chunks
+
+    def heartbeat(self) -> dict[str, Any]:
+        return self._chunk(0, {})
+
+    def closing(self, usage: Usage) -> list[dict[str, Any]]:
+        if not self._with_usage:
+            return []
+        return [self._head | {"object": "chat.completion.chunk", "choices": [], "usage": usage.body()}]
+
+    def whole(self, choices: list[Collected], usage: Usage) -> dict[str, Any]:
+        return self._head | {
+            "object": "chat.completion",
+            "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage.body(),
+        }
+
+    def _choice(self, index: int, choice: Collected) -> dict[str, Any]:
+        document: dict[str, Any] = {
+            "index": index,
+            "message": _message(choice.events),
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.finish,
+        }
+        return document | ({"token_ids": choice.ids} if self._with_ids else {})
+
+    def _chunk(self, index: int, delta: dict[str, Any]) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        chunk = self._head | {"object": "chat.completion.chunk", "choices": [choice]}
+        return chunk | ({"usage": None} if self._with_usage else {})
+
+    def _logprobs(self, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+        return chat_logprobs(self._tokenizer, logprobs) if self._with_logprobs and logprobs else None
+
+
+def _deltas(events: list[Event]) -> list[dict[str, Any]]:
+    """Events as deltas of a stream."""
+    deltas: list[dict[str, Any]] = []
+    for event in events:
+        match event:
+            case Content(text):
+                deltas.append({"content": text})
+            case Reasoning(text):
+                deltas.append({"reasoning_content": text})
+            case CallStart(index, name):
+                function = {"name": name, "arguments": ""}
+                deltas.append({"tool_calls": [{"index": index} | _call(function)]})
+            case ArgumentsDelta(index, text):
+                deltas.append({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+            case _:
+                pass  # the end of a call has no spelling here
+    return deltas
+
+
+def _message(events: list[Event]) -> dict[str, Any]:
+    """Events as one message; content is null where there is none beside calls."""
+    content = "".join(event.text for event in events if isinstance(event, Content))
+    reasoning = "".join(event.text for event in events if isinstance(event, Reasoning))
+    calls: list[dict[str, Any]] = []
+    for event in events:
+        if isinstance(event, CallStart):
+            calls.append(_call({"name": event.name, "arguments": ""}))
+        elif isinstance(event, ArgumentsDelta):
+            calls[-1]["function"]["arguments"] += event.text
+    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _call(function: dict[str, str]) -> dict[str, Any]:
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

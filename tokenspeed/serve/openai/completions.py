@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+"""POST /v1/completions: text or token ids continued.
+
+In: a `CompletionBody` whose prompt is a string, a list of strings, a list of ids, or a list of lists of ids.
+Out: `text_completion`, whole or as chunks; choice `p * n + i` is answer i to prompt p. No template, no
+parsing of calls or reasoning.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from tokenspeed.base.errors import RequestError
+from tokenspeed.base.sampling import TokenLogprob
+from tokenspeed.serve.answer import Collected, Usage, json_response, respond
+from tokenspeed.serve.errors import out_of_range, refused
+from tokenspeed.serve.generation import Update
+from tokenspeed.serve.openai.logprobs import completion_logprobs
+from tokenspeed.serve.openai.sampling import (
+    CHOICES_MAX,
+    check_common,
+    choices_of,
+    options_of,
+    origin_of,
+    params_of,
+)
+from tokenspeed.serve.openai.schema import CompletionBody
+from tokenspeed.serve.service import Service
+from tokenspeed.text.output import OutputOptions, content_of
+from tokenspeed.text.tokenizer import Tokenizer
+
+TOKENS_DEFAULT: Final = 16  # the API's own default
+
+
+async def handle(request: Request, service: Service, data: bytes) -> Response:
+    """Answer one request."""
+    body, _ = service.bodies.parse(data, CompletionBody)
+    service.check_model(body.model)
+    check_common(body)
+    if body.suffix:
+        raise refused("suffix", "filling in the middle is not offered by this version")
+    if body.echo and body.logprobs is not None:
+        raise refused("logprobs", "not with echo: log probabilities of prompt tokens are not offered")
+    prompts = _prompts(body.prompt)
+    n = body.n or 1
+    if len(prompts) * n > CHOICES_MAX:
+        raise out_of_range("number of answers", len(prompts) * n, f"at most {CHOICES_MAX}")
+    only_echo = body.echo and body.max_tokens == 0
+    params = params_of(
+        body,
+        service.text.defaults,
+        service.text.stop_ids,
+        tokens_max=1 if only_echo else TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens,
+        logprobs=body.logprobs,
+    )
+    tokenizer = service.text.tokenizer
+    encoded = await service.run_text(
+        lambda: [
+            tokenizer.encode(prompt, add_special_tokens=body.add_special_tokens)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in prompts
+        ]
+    )
+    for ids in encoded:
+        service.check_length(len(ids), "prompt")
+    echoes = [_echo(tokenizer, prompt) if body.echo else "" for prompt in prompts for _ in range(n)]
+    writer = CompletionWriter(body, service.model_name, tokenizer, sum(map(len, encoded)), echoes)
+    if only_echo and not body.stream:
+        return json_response(
+            writer.whole([Collected(finish="length") for _ in echoes], Usage(writer.prompt_tokens, 0, 0))
+        )
+    if only_echo:
+        raise refused("max_tokens", "0 with echo answers whole only; leave out stream")
+    options = options_of(body, OutputOptions())
+    choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n)]
+    origin = origin_of(body, request.headers.get("x-session-id"))
+    generation = service.generate(choices, origin, per_prompt=n)
+    return await respond(request, generation, writer, len(choices), stream=bool(body.stream))
+
+
+def _prompts(prompt: str | list[Any]) -> list[str] | list[list[int]]:
+    """The prompts of a request, each a text or a list of ids."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise out_of_range("prompt", "empty", "a string, a list of token ids, or a list of these")
+    try:
+        match prompt[0]:
+            case str():
+                return msgspec.convert(prompt, list[str])
+            case int():
+                return [msgspec.convert(prompt, list[int])]
+            case _:
+                return msgspec.convert(prompt, list[list[int]])
+    except msgspec.ValidationError as error:
+        raise RequestError(
+            "prompt: expected a string, a list of token ids, or a list of these of one kind",
+            code="invalid_type",
+            param="prompt",
+        ) from error
+
+
+def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
+    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+
+
+class CompletionWriter:
+    """Spells one completion, streamed or whole. `echoes` is what precedes each choice's text."""
+
+    def __init__(
+        self, body: CompletionBody, model: str, tokenizer: Tokenizer, prompt_tokens: int, echoes: list[str]
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._tokenizer = tokenizer
+        self._echoes = echoes
+        self._offsets = [len(echo) for echo in echoes]
+        self._with_ids = body.return_token_ids
+        self._with_logprobs = body.logprobs is not None
+        self._with_usage = body.stream_options is not None and body.stream_options.include_usage
+
+    def opening(self) -> list[dict[str, Any]]:
+        # Without an echo there is nothing to say yet; an empty piece of text is still a real event.
+        return [self._chunk(index, echo) for index, echo in enumerate(self._echoes)]
+
+    def update(self, update: Update) -> list[dict[str, Any]]:
+        text = content_of(update.events)
+        if not (
+            text
+            or update.finish
+            or (self._with_ids and update.ids)
+            or (self._with_logprobs and update.logprobs)
+        ):
+            return []
+        chunk = self._chunk(update.index, text)
+        choice = chunk["choices"][0]
+        choice["logprobs"] = self._logprobs(update.index, update.logprobs)
+        choice["finish_reason"] = update.finish
+        if self._with_ids:
+            choice["token_ids"] = update.ids
+        return [chunk]
+
+    def heartbeat(self) -> dict[str, Any]:
+        return self._chunk(0, "")
+
+    def closing(self, usage: Usage) -> list[dict[str, Any]]:
+        return [self._head | {"choices": [], "usage": usage.body()}] if self._with_usage else []
+
+    def whole(self, choices: list[Collected], usage: Usage) -> dict[str, Any]:
+        documents: list[dict[str, Any]] = []
+        for index, choice in enumerate(choices):
+            document: dict[str, Any] = {
+                "index": index,
+                "text": self._echoes[index] + content_of(choice.events),
+                "logprobs": self._logprobs(index, choice.logprobs),
+                "finish_reason": choice.finish,
+            }
+            documents.append(document | ({"token_ids": choice.ids} if self._with_ids else {}))
+        return self._head | {"choices": documents, "usage": usage.body()}
+
+    def _chunk(self, index: int, text: str) -> dict[str, Any]:
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+        return self._head | {"choices": [choice]} | ({"usage": None} if self._with_usage else {})
+
+    def _logprobs(self, index: int, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._with_logprobs:
+            return None
+        document = completion_logprobs(self._tokenizer, logprobs, self._offsets[index])
+        self._offsets[index] += sum(map(len, document["tokens"]))
+        return document

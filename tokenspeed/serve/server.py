@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""The life of a serving process: claim the port, start the engine, serve, drain, stop.
+
+In: an `EngineConfig`. Everything that can be wrong with it is a `SetupError` before the first request; the
+port is claimed first, so that a taken one is known at once. Core and text plane load side by side. SIGTERM
+lets open requests finish for `DRAIN_S`, then ends them with their terminal event; SIGINT does not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import socket
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.errors import SetupError
+from tokenspeed.engine.front import AsyncEngine
+from tokenspeed.engine.source import locate
+from tokenspeed.serve import app
+from tokenspeed.serve.auth import check_exposure
+from tokenspeed.serve.banner import banner
+from tokenspeed.serve.service import Service
+from tokenspeed.text.plane import TextPlane
+
+DRAIN_S: Final = 20.0
+_CLOSE_S: Final = 5  # for streams to write their terminal events after the drain
+_KEEP_ALIVE_S: Final = 75  # longer than the pools of common clients keep idle connections
+_BACKLOG: Final = 2048
+
+
+def serve(config: EngineConfig) -> None:
+    """Serve until told to stop; `SetupError` if it cannot begin."""
+    check_exposure(config.server)
+    loop_factory = uvicorn.Config("", loop="uvloop").get_loop_factory()
+    with (
+        _claim(config.server.host, config.server.port) as listener,
+        asyncio.Runner(loop_factory=loop_factory) as runner,
+    ):
+        runner.run(_serve(config, listener))
+
+
+async def _serve(config: EngineConfig, listener: socket.socket) -> None:
+    started_s = time.monotonic()
+    directory = locate(config.model.model)
+    tokenizer = None if config.model.tokenizer is None else locate(config.model.tokenizer)
+    loading = asyncio.create_task(asyncio.to_thread(TextPlane.load, directory, tokenizer_directory=tokenizer))
+    try:
+        engine = await AsyncEngine.start(config)
+    except BaseException:
+        loading.cancel()
+        raise
+    try:
+        service = Service(engine, await loading, config, served_name(config, directory))
+        settings = uvicorn.Config(
+            app.build(service),
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(DRAIN_S) + _CLOSE_S,
+            backlog=_BACKLOG,
+        )
+        port = listener.getsockname()[1]
+        start_s = time.monotonic() - started_s
+        print(
+            banner(engine.ready, service.model_name, config.server, port, start_s),
+            file=sys.stderr,
+            flush=True,
+        )
+        await _Server(settings, service, engine).serve([listener])
+        service.close()
+    finally:
+        await engine.stop()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with a drain of the engine between the signal and the end."""
+
+    def __init__(self, settings: uvicorn.Config, service: Service, engine: AsyncEngine) -> None:
+        super().__init__(settings)
+        self._service = service
+        self._engine = engine
+        self._ending: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Called by the base class around serving."""
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sig, self._on_signal, sig)
+        try:
+            yield
+        finally:
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(sig)
+
+    def _on_signal(self, sig: signal.Signals) -> None:
+        """The first signal begins the drain; SIGINT, or a second signal, ends it."""
+        hurry = sig == signal.SIGINT or self._service.draining
+        self._service.draining = True
+        self.should_exit = True
+        if self._ending is not None:
+            self._ending.cancel()
+        self._ending = asyncio.get_running_loop().create_task(self._end(0.0 if hurry else DRAIN_S))
+
+    async def _end(self, patience_s: float) -> None:
+        await self._engine.drain(patience_s)
+        await self._engine.stop()
+
+
+def served_name(config: EngineConfig, directory: Path) -> str:
+    """The name clients use: the one configured, the hub id as given, or the directory's name."""
+    model = config.model.model
+    if config.model.served_model_name is not None:
+        return config.model.served_model_name
+    return directory.name if model is None or Path(model).expanduser().is_dir() else model
+
+
+def _claim(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise SetupError(f"--host {host}: not an address of this machine ({error.strerror})") from error
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise SetupError(f"port {port} is taken; use --port N, or --port 0 for a free one") from error
+        raise SetupError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""What every handler needs, as one value: the engine, the text plane, the limits, the name of the model.
+
+Text work runs in a small pool of threads with a bounded queue, so that neither a long prompt nor many of them
+stop the event loop. Holds no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.errors import CapacityError, RequestError
+from tokenspeed.serve.body import BodyReader
+from tokenspeed.serve.generation import Choice, Engine, Generation, Origin
+from tokenspeed.serve.request_log import RequestLog
+from tokenspeed.text.plane import TextPlane
+
+_T = TypeVar("_T")
+_TEXT_THREADS: Final = 2
+
+
+class Service:
+    """One served model."""
+
+    def __init__(self, engine: Engine, text: TextPlane, config: EngineConfig, model_name: str) -> None:
+        self.engine = engine
+        self.text = text
+        self.config = config
+        self.model_name = model_name
+        self.started_s = int(time.time())
+        self.draining = False
+        self.bodies = BodyReader(config.server.body_bytes_max)
+        directory = config.server.log_requests
+        self.request_log = None if directory is None else RequestLog(Path(directory))
+        self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
+        self._text_jobs = 0
+
+    @property
+    def context_tokens_max(self) -> int:
+        """Longest prompt plus answer."""
+        return self.engine.ready.context_tokens_max
+
+    async def run_text(self, work: Callable[[], _T]) -> _T:
+        """Run text work off the event loop; `CapacityError` when too much of it waits."""
+        if self._text_jobs >= self.config.scheduler.waiting_max:
+            raise CapacityError(
+                "too many prompts are waiting to be tokenised; try again later", retry_after_s=1
+            )
+        self._text_jobs += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._text_jobs -= 1
+
+    def check_model(self, name: str | None) -> None:
+        """`RequestError` 404 unless `name` is served; None means the one model there is."""
+        if name is not None and name != self.model_name:
+            raise RequestError(
+                f"the model {name[:200]!r} does not exist; this server has {self.model_name!r}",
+                code="model_not_found",
+                param="model",
+                status=404,
+            )
+
+    def check_length(self, prompt_tokens: int, param: str) -> None:
+        """Refuse a prompt that leaves no room for an answer, before it is queued (rule R3)."""
+        if prompt_tokens >= self.context_tokens_max:
+            raise RequestError(
+                f"This model's maximum context length is {self.context_tokens_max} tokens. However, your {param} "
+                f"resulted in {prompt_tokens} tokens. Please reduce the length of the {param}.",
+                code="context_length_exceeded",
+                param=param,
+            )
+
+    def generate(self, choices: list[Choice], origin: Origin, *, per_prompt: int) -> Generation:
+        """Start answers; what the engine refuses at once is raised here."""
+        if self.draining:
+            raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
+        return Generation(self.engine, self.text.tokenizer, choices, origin, per_prompt=per_prompt)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
