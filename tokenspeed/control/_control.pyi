@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The C++ control plane."""
 
 import enum

@@ -2,6 +2,7 @@
 #include "kv/pool.h"
 
 #include "base/check.h"
+#include "base/hash.h"
 
 namespace tokenspeed {
 
@@ -32,6 +33,10 @@ void Pool::change(BlockId block, BlockState to) noexcept {
     if (to == BlockState::free) {
         free_.push_back(block);  // never allocates: the stack was reserved for the whole pool
     }
+}
+
+std::uint64_t Pool::digest(std::uint64_t seed) const {
+    return digest_of(digest_of(seed, std::span<const BlockId>(free_)), std::span<const BlockState>(states_));
 }
 
 void Pool::check_counts() const {

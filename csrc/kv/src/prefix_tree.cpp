@@ -197,6 +197,19 @@ void PrefixTree::unlink(BlockId block) noexcept {
     at.older = at.younger = kNoBlock;
 }
 
+std::uint64_t PrefixTree::digest(std::uint64_t seed) const {
+    for (BlockId block = oldest_; block != kNoBlock; block = node(block).younger) {
+        seed = digest_of(seed, std::span<const BlockId>(&block, 1));  // the order of eviction
+    }
+    for (std::size_t i = 0; i < nodes_.size(); ++i) {
+        if (pool_->state(BlockId{static_cast<std::int32_t>(i)}) == BlockState::frozen) {
+            seed = digest_of(seed, std::span<const Hash128>(&nodes_[i].hash, 1));
+            seed = digest_of(seed, std::span<const BlockId>(&nodes_[i].parent, 1));
+        }
+    }
+    return seed;
+}
+
 void PrefixTree::check_tree(std::span<const std::int32_t> paths_ending) const {
     std::vector<std::int32_t> uses(paths_ending.begin(), paths_ending.end());
     std::vector<std::int32_t> children(nodes_.size(), 0);

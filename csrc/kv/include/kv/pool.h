@@ -45,6 +45,7 @@ class Pool {
     [[nodiscard]] std::int32_t blocks_total() const { return count_of(states_); }
     [[nodiscard]] std::int32_t blocks_in(BlockState state) const { return counts_[static_cast<std::size_t>(state)]; }
     [[nodiscard]] BlockState state(BlockId block) const { return states_[block.index()]; }
+    [[nodiscard]] std::uint64_t digest(std::uint64_t seed) const;
     // Asserts I1 by recounting every block.
     void check_counts() const;
 

@@ -78,6 +78,7 @@ class PrefixTree {
     [[nodiscard]] std::int32_t evictable() const { return frozen_ - in_use_; }
     [[nodiscard]] std::int32_t frozen() const { return frozen_; }
     [[nodiscard]] std::int64_t evictions() const { return evictions_; }
+    [[nodiscard]] std::uint64_t digest(std::uint64_t seed) const;
     // Asserts I3 and I4, given how many paths end on each block.
     void check_tree(std::span<const std::int32_t> paths_ending) const;
 
