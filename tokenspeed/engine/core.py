@@ -94,7 +94,7 @@ def main(directory: Path) -> int:
 def _serve(core: Core, link: Link) -> None:
     gc.collect()
     gc.freeze()  # what boot made lives as long as the process; collections need not look at it
-    desk = Desk(core.scheduler)
+    desk = Desk(core.scheduler, vocab_size=core.model.vocab)
     loop = Loop(desk, core.executor, link, link, MonotonicClock(), overlap=core.resolved.overlap)
     try:
         loop.run()

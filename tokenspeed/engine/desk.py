@@ -18,10 +18,11 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from tokenspeed.base.errors import RequestError
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.control import Outcome, Plan, Scheduler, SubmitStatus
-from tokenspeed.engine import wire
+from tokenspeed.control import Finish, Outcome, Plan, Scheduler, SubmitStatus
+from tokenspeed.engine import admission, wire
 from tokenspeed.exec.protocol import StepResult
 from tokenspeed.obs.sample import CoreSample
 from tokenspeed.obs.timeline import Timeline
@@ -62,8 +63,9 @@ class Binding(NamedTuple):
 class Desk:
     """Keeper of open requests in front of one scheduler. `stopped` turns true with `wire.Stop`."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, *, vocab_size: int) -> None:
         self.stopped = False
+        self._vocab_size = vocab_size
         self._scheduler = scheduler
         self._open: dict[int, _Open] = {}
         self._notes: list[wire.Report] = []
@@ -71,6 +73,7 @@ class Desk:
         self._prompt_tokens_cached = 0
         self._output_tokens = 0
         self._faults = 0
+        self._commits_to_flush = 0
 
     def accept(self, message: wire.Request, now_us: int) -> None:
         """Act on one message from the front; what it must be told waits in `take_notes`."""
@@ -79,7 +82,8 @@ class Desk:
                 self._submit(message, now_us)
             case wire.Abort():
                 for request_id in message.request_ids:
-                    self._cancel(request_id)
+                    self._scheduler.cancel(request_id)
+                self._notes.append(wire.Deltas(self._deltas(self._scheduler.drain(), {}), 0))
             case wire.Flush():
                 self._scheduler.flush_prefix()
             case wire.Stop():
@@ -117,21 +121,15 @@ class Desk:
 
     def commit(self, plan: Plan, result: StepResult) -> wire.Deltas:
         """Tell the scheduler what `plan` yielded, and say what that means to each request."""
-        items: list[wire.Delta] = []
         logprobs: dict[int, TokenLogprob | None] = {}
-        if result.faults or result.logprobs is not None:
+        if result.logprobs is not None:
             sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
-            logprobs = dict(zip(sampled_ids, result.logprobs or (), strict=False))
-            for index in result.faults:
-                self._fault(sampled_ids[index], items)
-        outcome = self._scheduler.commit(result.step, result.tokens)
-        for request_id, token, finish in _rows(outcome):
-            request = self._open.get(request_id)
-            if request is None:
-                continue
-            items.append(self._delta(request_id, request, token, finish, logprobs.get(request_id)))
-            if finish is not None:
-                del self._open[request_id]
+            logprobs = dict(zip(sampled_ids, result.logprobs, strict=True))
+        items = self._deltas(self._scheduler.commit(result.step, result.tokens), logprobs)
+        if self._commits_to_flush:
+            # What a failed row wrote may be frozen, and a step in flight may hold it past this commit.
+            self._commits_to_flush -= 1
+            self._scheduler.flush_prefix()
         return wire.Deltas(items, result.step)
 
     def sample(self, timeline: Timeline) -> CoreSample:
@@ -154,16 +152,19 @@ class Desk:
         )
 
     def _submit(self, message: wire.Generate, now_us: int) -> None:
-        if message.request_id in self._open:
-            self._notes.append(wire.Refused(message.request_id, "duplicate"))
-            return
+        sampling = message.sampling
         try:
             tokens = wire.ids_array(message.ids)
-        except msgspec.ValidationError as error:
+            admission.check(
+                tokens,
+                sampling,
+                vocab_size=self._vocab_size,
+                context_tokens_max=self._scheduler.options.context_tokens_max,
+            )
+        except (msgspec.ValidationError, RequestError) as error:
             _log.error("request %d refused: %s", message.request_id, error)
-            self._notes.append(wire.Refused(message.request_id, "empty"))
+            self._notes.append(wire.Refused(message.request_id, "invalid"))
             return
-        sampling = message.sampling
         status = self._scheduler.submit(
             message.request_id,
             tokens,
@@ -174,52 +175,40 @@ class Desk:
             priority=message.priority,
             now_us=now_us,
         )
-        if status != SubmitStatus.ACCEPTED:
+        if status is not SubmitStatus.ACCEPTED:
             self._notes.append(wire.Refused(message.request_id, _REFUSAL[status]))
             return
         self._open[message.request_id] = _Open(sampling, len(tokens), message.arrival_us)
 
-    def _cancel(self, request_id: int) -> None:
-        request = self._open.pop(request_id, None)
-        if request is not None:
-            self._scheduler.cancel(request_id)
-            delta = self._delta(request_id, request, -1, "cancelled")
-            self._notes.append(wire.Deltas([delta], 0))
-
-    def _fault(self, request_id: int, items: list[wire.Delta]) -> None:
-        """End a request whose row is not finite. Its KV may be at fault: no prefix of it may be matched again."""
-        request = self._open.pop(request_id, None)
-        if request is None:
-            return
-        self._faults += 1
-        _log.error("request %d: logits are not finite; ended, and reusable prefixes dropped", request_id)
-        self._scheduler.cancel(request_id)
-        self._scheduler.flush_prefix()
-        items.append(msgspec.structs.replace(self._delta(request_id, request, -1, "error"), error=_FAULT))
+    def _deltas(self, outcome: Outcome, logprobs: dict[int, TokenLogprob | None]) -> list[wire.Delta]:
+        """What an outcome says to each request; closes those it ends."""
+        items: list[wire.Delta] = []
+        columns = (outcome.request_ids.tolist(), outcome.tokens.tolist(), outcome.finish.tolist())
+        for request_id, token, finish in zip(*columns, strict=True):
+            request = self._open[request_id]
+            items.append(self._delta(request_id, request, token, finish, logprobs.get(request_id)))
+            if finish:
+                del self._open[request_id]
+        return items
 
     def _delta(
-        self,
-        request_id: int,
-        request: _Open,
-        token: int,
-        finish: wire.Finish | None,
-        logprob: TokenLogprob | None = None,
+        self, request_id: int, request: _Open, token: int, finish: int, logprob: TokenLogprob | None
     ) -> wire.Delta:
-        cached = queue_us = None
+        cached = queue_us = error = None
         if not request.announced and request.cached_tokens is not None:
             request.announced = True
             cached, queue_us = request.cached_tokens, request.queue_us
+        if finish == Finish.ERROR:
+            error = _FAULT
+            self._faults += 1
+            self._commits_to_flush = 2
+            _log.error(
+                "request %d: its logits are not finite; it ends, reusable prefixes are dropped", request_id
+            )
         if token < 0:
-            return wire.Delta(request_id, b"", None, finish, cached, None, queue_us)
+            return wire.Delta(request_id, b"", None, _FINISH[finish], cached, error, queue_us)
         self._output_tokens += 1
-        ids = token.to_bytes(4, "little")
+        chosen = None if logprob is None else [logprob]
         return wire.Delta(
-            request_id, ids, None if logprob is None else [logprob], finish, cached, None, queue_us
+            request_id, token.to_bytes(4, "little"), chosen, _FINISH[finish], cached, error, queue_us
         )
-
-
-def _rows(outcome: Outcome) -> Iterator[tuple[int, int, wire.Finish | None]]:
-    """(request, token or -1, how it ended or None) per row."""
-    columns = (outcome.request_ids.tolist(), outcome.tokens.tolist(), outcome.finish.tolist())
-    for request_id, token, finish in zip(*columns, strict=True):
-        yield request_id, token, _FINISH[finish]

@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Literal, Self
 
-import msgspec
 import numpy as np
 
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import CapacityError, EngineDeadError, RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
-from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, TOKENS_FIT, SamplingParams
-from tokenspeed.engine import launch, wire
+from tokenspeed.base.sampling import SamplingParams
+from tokenspeed.engine import admission, launch, wire
 from tokenspeed.obs.metrics import Metrics
 
 _log = get_logger("engine")
@@ -197,7 +195,9 @@ class AsyncEngine:
             wire.Generate(
                 request_id,
                 wire.ids_bytes(prompt),
-                self._complete(len(prompt), sampling),
+                admission.complete(
+                    sampling, prompt_tokens=len(prompt), context_tokens_max=self.ready.context_tokens_max
+                ),
                 salt,
                 priority,
                 session,
@@ -237,38 +237,12 @@ class AsyncEngine:
 
     def check(self, ids: np.ndarray | Sequence[int], sampling: SamplingParams) -> None:
         """Raise the `RequestError` that `generate` would raise; starts nothing."""
-        sampling.check()
-        prompt = np.asarray(ids, dtype=np.int64)
-        if prompt.ndim != 1 or not len(prompt):
-            raise RequestError("the prompt is empty", code="empty_prompt", param="prompt")
-        vocab_size = self.ready.vocab_size
-        low, high = int(prompt.min()), int(prompt.max())
-        if low < 0 or high >= vocab_size:
-            wrong = low if low < 0 else high
-            raise RequestError(
-                f"the prompt holds token id {wrong}; this model's ids are 0..{vocab_size - 1}",
-                code="invalid_value", param="prompt",
-            )  # fmt: skip
-        for name, given in (("stop_ids", sampling.stop_ids), ("logit_bias", sampling.logit_bias or ())):
-            if given and max(given) >= vocab_size:
-                raise RequestError(
-                    f"{name} holds token id {max(given)}; this model's ids are 0..{vocab_size - 1}",
-                    code="invalid_value", param=name,
-                )  # fmt: skip
-        room = self.ready.context_tokens_max - len(prompt)
-        if room < 1:
-            raise RequestError(
-                f"prompt is too long: {len(prompt)} tokens > {self.ready.context_tokens_max - 1} maximum",
-                code="context_length_exceeded", param="prompt",
-            )  # fmt: skip
-
-    def _complete(self, prompt_tokens: int, sampling: SamplingParams) -> SamplingParams:
-        """Fill what the caller left open, and never promise more than the context holds."""
-        room = self.ready.context_tokens_max - prompt_tokens
-        tokens_max = room if sampling.tokens_max == TOKENS_FIT else min(sampling.tokens_max, room)
-        seed = secrets.randbelow(SEED_MAX) if sampling.seed == SEED_DRAWN else sampling.seed
-        tokens_min = min(sampling.tokens_min, tokens_max)
-        return msgspec.structs.replace(sampling, tokens_max=tokens_max, tokens_min=tokens_min, seed=seed)
+        admission.check(
+            np.asarray(ids, dtype=np.int64),
+            sampling,
+            vocab_size=self.ready.vocab_size,
+            context_tokens_max=self.ready.context_tokens_max,
+        )
 
     def _capacity_error(self) -> CapacityError:
         """Advise the wait after which, at the recent rate of ends, a place is free."""

@@ -13,7 +13,7 @@ Invariants: every `Generate` is answered by exactly one closing message, a `Delt
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,7 +22,8 @@ from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.obs.sample import CoreSample
 
 Finish = Literal["stop", "length", "cancelled", "error"]
-Refusal = Literal["queue_full", "too_long", "exceeds_pool", "duplicate", "empty"]
+Refusal = Literal["queue_full", "too_long", "exceeds_pool", "duplicate", "empty", "invalid"]
+RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Message(msgspec.Struct, array_like=True, tag=str.lower):
@@ -32,12 +33,12 @@ class Message(msgspec.Struct, array_like=True, tag=str.lower):
 class Generate(Message):
     """Front -> core: start a request. `sampling` is complete: a seed is drawn, `tokens_max` is at least 1."""
 
-    request_id: int
+    request_id: RequestId
     ids: bytes
     sampling: SamplingParams
     salt: bytes = b""
     """Prefixes are shared only among equal salts."""
-    priority: int = 0
+    priority: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] = 0
     session: str | None = None
     arrival_us: int = 0
     """Host monotonic clock, one epoch for all processes."""
@@ -46,7 +47,7 @@ class Generate(Message):
 class Abort(Message):
     """Front -> core: nobody reads these any more."""
 
-    request_ids: list[int]
+    request_ids: list[RequestId]
 
 
 class Flush(Message):

@@ -57,7 +57,7 @@ class Batch:
         self._table = torch.from_numpy(self._table_host)
         self._rows_table = torch.zeros(limits.rows * limits.blocks_per_row, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(limits.slots, dtype=torch.int64, device=device)
-        """[slots] the token each slot's row sampled last; the executor writes it, in stream order."""
+        """[slots] the token each slot sampled last."""
         if device.type != "cpu":
             self._table = self._table.to(device)
         self._token_numbers = np.arange(limits.tokens, dtype=np.int64)
@@ -88,6 +88,10 @@ class Batch:
             context_lens_np=context_lens,
         )
 
+    def note_last(self, tokens: torch.Tensor) -> None:
+        """Remember what the sampled rows of the plan just laid chose (tokens [S] int64), in stream order."""
+        self.last_tokens.index_copy_(0, self._on_device.tensor_sample_slots[: len(tokens)], tokens)
+
     def blocks_of(self, slot: int, context_tokens: int) -> NDArray[np.int32]:
         """Block ids [n] that hold the first `context_tokens` of a slot."""
         return self._table_host[slot, : -(-context_tokens // self.limits.block_tokens)].copy()
@@ -114,8 +118,10 @@ class Batch:
         writes *= block_tokens
         writes += offset
         staging.slots[:rows] = slots
-        ends = row_starts[1:][plan.sampled.view(np.bool_)]
+        mask = plan.sampled.view(np.bool_)
+        ends = row_starts[1:][mask]
         np.subtract(ends, 1, out=staging.sample_index[: len(ends)], casting="unsafe")
+        staging.sample_slots[: len(ends)] = slots[mask]
         return rows, tokens, len(ends)
 
     def _apply_deltas(self, plan: Plan) -> None:
@@ -164,6 +170,7 @@ class _Staging:
             "write_index": (limits.tokens, torch.int64),
             "slots": (limits.rows, torch.int64),
             "sample_index": (limits.rows, torch.int64),
+            "sample_slots": (limits.rows, torch.int64),
             "row_starts": (limits.rows + 1, torch.int32),
             "context_lens": (limits.rows, torch.int32),
         }
@@ -185,6 +192,7 @@ class _Staging:
         self.tensor_write_index = tensor("write_index")
         self.tensor_slots = tensor("slots")
         self.tensor_sample_index = tensor("sample_index")
+        self.tensor_sample_slots = tensor("sample_slots")
         self.tensor_row_starts = tensor("row_starts")
         self.tensor_context_lens = tensor("context_lens")
         if on_device:
@@ -194,5 +202,6 @@ class _Staging:
         self.write_index: NDArray[np.int64] = self.tensor_write_index.numpy()
         self.slots: NDArray[np.int64] = self.tensor_slots.numpy()
         self.sample_index: NDArray[np.int64] = self.tensor_sample_index.numpy()
+        self.sample_slots: NDArray[np.int64] = self.tensor_sample_slots.numpy()
         self.row_starts: NDArray[np.int32] = self.tensor_row_starts.numpy()
         self.context_lens: NDArray[np.int32] = self.tensor_context_lens.numpy()

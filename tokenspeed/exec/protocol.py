@@ -19,11 +19,9 @@ class StepResult:
 
     step: int
     tokens: np.ndarray
-    """int32 [S], one per sampled row, in plan order."""
+    """int32 [S], one per sampled row, in plan order; negative where the row's logits were not finite."""
     logprobs: Sequence[TokenLogprob | None] | None = None
     """[S] where any row asked for them, else None."""
-    faults: tuple[int, ...] = ()
-    """Sampled rows (positions in `tokens`) whose logits were NaN or infinite; their tokens mean nothing."""
 
 
 class Executor(Protocol):

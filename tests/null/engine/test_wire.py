@@ -19,7 +19,7 @@ SAMPLING = SamplingParams(0.5, seed=3, tokens_max=9, stop_ids=(1, 2), logit_bias
 LOGPROB = TokenLogprob(1, -0.5, [(1, -0.5), (2, -3.0)], 1)
 REQUESTS = [
     wire.Generate(7, wire.ids_bytes(np.arange(5)), SAMPLING, b"salt", 1, "s", 12),
-    wire.Abort([1, 2**63]),
+    wire.Abort([1, 2**63 - 1]),
     wire.Flush(),
     wire.Stop(),
 ]
