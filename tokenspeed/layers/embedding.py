@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenspeed import kernels
 from tokenspeed.layers.layer import Build, Layer
 from tokenspeed.layers.step import StepContext
-from tokenspeed.spmd.placement import Partial, Replicate, Shard
+from tokenspeed.spmd.placement import Layout, Partial, Replicate, Shard
 from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 ROWS = (Shard(0, "dp"),)
@@ -63,9 +63,9 @@ class Embedding(Layer):
 class Select(Layer):
     """Keep the rows that are sampled, of one value: what follows costs S rows and not T."""
 
-    def __init__(self, build: Build, value: str, width: int) -> None:
+    def __init__(self, build: Build, value: str, width: int, *, layout: Layout = ()) -> None:
         super().__init__(build, f"select.{value}")
-        self._value, self._width = value, width
+        self._value, self._width, self._layout = value, width, layout
 
     def run(self, context: StepContext, x: Tensor, index: Tensor) -> Tensor:
         """x [T, C], index [S] -> [S, C]."""
@@ -73,7 +73,7 @@ class Select(Layer):
         return x.index_select(0, index)
 
     def calls(self) -> Iterator[Call]:
-        reads = (Edge(self._value), Edge("sampled"))
+        reads = (Edge(self._value, self._layout), Edge("sampled"))
         yield Call(self.name, "select", reads, (Edge(self._value, (), self._width),), self.run)
 
     def leaves(self) -> Iterator[Layer]:
@@ -117,7 +117,7 @@ class Head(Layer):
             self.name,
             "matmul",
             (Edge("hidden", (Replicate("tp"),)),),
-            (Edge("logits", (Shard(1, "tp"),), self._vocab),),
+            (Edge("logits", (Shard(1, "tp"),), self._vocab, item_bytes=4),),
             self.run,
             self.weights,
         )

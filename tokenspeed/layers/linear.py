@@ -98,7 +98,7 @@ class Linear(Layer):
             self.name,
             "matmul_bias" if len(self.weights) > 1 else "matmul",
             (Edge(self._from, self._reads),),
-            (Edge(self._to, self._writes, self._columns, self._packed),),
+            (Edge(self._to, self._writes, self._columns, packed=self._packed),),
             self.run,
             self.weights,
         )

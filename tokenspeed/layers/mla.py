@@ -100,14 +100,13 @@ class MLAttend(Layer):
         self._extend_weights = self._extend.prepare(w_uk, w_uv)
 
     def run(self, context: StepContext, q: Tensor, latents: Tensor) -> Tensor:
-        """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes this step's latents, turns q in place."""
+        """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes this step's latents, changes q."""
         inputs, shape = context.inputs, self._shape
         arena: Tensor = context.arena.layers[self._index]
         q = q.view(q.shape[0], self._heads, shape.q_head)
-        q_rope = q[..., shape.nope :]
         kv = latents[:, latents.shape[1] - shape.latent - shape.rope :]
-        self._rope_write(
-            q_rope,
+        q_rope: Tensor = self._rope_write(
+            q[..., shape.nope :],
             kv[:, : shape.latent],
             kv[:, shape.latent :],
             self._norm,
@@ -116,17 +115,17 @@ class MLAttend(Layer):
             inputs.positions,
             inputs.write_index,
             arena,
-            out=q_rope,
         )
-        return self._attend(inputs, q, arena).flatten(1)
+        return self._attend(inputs, q, q_rope, arena).flatten(1)
 
-    def _attend(self, inputs: StepInputs, q: Tensor, arena: Tensor) -> Tensor:
-        decoded = inputs.decode_rows
+    def _attend(self, inputs: StepInputs, q: Tensor, q_rope: Tensor, arena: Tensor) -> Tensor:
+        decoded, nope = inputs.decode_rows, self._shape.nope
         if decoded == inputs.rows:
-            return self._attend_decode(inputs, q, arena)
+            return self._attend_decode(inputs, q[..., :nope], q_rope, arena)
         out = q.new_empty((q.shape[0], self._heads, self._shape.value))
         if decoded:
-            out[:decoded] = self._attend_decode(inputs, q[:decoded], arena)
+            out[:decoded] = self._attend_decode(inputs, q[:decoded, :, :nope], q_rope[:decoded], arena)
+        q[decoded:, :, nope:] = q_rope[decoded:]
         self._extend(
             q[decoded:],
             arena,
@@ -139,12 +138,11 @@ class MLAttend(Layer):
         )
         return out
 
-    def _attend_decode(self, inputs: StepInputs, q: Tensor, arena: Tensor) -> Tensor:
-        rows, nope = q.shape[0], self._shape.nope
-        q_latent = self._heads_in(q[..., :nope], self._absorb)
+    def _attend_decode(self, inputs: StepInputs, q_nope: Tensor, q_rope: Tensor, arena: Tensor) -> Tensor:
+        rows = q_nope.shape[0]
         attended = self._decode(
-            q_latent,
-            q[..., nope:],
+            self._heads_in(q_nope, self._absorb),
+            q_rope,
             arena,
             inputs.block_table[:rows],
             inputs.context_lens[:rows],

@@ -94,7 +94,7 @@ class Route(Layer):
             self.name,
             "route_biased" if self._shape.biased else "route",
             (Edge("hidden"),),
-            (Edge("expert_ids", (), self._shape.top_k), Edge("expert_weights", (), self._shape.top_k)),
+            tuple(Edge(value, (), self._shape.top_k, item_bytes=4) for value in ("expert_ids", "expert_weights")),
             self.run,
             self.weights,
         )

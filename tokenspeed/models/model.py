@@ -86,6 +86,7 @@ class Model:
         architecture: str,
         eos_ids: tuple[int, ...],
         quantization_config: Mapping[str, Any] | None,
+        collectives: Collectives | None = None,
     ) -> None:
         self.dtype = build.dtype
         self.device = build.device.torch
@@ -98,10 +99,14 @@ class Model:
             architecture,
             chain.from_iterable(module.calls() for module in self._modules),
             build.mesh,
-            inputs=(Edge("tokens", ROWS, 1), Edge("sampled", ROWS, 1)),
+            inputs=(
+                Edge("tokens", ROWS, columns=1, item_bytes=8),
+                Edge("sampled", ROWS, columns=1, item_bytes=8, fixed=True),
+            ),
             output=Edge("logits", (Replicate("tp"),)),
             item_bytes=build.dtype.itemsize,
         )
+        self._collectives = collectives
         self._executable: Executable | None = None
         self.facts = Facts(
             architecture=architecture,
@@ -119,10 +124,10 @@ class Model:
         """The layers that hold weights, in loading order."""
         return chain.from_iterable(module.leaves() for module in self._modules)
 
-    def finish(self, collectives: Collectives | None = None) -> None:
+    def finish(self) -> None:
         """Make the tables that are computed and not loaded, and lower the program; called once weights are in."""
         self._rotary.make(self.device)
-        self._executable = self.program.lower(collectives)
+        self._executable = self.program.lower(self._collectives)
 
     @torch.inference_mode()
     def forward(self, inputs: StepInputs, arena: Arena) -> Tensor:
@@ -147,11 +152,12 @@ def _assemble(family: Family, build: Build) -> list[Module]:
         )
         after = RmsNorm(build, f"{name}.post_attention_layernorm", trunk.width, trunk.eps, kind="add")
         modules += [before, attention, after, feed_forward]
+    whole = (Replicate("tp"),)  # rows to sample are few and indexed by token: they are not spread over tp again
     return [
         *modules,
         Select(build, "hidden", trunk.width),
-        Select(build, "residual", trunk.width),
-        RmsNorm(build, "model.norm", trunk.width, trunk.eps, kind="add", layout=(Replicate("tp"),)),
+        Select(build, "residual", trunk.width, layout=whole),
+        RmsNorm(build, "model.norm", trunk.width, trunk.eps, kind="add", layout=whole),
         Head(build, "lm_head", trunk.vocab, trunk.width, tied=embedding if trunk.tied else None),
     ]
 

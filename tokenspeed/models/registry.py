@@ -16,6 +16,7 @@ from tokenspeed.dist.mesh import Mesh
 from tokenspeed.layers.layer import Build
 from tokenspeed.models import deepseek, llama, qwen3_moe
 from tokenspeed.models.model import Family, Model
+from tokenspeed.spmd.program import Collectives
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,12 +50,13 @@ def build(
     quantization: str | None = None,
     block_tokens: int = 64,
     context_tokens: int | None = None,
+    collectives: Collectives | None = None,
 ) -> Model:
     """Build the model that `hf_config` describes, without memory: load it with `weights.load` or `load_dummy`.
 
     dtype: torch dtype or name; None takes the checkpoint's. quantization: None, or "int8" to hold dense and expert
     weights in 8 bits. block_tokens: P of the arenas it will run on. context_tokens: longest context wanted, at most
-    the model's own. Raises SetupError for architectures, fields and meshes that are not supported, naming them.
+    the model's own. collectives: what a mesh of several ranks moves data with; needed to run, not to build. Raises SetupError for architectures, fields and meshes that are not supported, naming them.
     """
     architecture = architecture_of(hf_config)
     text = hf_config.get("text_config") or hf_config
@@ -72,6 +74,7 @@ def build(
         setting,
         architecture=architecture,
         eos_ids=_eos_ids(hf_config),
+        collectives=collectives,
         quantization_config=hf_config.get("quantization_config") or text.get("quantization_config"),
     )
 

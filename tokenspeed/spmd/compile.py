@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenspeed.base.errors import SetupError
@@ -42,7 +42,7 @@ def compile_program(
     axes = tuple(axis for axis in ("dp", "tp") if mesh.size(axis) > 1)
     walk = _Walk(mesh, axes, item_bytes)
     for edge in inputs:
-        walk.write(Use(edge.value, _full(resolve(edge.layout, mesh), axes), edge.columns, edge.packed))
+        walk.write(walk.use(edge, _full(resolve(edge.layout, mesh), axes)))
     for call in calls:
         walk.place(call)
     wants = resolve(output.layout, mesh)
@@ -77,6 +77,10 @@ class _Walk:
     def write(self, use: Use) -> None:
         self.forms[use.value] = [use]
 
+    def use(self, edge: Edge, lies: Lies) -> Use:
+        item_bytes = edge.item_bytes or self.item_bytes
+        return Use(edge.value, lies, edge.columns, item_bytes, edge.packed, edge.fixed)
+
     def source(self, reader: str, value: str) -> Use:
         if value not in self.forms:
             raise SetupError(
@@ -95,7 +99,7 @@ class _Walk:
             goal: Lies = {axis: rules[axis].reads[index] for axis in self.axes}
             reads.append(self.move(call.name, self._nearest(call.name, edge.value, goal), goal))
         writes = tuple(
-            Use(edge.value, {a: rules[a].writes[index] for a in self.axes}, edge.columns, edge.packed)
+            self.use(edge, {axis: rules[axis].writes[index] for axis in self.axes})
             for index, edge in enumerate(call.writes)
         )
         weights = tuple(_full(resolve(weight.layout, self.mesh), self.axes) for weight in call.weights)
@@ -110,13 +114,13 @@ class _Walk:
             if was == now:
                 continue
             kind = MOVES.get((was, now))
-            if kind is None or (use.packed and "S1" in (was, now)):
-                why = "no collective does that" if kind is None else "its columns are packed and may not be moved"
+            if kind is None or not use.moves(was, now):
+                why = "no collective does that" if kind is None else "it is packed or fixed and may not be moved"
                 raise SetupError(
                     f"{reader}: edge {use.value!r} along {axis} is {was} and is needed as {now}; {why}"
                 )
             lies: Lies = {**use.lies, axis: now}
-            moved = Use(f"{use.value.split('@')[0]}@{show(lies)}", lies, use.columns, use.packed)
+            moved = replace(use, value=f"{use.value.split('@')[0]}@{show(lies)}", lies=lies)
             collective = Collective(kind, axis, _moved_dim(was, now), self._bytes(use, axis, kind))
             self.steps.append(Step(f"-> {reader}", kind, (use,), (moved,), _never, (), collective))
             self.forms[use.value.split("@")[0]].append(moved)
@@ -143,7 +147,8 @@ class _Walk:
 
     def _cost(self, call: Call, axis: str, rule: Rule) -> float:
         return sum(
-            min(self._move_cost(form, axis, want) for form in self._forms(call.name, edge.value))
+            # Of two free choices take the value as it was written: a gathered copy would repeat work on every rank.
+            min(self._move_cost(form, axis, want) + ("@" in form.value) / 4 for form in self._forms(call.name, edge.value))
             for edge, want in zip(call.reads, rule.reads, strict=True)
         )
 
@@ -152,9 +157,9 @@ class _Walk:
         if was == want:
             return 0.0
         kind = MOVES.get((was, want))
-        if kind is None or (use.packed and "S1" in (was, want)):
+        if kind is None or not use.moves(was, want):
             return math.inf
-        # A local slice sends nothing, but an op that needs none of it is simpler: half a byte breaks the tie.
+        # A local slice sends nothing, but an op that needs none is simpler: half a byte breaks the tie.
         return self._bytes(use, axis, kind) or 0.5
 
     def _forms(self, reader: str, value: str) -> list[Use]:
@@ -178,7 +183,7 @@ class _Walk:
         for other, lie in use.lies.items():
             if other != axis and lie in ("S0", "S1"):
                 share /= self.mesh.size(other)
-        return math.ceil(use.columns * self.item_bytes * share)
+        return math.ceil(use.columns * use.item_bytes * share)
 
     def _refusal(self, call: Call, axis: str, weights: tuple[Lie, ...]) -> str:
         edges = [

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.dist.mesh import Mesh
-from tokenspeed.spmd.placement import Layout, Lies, show
+from tokenspeed.spmd.placement import Layout, Lie, Lies, show
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +50,19 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """A value as a call reads or writes it; `columns` is its width when whole (writes state it, reads need not).
+    """A value as a call reads or writes it.
 
-    A `packed` value joins several pieces, each spread on its own ([q | k | v]): no collective may move its columns.
+    Writes state its size, for the cost of moving it: `columns` when whole, `item_bytes` where it is not of the
+    program's dtype. A `packed` value joins several pieces, each spread on its own ([q | k | v]): no collective may
+    move its columns. A `fixed` value means something on its rank only (row indices): no collective may move it.
     """
 
     value: str
     layout: Layout = ()
     columns: int = 0
+    item_bytes: int = 0
     packed: bool = False
+    fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,13 @@ class Use:
     value: str
     lies: Lies
     columns: int = 0
+    item_bytes: int = 0
     packed: bool = False
+    fixed: bool = False
+
+    def moves(self, was: Lie, now: Lie) -> bool:
+        """Whether a collective may take this value from one lie to the other, if one can."""
+        return not self.fixed and not (self.packed and "S1" in (was, now))
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,19 +76,26 @@ def load(model: Target, directory: Path | str) -> Loaded:
     def read(fill: Fill) -> torch.Tensor:
         return form.read(checkpoint, model.names.source(fill.source), fill.take)
 
-    held = _install(model, read)
+    held = _install(model, lambda parameter: _assemble(parameter, model, read))
     return Loaded(held, checkpoint.read_bytes, skipped)
 
 
-def load_dummy(model: Target, *, seed: int = 0) -> Loaded:
-    """Fill `model` with seeded random weights: normal with std 0.02, ones for norms."""
-    return Loaded(_install(model, Tape(seed, model.dtype).read), 0, ())
+def load_dummy(model: Target, *, seed: int = 0, std: float = 0.02) -> Loaded:
+    """Fill `model` with seeded random weights: normal deviates of `std`, ones for norms."""
+    tape = Tape(seed, std, model.dtype)
+
+    def assemble(parameter: Parameter) -> torch.Tensor:
+        if parameter.fill == "ones":
+            return torch.ones(parameter.shape, dtype=_dtype(parameter, model), device=model.device)
+        return _assemble(parameter, model, tape.read)
+
+    return Loaded(_install(model, assemble), 0, ())
 
 
-def _install(model: Target, read: Callable[[Fill], torch.Tensor]) -> int:
+def _install(model: Target, assemble: Callable[[Parameter], torch.Tensor]) -> int:
     held = 0
     for layer in model.loadables():
-        tensors = [_assemble(parameter, model, read) for parameter in layer.parameters]
+        tensors = [assemble(parameter) for parameter in layer.parameters]
         held += sum(tensor.nbytes for tensor in tensors)
         layer.install(tensors)
     model.finish()
@@ -96,7 +103,7 @@ def _install(model: Target, read: Callable[[Fill], torch.Tensor]) -> int:
 
 
 def _assemble(parameter: Parameter, model: Target, read: Callable[[Fill], torch.Tensor]) -> torch.Tensor:
-    dtype = torch.float32 if parameter.dtype == "float32" else model.dtype
+    dtype = _dtype(parameter, model)
     if not parameter.fills:
         return torch.zeros(parameter.shape, dtype=dtype, device=model.device)
     tensor = torch.empty(parameter.shape, dtype=dtype, device=model.device)
@@ -104,6 +111,10 @@ def _assemble(parameter: Parameter, model: Target, read: Callable[[Fill], torch.
         region = tensor[fill.into]
         region.copy_(read(fill).view(region.shape))
     return tensor
+
+
+def _dtype(parameter: Parameter, model: Target) -> torch.dtype:
+    return torch.float32 if parameter.dtype == "float32" else model.dtype
 
 
 def _check(model: Target, checkpoint: Checkpoint, form: Format) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Random weights of true shapes: seeded, independent of loading order, and the same slice for slice when sharded.
 
-Values come from one tape of normal deviates (std 0.02) read from an offset drawn from the tensor's name, so that
+Values come from one tape of normal deviates read from an offset drawn from the tensor's name, so that
 filling costs a copy and not a draw per element. The tape's length is prime: rows never line up with it.
 """
 
@@ -15,16 +15,15 @@ import torch
 from tokenspeed.weights.parameter import Fill
 
 _TAPE_LENGTH = 4_194_301
-_STD = 0.02
 
 
 class Tape:
     """A reel of seeded normal deviates."""
 
-    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+    def __init__(self, seed: int, std: float, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._seed = seed
-        self._values = (torch.randn(_TAPE_LENGTH, generator=generator) * _STD).to(dtype)
+        self._values = (torch.randn(_TAPE_LENGTH, generator=generator) * std).to(dtype)
 
     def read(self, fill: Fill) -> torch.Tensor:
         """The region `fill.take` of the random tensor that is named `fill.source` and shaped `fill.shape`."""
