@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What a device is, as facts that kernels may need.
 
-In: a torch device. Out: a frozen `Device`: type, name, compute capability or instruction sets, cores, memory. It measures
-nothing and chooses nothing. `describe` looks at the machine once; everything downstream takes the value, so that selection
-for a device one does not have can be asked for and tested.
+In: a torch device. Out: a frozen `Device`: type, name, compute capability or instruction sets, cores, memory.
+It measures nothing and chooses nothing. `describe` looks at the machine once; everything downstream takes the
+value, so that selection for a device one does not have can be asked for and tested.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Seeded random inputs for the shape generators of ops.
 
-In: a seed and a device. Out: tensors. Numbers are drawn on the CPU and then moved, so that a seed gives the same inputs on
-every device. Used by the test harness and by the benchmark; it knows nothing of ops.
+In: a seed and a device. Out: tensors. Numbers are drawn on the CPU and then moved, so that a seed gives the
+same inputs on every device. Used by the test harness and by the benchmark; it knows nothing of ops.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class Table:
     row_starts: torch.Tensor  # [R + 1] int32
     positions: torch.Tensor  # [T] int64
     write_index: torch.Tensor  # [T] int64, block * P + offset
+    unused: torch.Tensor  # [N, P] bool: places that hold no context of any row
 
 
 class Draw:
@@ -49,22 +50,23 @@ class Draw:
         return torch.randperm(count, generator=self._generator).to(self.device)
 
     def table(self, contexts: Sequence[int], lengths: Sequence[int], block_tokens: int) -> Table:
-        """Lay rows out over scattered blocks, a few of the pool unused, unused entries of the table -1."""
+        """Lay rows out over scattered blocks, some of the pool unused, unused entries of the table -1."""
         counts = [-(-context // block_tokens) for context in contexts]
         blocks_total = sum(counts) + 2
         order = self.permutation(blocks_total).cpu()
         block_table = torch.full((len(contexts), max(counts) + 1), -1, dtype=torch.int32)
         positions: list[torch.Tensor] = []
         places: list[torch.Tensor] = []
+        unused = torch.ones(blocks_total * block_tokens, dtype=torch.bool)
         used = 0
         for row, (context, length, count) in enumerate(zip(contexts, lengths, counts, strict=True)):
             block_table[row, :count] = order[used : used + count].to(torch.int32)
             used += count
-            position = torch.arange(context - length, context)
-            positions.append(position)
-            places.append(
-                block_table[row, position // block_tokens].long() * block_tokens + position % block_tokens
-            )
+            position = torch.arange(context)
+            place = block_table[row, position // block_tokens].long() * block_tokens + position % block_tokens
+            unused[place] = False
+            positions.append(position[-length:])
+            places.append(place[-length:])
         starts = torch.tensor([0, *lengths]).cumsum(0)
         return Table(
             blocks_total=blocks_total,
@@ -73,4 +75,17 @@ class Draw:
             row_starts=starts.to(torch.int32).to(self.device),
             positions=torch.cat(positions).to(self.device),
             write_index=torch.cat(places).to(self.device),
+            unused=unused.view(blocks_total, block_tokens).to(self.device),
         )
+
+    def arena(self, table: Table, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """Draw an arena [N, P, *shape]; places without context are NaN, so that reading them shows."""
+        values = self.normal(*table.unused.shape, *shape, dtype=dtype)
+        values[table.unused] = torch.nan
+        return values
+
+    def queries(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """Draw queries [T, ...]; the last is 25 times as long: its softmax overflows if not shifted."""
+        values = self.normal(*shape, dtype=dtype)
+        values[-1] *= 25
+        return values

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Fill the registry and bind ops to kernels: the only module that names a backend.
 
-In: the ops of `api`, the kernels of the backends, the plugins of the entry-point group `tokenspeed.kernels`. Out:
-`registry()`, built once, and `bind()`, which layers call once each when they are built. A backend or plugin is an iterable
-of `Kernel`. A backend of our own that this machine cannot import is left out and logged with its reason (`ref` remains); a
-plugin that cannot be imported, is no such iterable, or is refused by the registry stops the start with a SetupError that
-names it, because somebody installed it on purpose.
+In: the ops of `api`, the kernels of the backends, the plugins of the entry-point group `tokenspeed.kernels`.
+Out: `registry()`, built once, and `bind()`, which layers call once each when they are built. A backend or
+plugin is an iterable of `Kernel`. A backend of our own that this machine cannot import is left out and logged
+with its reason (`ref` remains); a plugin that cannot be imported, is no such iterable, or is refused by the
+registry stops the start with a SetupError that names it, because somebody installed it on purpose.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -23,9 +23,10 @@ from tokenspeed.base.errors import SetupError
 from tokenspeed.base.log import get_logger
 from tokenspeed.kernels.api import OPS
 from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.needs import TraitValue
 from tokenspeed.kernels.registry import Registry
 from tokenspeed.kernels.select import Choice, Overrides, select
-from tokenspeed.kernels.spec import Kernel, TraitValue
+from tokenspeed.kernels.spec import Kernel
 
 BACKENDS = ("tokenspeed.kernels.cpu",)
 """Packages of this project that offer `KERNELS`."""
@@ -33,7 +34,8 @@ BACKENDS = ("tokenspeed.kernels.cpu",)
 PLUGINS = "tokenspeed.kernels"
 """Entry-point group of plugins."""
 
-_overrides: ContextVar[Overrides] = ContextVar("kernel_overrides", default=Overrides())
+_NO_OVERRIDES = Overrides()
+_overrides: ContextVar[Overrides] = ContextVar("kernel_overrides", default=_NO_OVERRIDES)
 
 
 class Bound(functools.partial[Any]):
@@ -85,8 +87,9 @@ def build(choice: Choice) -> Bound:
 
 
 @contextmanager
-def overriding(*texts: str) -> Iterator[None]:
-    """Name kernels for every `bind` inside the `with`: "attention.mla_decode=ref", "attention.*=ref", "*=ref".
+def overriding(*texts: str) -> Generator[None]:
+    """Name kernels for every `bind` inside the `with`: "attention.mla_decode=ref", "attention.*=ref",
+    "*=ref".
 
     Raises SetupError for a text that names no op or no kernel. Later texts win, inner ones over outer ones.
     """

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
 """The ops that exist and the kernels that implement them.
 
-In: ops and kernels, one by one, from `load` (or from a test). Out: a registry that answers by name. It refuses an op
-without reference, shape generator or tolerance, and a kernel whose op, name or needs are wrong: registering is where a
-mistake is cheapest. Adding an op adds its reference as kernel `ref`. It imports no op and no backend, and after loading
-nobody changes it.
+In: ops and kernels, one by one, from `load` (or from a test). Out: a registry that answers by name. It
+refuses an op without reference, shape generator or tolerance, and a kernel whose op, name or needs are wrong:
+registering is where a mistake is cheapest. Adding an op adds its reference as kernel `ref`. It imports no op
+and no backend, and after loading nobody changes it.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.kernels.spec import FACTS, Band, Condition, Kernel, Needs, OneOf, Op
+from tokenspeed.kernels.needs import FACTS, AtLeast, AtMost, Condition, Needs, OneOf
+from tokenspeed.kernels.spec import Band, Kernel, Op
 
 REF = "ref"
 """Name of the kernel that every op has."""
@@ -42,22 +42,22 @@ class Registry:
         self._kernels[op.name] = [Kernel(op.name, REF, Needs(), Band.REF, op.reference)]
 
     def add(self, kernel: Kernel) -> None:
-        """Register a kernel. Raises SetupError when its op, name or needs are wrong, or its band is already taken."""
+        """Register a kernel. Raises SetupError when its op, name or needs are wrong, or it ties."""
         op = self.op(kernel.op)
         if any(kernel.name == other.name for other in self._kernels[op.name]):
             raise SetupError(f"kernel {kernel.op}={kernel.name} is registered twice")
         known = {trait.name for trait in op.traits} | set(FACTS)
         if unknown := [name for name, _ in kernel.needs if name not in known]:
             raise SetupError(
-                f"kernel {kernel.op}={kernel.name} needs {', '.join(unknown)}, which {op.name} does not have; "
-                f"it has {', '.join(sorted(known))}"
+                f"kernel {kernel.op}={kernel.name} needs {', '.join(unknown)}, no traits of {op.name}. "
+                f"It has {', '.join(sorted(known))}"
             )
         for other in self._kernels[op.name]:
             if other.band == kernel.band and may_meet(kernel.needs, other.needs):
                 raise SetupError(
-                    f"kernels {kernel.op}={kernel.name} and {kernel.op}={other.name} tie: both are {kernel.band.name} "
-                    f"and both may hold at once ({kernel.needs} | {other.needs}). "
-                    f"Narrow the needs of one or give it another band"
+                    f"kernels {kernel.op}={kernel.name} and {kernel.op}={other.name} tie: "
+                    f"both are {kernel.band.name} and both may hold at once "
+                    f"({kernel.needs} | {other.needs}). Narrow the needs of one or give it another band"
                 )
         self._kernels[op.name].append(kernel)
 
@@ -77,14 +77,16 @@ class Registry:
 
 
 def may_meet(one: Needs, other: Needs) -> bool:
-    """Say whether some device and traits could satisfy both: false only where the declarations prove it impossible."""
+    """Say whether a device and traits could satisfy both; false only where the declarations exclude it."""
     shared = ((condition, other.get(name)) for name, condition in one)
     return not any(theirs is not None and _disjoint(ours, theirs) for ours, theirs in shared)
 
 
 def _disjoint(one: Condition, other: Condition) -> bool:
-    for listed, test in itertools.permutations((one, other)):
-        if isinstance(listed, OneOf):
-            return not any(test.holds(member) for member in listed.members)
-    low, high = (one, other) if hasattr(one, "least") else (other, one)
-    return getattr(low, "least", None) is not None and hasattr(high, "most") and low.least > high.most
+    match one, other:
+        case (OneOf(members), test) | (test, OneOf(members)):
+            return not any(test.holds(member) for member in members)
+        case (AtLeast(least), AtMost(most)) | (AtMost(most), AtLeast(least)):
+            return least > most
+        case _:
+            return False

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Choose the kernel of an op: a pure function that accounts for every kernel it did not choose.
 
-In: a registry, an op's name, traits, a device, an optional override. Out: a `Choice` with the kernel and, for every other
-kernel, why not. It reads no clock, no environment, no device: the same arguments give the same choice, for a device one
-has as for one that one has not. `load.bind` builds what it returns; `explain` prints it.
+In: a registry, an op's name, traits, a device, an optional override. Out: a `Choice` with the kernel and, for
+every other kernel, why not. It reads no clock, no environment, no device: the same arguments give the same
+choice, for a device one has as for one that one has not. `load.bind` builds what it returns; `explain` prints
+it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.needs import FACTS, Needs, Traits, show
 from tokenspeed.kernels.registry import Registry
-from tokenspeed.kernels.spec import FACTS, Kernel, Needs, Traits, show
+from tokenspeed.kernels.spec import Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +44,11 @@ class Choice:
 def select(
     registry: Registry, op: str, traits: Traits, device: Device, override: str | None = None
 ) -> Choice:
-    """Choose the kernel of the highest band whose needs hold, or the one named by `override` if its needs hold.
+    """Choose the kernel of the highest band whose needs hold, or the one named by `override` if its needs
+    hold.
 
-    Raises SetupError for an unknown op, faulty traits, an unknown override, and an override whose needs do not hold.
+    Raises SetupError for an unknown op, faulty traits, an unknown override, and an override whose needs do
+    not hold.
     """
     whole = registry.op(op).complete(traits)
     kernels = registry.kernels(op)
@@ -96,13 +100,13 @@ def _outranked(kernel: Kernel, chosen: Kernel, override: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Kernels named by the operator: `attention.mla_decode=ref`, `attention.*=ref`, `*=ref`; the last match wins."""
+    """Kernels named by the operator: `attention.mla_decode=ref`, `attention.*=ref`; the last match wins."""
 
     pairs: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, texts: Iterable[str], registry: Registry) -> Overrides:
-        """Read `op=kernel` texts; a pattern must match an op, and every op it matches must have the kernel."""
+        """Read `op=kernel` texts; a pattern must match an op, and all ops it matches must have the kernel."""
         pairs: list[tuple[str, str]] = []
         for text in texts:
             pattern, equals, name = (part.strip() for part in text.partition("="))

@@ -1,39 +1,37 @@
 # SPDX-License-Identifier: MIT
 """What an op, a kernel and a kernel's needs are: plain values, and the checks that make them well formed.
 
-In: declarations written by `api/` (ops) and by backends and plugins (kernels). Out: frozen values that `registry`
-collects, `select` judges, `explain` prints, the test harness crosses and the benchmark times. Nothing here chooses,
-loads or runs a kernel.
+In: declarations written by `api/` (ops) and by backends and plugins (kernels). Out: frozen values that
+`registry` collects, `select` judges, `explain` prints, the test harness crosses and the benchmark times.
+Nothing here chooses, loads or runs a kernel.
 
-An `Op` is a public function with a reference, a shape generator, tolerances and a cost model; a `Kernel` is one
-implementation of it. What a kernel needs is data (`Needs`), so that selection, refusal text, support table and test grid
-are four readings of one declaration.
+An `Op` is a public function with a reference, a shape generator, tolerances and a cost model; a `Kernel` is
+one implementation of it. What a kernel needs is data (`Needs`), so that selection, refusal text, support
+table and test grid are four readings of one declaration.
 
-Shapes, here and in every op: T tokens, R rows, H query heads, K kv heads, D head dim, L latent, N blocks, P tokens per
-block, V vocab, E experts, F ffn.
+Shapes, here and in every op: T tokens, R rows, H query heads, K kv heads, D head dim, L latent, N blocks, P
+tokens per block, V vocab, E experts, F ffn.
 """
 
 from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.draw import Draw
-
-TraitValue = torch.dtype | bool | int | str
-Traits = Mapping[str, TraitValue]
+from tokenspeed.kernels.needs import Needs, Traits, TraitValue, show
 
 
 class Band(enum.IntEnum):
-    """How good a kernel is where its needs hold. The highest band wins; two kernels of one band must never both hold."""
+    """How good a kernel is where its needs hold. The highest band wins; kernels of one band must not meet."""
 
     REF = 0
     """The reference: right everywhere, fast nowhere."""
@@ -43,136 +41,6 @@ class Band(enum.IntEnum):
     """Written for this class of device."""
     TUNED = 30
     """Written for these very shapes on this very device."""
-
-
-# --- conditions: what one trait or device fact must be -------------------------------------------------------------
-
-
-class Condition(Protocol):
-    """A test of one value that can say itself in words and can meet another condition."""
-
-    def holds(self, value: Any) -> bool: ...
-
-    def __str__(self) -> str: ...
-
-
-@dataclass(frozen=True, slots=True)
-class OneOf:
-    """The value is a member."""
-
-    members: frozenset[Any]
-
-    def holds(self, value: Any) -> bool:
-        return value in self.members
-
-    def __str__(self) -> str:
-        return " or ".join(sorted(show(member) for member in self.members))
-
-
-@dataclass(frozen=True, slots=True)
-class AtLeast:
-    """The value is this or more; tuples (`sm`) compare as versions."""
-
-    least: Any
-
-    def holds(self, value: Any) -> bool:
-        return value is not None and value >= self.least
-
-    def __str__(self) -> str:
-        return f">= {show(self.least)}"
-
-
-@dataclass(frozen=True, slots=True)
-class AtMost:
-    """The value is this or less."""
-
-    most: Any
-
-    def holds(self, value: Any) -> bool:
-        return value is not None and value <= self.most
-
-    def __str__(self) -> str:
-        return f"<= {show(self.most)}"
-
-
-@dataclass(frozen=True, slots=True)
-class MultipleOf:
-    """The value is a whole multiple."""
-
-    unit: int
-
-    def holds(self, value: Any) -> bool:
-        return isinstance(value, int) and value % self.unit == 0
-
-    def __str__(self) -> str:
-        return f"a multiple of {self.unit}"
-
-
-@dataclass(frozen=True, slots=True)
-class Contains:
-    """The value is a set that holds all of these (instruction sets of a processor)."""
-
-    members: frozenset[str]
-
-    def holds(self, value: Any) -> bool:
-        return self.members <= value
-
-    def __str__(self) -> str:
-        return " and ".join(sorted(self.members))
-
-
-FACTS = ("device", "sm", "isa")
-"""Needs that speak of the device; every other name is a trait of the op."""
-
-
-@dataclass(frozen=True, slots=True, init=False)
-class Needs:
-    """The conditions under which a kernel is right and meant to be used: `Needs(sm=(9, 0), latent={512})`.
-
-    A plain value means exactly that value, a collection means one of its members, and for `isa` all of its members.
-    `device` is the device type ("cpu", "cuda"), `sm` the compute capability, `isa` instruction sets; the rest are traits.
-    """
-
-    conditions: tuple[tuple[str, Condition], ...]
-
-    def __init__(self, **conditions: Condition | Collection[Any] | TraitValue) -> None:
-        object.__setattr__(self, "conditions", tuple((k, _condition(k, v)) for k, v in conditions.items()))
-
-    def __iter__(self):  # noqa: ANN204
-        return iter(self.conditions)
-
-    def get(self, name: str) -> Condition | None:
-        """Return the condition on `name`, None when anything will do."""
-        return dict(self.conditions).get(name)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {condition}" for name, condition in self.conditions) or "nothing"
-
-
-def _condition(name: str, value: Any) -> Condition:
-    if isinstance(value, OneOf | AtLeast | AtMost | MultipleOf | Contains):
-        return value
-    if name == "isa":
-        return Contains(frozenset({value} if isinstance(value, str) else value))
-    if isinstance(value, set | frozenset | list):
-        return OneOf(frozenset(value))
-    return OneOf(frozenset({value}))
-
-
-def show(value: Any) -> str:
-    """Write a trait or fact as people do: `bfloat16`, `9.0`, `yes`."""
-    if isinstance(value, torch.dtype):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ".".join(str(part) for part in value)
-    if isinstance(value, frozenset):
-        return " ".join(sorted(value)) or "none"
-    return "none" if value is None else str(value)
-
-
-# --- kernels ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +56,7 @@ Build = Callable[[Traits, Device], Implementation]
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """The `Build` of a kernel that is stateless functions; the named traits are bound into them as keywords."""
+    """The `Build` of a kernel that is stateless functions; named traits are bound into them as keywords."""
 
     call: Callable[..., Any]
     prepare: Callable[..., Any] | None = None
@@ -208,7 +76,7 @@ def _bound(function: Callable[..., Any], traits: Traits, names: tuple[str, ...])
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One implementation of an op: its name (unique within the op), where it holds, how good it is, how to build it."""
+    """One implementation of an op: its name (unique within the op), where it holds, how good it is."""
 
     op: str
     name: str
@@ -219,12 +87,9 @@ class Kernel:
     """Who brought it: `tokenspeed`, or the distribution of a plugin (filled in by the loader)."""
 
 
-# --- ops -------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """A fact about a layer, known when it is built, that kernels may depend on. `grid` are the values that tests cross."""
+    """A fact about a layer that kernels may depend on. `grid` holds the values that tests cross."""
 
     name: str
     grid: tuple[TraitValue, ...]
@@ -278,13 +143,15 @@ class Inputs:
     weights: tuple[Any, ...] = ()
     """Arguments of `prepare`; its result is passed as `weights_as`."""
     weights_as: tuple[str, ...] = ()
-    """Name of the argument that takes the prepared weights; several names when `prepare` returns a tuple of them."""
+    """Name of the argument that takes the prepared weights; several when `prepare` returns a tuple."""
     mutates: tuple[str, ...] = ()
     """Arguments the op writes: compared like outputs."""
     scratch: tuple[str, ...] = ()
     """Arguments a kernel may overwrite as it likes; all others must come back untouched."""
     out: tuple[int, ...] | None = None
     """Shape of the output that `out=` takes; None where the op has no `out`."""
+    out_may_be: str = ""
+    """The argument that may itself be passed as `out`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,8 +183,10 @@ class Op:
     """A public function of the kernel layer. Complete or refused: see `fault`."""
 
     name: str
-    doc: str
-    """One sentence, then shapes, effects and source."""
+    summary: str
+    """What it does, one imperative sentence."""
+    shapes: str
+    """Arguments and result with their shapes, strides and effects."""
     traits: tuple[Trait, ...]
     reference: Plain
     sizes: tuple[Sizes, ...]
@@ -329,6 +198,10 @@ class Op:
     cost: Callable[[Traits, Sizes], Cost]
     legal: Callable[[Traits], str | None] = field(default=lambda traits: None)
     """What is wrong with a combination of traits, None when it makes sense."""
+    prepare_shapes: str = ""
+    """The same of `prepare`, where there is one."""
+    source: str = ""
+    """Paper or model card that defines it, where there is one."""
     canonical: Callable[[Any], Any] = field(default=lambda outputs: outputs)
     """Brings outputs that may legally differ in order to one order before they are compared."""
 
@@ -352,14 +225,20 @@ class Op:
                 ("a shape generator", bool(self.sizes) and callable(self.inputs)),
                 ("a tolerance", bool(self.tolerance)),
                 ("a cost model", callable(self.cost)),
-                ("a documented meaning", bool(self.doc.strip())),
+                ("documented shapes", bool(self.summary and self.shapes)),
             )
             if not there
         ]
         return f"op {self.name!r} has no {' and no '.join(missing)}" if missing else None
 
+    def result_dtype(self, traits: Traits) -> torch.dtype:
+        """Return the dtype of floating outputs: the trait `dtype`, or the only one the op has."""
+        dtype = traits.get("dtype", next(iter(self.tolerance)))
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
     def complete(self, traits: Traits) -> dict[str, TraitValue]:
-        """Check a caller's traits against the schema and fill defaults in. Raises SetupError naming every fault."""
+        """Check traits against the schema and fill defaults in. Raises SetupError naming every fault."""
         known = {trait.name: trait for trait in self.traits}
         faults = [f"unknown trait {name!r}" for name in traits if name not in known]
         whole: dict[str, TraitValue] = {}

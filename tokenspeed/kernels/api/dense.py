@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ops `embedding.lookup`, `norm.rms`, `norm.add_rms`, `activation.silu_mul`: bound by the bytes they touch."""
+"""Ops `embedding.lookup`, `norm.*`, `activation.silu_mul`: bound by the bytes they touch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def lookup_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 LOOKUP = Op(
     name="embedding.lookup",
-    doc="""Take one row of a table for each id.
-    call: ids [T] int64 in 0..V-1, table [V, C] -> [T, C].""",
+    summary="Take one row of a table for each id.",
+    shapes="ids [T] int64 in 0..V-1, table [V, C] -> [T, C].",
     traits=(DTYPE, WIDTH),
     reference=Plain(ref.lookup),
     sizes=TOKENS,
@@ -61,9 +61,9 @@ def rms_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 RMS = Op(
     name="norm.rms",
-    doc="""Divide each vector by its root mean square and multiply by a weight; rounded once, at the end.
-    call: x [T, C] contiguous, weight [C], eps -> [T, C].
-    Source: Zhang and Sennrich, arXiv 1910.07467.""",
+    summary="Divide each vector by its root mean square and multiply by a weight; rounded once, at the end.",
+    shapes="x [T, C] contiguous, weight [C], eps -> [T, C].",
+    source="Zhang and Sennrich, arXiv 1910.07467.",
     traits=(DTYPE, WIDTH),
     reference=Plain(ref.rms),
     sizes=TOKENS,
@@ -92,9 +92,12 @@ def add_rms_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 ADD_RMS = Op(
     name="norm.add_rms",
-    doc="""Add x to the residual stream and RMS-normalise the sum.
-    call: x [T, C], residual [T, C], weight [C], eps -> (y [T, C], new residual [T, C]). The new residual may be the
-    argument itself, changed in place: use what is returned, never the argument. `out` takes y.""",
+    summary="Add x to the residual stream and RMS-normalise the sum.",
+    shapes=(
+        "x [T, C], residual [T, C], weight [C], eps -> (y [T, C], new residual [T, C]). The new residual "
+        "may be the argument itself, changed in place: use what is returned, never the argument. `out` "
+        "takes y."
+    ),
     traits=(DTYPE, WIDTH),
     reference=Plain(ref.add_rms),
     sizes=TOKENS,
@@ -118,9 +121,9 @@ def silu_mul_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 SILU_MUL = Op(
     name="activation.silu_mul",
-    doc="""Gate: silu(first half) * second half.
-    call: x [T, 2F] contiguous (gate, then up) -> [T, F].
-    Source: SwiGLU, Shazeer, arXiv 2002.05202.""",
+    summary="Gate: silu(first half) * second half.",
+    shapes="x [T, 2F] contiguous (gate, then up) -> [T, F].",
+    source="SwiGLU, Shazeer, arXiv 2002.05202.",
     traits=(DTYPE, count("ffn", (128, 1536, 40), "channels of the gated activation (F)")),
     reference=Plain(ref.silu_mul),
     sizes=TOKENS,

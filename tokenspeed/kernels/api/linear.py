@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Ops `linear.dense` and `linear.heads`: a weight prepared once, multiplied every step.
 
-`prepare` turns a checkpoint's weight into whatever the kernel likes to read (packed, quantised) and keeps nothing of the
-original; its result is opaque and goes with the kernel that made it.
+`prepare` turns a checkpoint's weight into whatever the kernel likes to read (packed, quantised) and keeps
+nothing of the original; its result is opaque and goes with the kernel that made it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ def _dense(in_dim: int, out_dim: int, format: str = "native") -> Traits:
 
 DENSE = Op(
     name="linear.dense",
-    doc="""Multiply by a weight and add a bias: x W^T + b.
-    prepare: weight [O, I], bias [O] or None -> w (opaque; format is the trait: native keeps the dtype, int8 rounds the
-    weight to int8 with one float32 scale per output channel, max|w| / 127, and leaves activations alone).
-    call: x [T, I] contiguous -> [T, O].""",
+    summary="Multiply by a weight and add a bias: x W^T + b.",
+    prepare_shapes=(
+        "weight [O, I], bias [O] or None -> w (opaque; format is the trait: native keeps the dtype, int8 "
+        "rounds the weight to int8 with one float32 scale per output channel, max|w| / 127, and leaves "
+        "activations alone)."
+    ),
+    shapes="x [T, I] contiguous -> [T, O].",
     traits=(
         DTYPE,
         count("in_dim", (64, 512, 200), "input channels on this rank (I)"),
@@ -87,10 +90,13 @@ def heads_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 HEADS_OP = Op(
     name="linear.heads",
-    doc="""Multiply each head's vector by that head's own matrix (absorbed MLA: query to latent, latent to value).
-    prepare: weight [H, A, B] -> w (opaque).
-    call: x [R, H, A], last dimension contiguous, rows and heads at any stride -> [R, H, B].
-    Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, weight absorption.""",
+    summary=(
+        "Multiply each head's vector by that head's own matrix (absorbed MLA: query to latent, latent to "
+        "value)."
+    ),
+    prepare_shapes="weight [H, A, B] -> w (opaque).",
+    shapes="x [R, H, A], last dimension contiguous, rows and heads at any stride -> [R, H, B].",
+    source="DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, weight absorption.",
     traits=(
         DTYPE,
         HEADS,

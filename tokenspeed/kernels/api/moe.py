@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Ops `moe.route` and `moe.experts`: choose experts for each token, run them, sum.
 
-Routing is float32 from logits to weights. No token is dropped. Shared experts are ordinary dense layers and not here.
+Routing is float32 from logits to weights. No token is dropped. Shared experts are ordinary dense layers and
+not here.
 """
 
 from __future__ import annotations
@@ -80,13 +81,16 @@ def _route(experts: int, top_k: int, groups: int, groups_top: int, scoring: str,
 
 ROUTE = Op(
     name="moe.route",
-    doc="""Choose each token's experts and their weights.
-    call: logits [T, E] float32, bias [E] float32 or None; keywords top_k, groups, groups_top (how many groups may be
-    chosen from; groups_top = groups means no limit), scoring (softmax over all experts, or sigmoid), group_score (a
-    group is as good as its max, or the sum of its top two), normalise (weights sum to one before scaling), scale
-    -> (ids [T, k] int32, weights [T, k] float32), order within a token open. Bias helps to be chosen, not to weigh. Equal
-    scores: the lower id.
-    Source: DeepSeek-V2, arXiv 2405.04434 (groups, softmax); DeepSeek-V3, arXiv 2412.19437 (sigmoid, bias).""",
+    summary="Choose each token's experts and their weights.",
+    shapes=(
+        "logits [T, E] float32, bias [E] float32 or None; keywords top_k, groups, groups_top (how many "
+        "groups may be chosen from; groups_top = groups means no limit), scoring (softmax over all "
+        "experts, or sigmoid), group_score (a group is as good as its max, or the sum of its top two), "
+        "normalise (weights sum to one before scaling), scale -> (ids [T, k] int32, weights [T, k] "
+        "float32), order within a token open. Bias helps to be chosen, not to weigh. Equal scores: the "
+        "lower id."
+    ),
+    source="DeepSeek-V2, arXiv 2405.04434 (groups, softmax); DeepSeek-V3, arXiv 2412.19437 (sigmoid, bias).",
     traits=(
         count("experts", (64, 128, 256, 8), "experts in all (E)"),
         count("top_k", (6, 8, 2), "experts of a token (k)"),
@@ -144,11 +148,13 @@ def experts_legal(traits: Traits) -> str | None:
 
 EXPERTS = Op(
     name="moe.experts",
-    doc="""Run each token through its experts and sum: weight * W2 (silu(W1 x) * W3 x).
-    prepare: w13 [E, 2F, C] (gate rows, then up rows), w2 [E, C, F] -> w (opaque; format is the trait, int8 as in
-    `linear.dense`, one scale per output channel of each expert).
-    call: x [T, C] contiguous, ids [T, k] int32, weights [T, k] float32, w -> [T, C].
-    Source: Shazeer et al., arXiv 1701.06538; gated experts as in Mixtral, arXiv 2401.04088.""",
+    summary="Run each token through its experts and sum: weight * W2 (silu(W1 x) * W3 x).",
+    prepare_shapes=(
+        "w13 [E, 2F, C] (gate rows, then up rows), w2 [E, C, F] -> w (opaque; format is the trait, int8 "
+        "as in `linear.dense`, one scale per output channel of each expert)."
+    ),
+    shapes="x [T, C] contiguous, ids [T, k] int32, weights [T, k] float32, w -> [T, C].",
+    source="Shazeer et al., arXiv 1701.06538; gated experts as in Mixtral, arXiv 2401.04088.",
     traits=(
         DTYPE,
         count("experts", (8, 16, 5), "experts on this rank (E)"),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Ops `rope.gqa_write` and `rope.mla_write`: rotate, and put the new tokens into the KV arena, in one pass.
 
-The arenas are written at `write_index` (block * P + offset, flat over blocks) and nowhere else; indices are distinct
-within a call. Angles come as a table `cos_sin` [M, rot] float32, cosines in the first half, sines in the second, any YaRN
-factor already in them; `rot` may be less than the head (partial rotary), the dimensions past it then pass unchanged.
+The arenas are written at `write_index` (block * P + offset, flat over blocks) and nowhere else; indices are
+distinct within a call. Angles come as a table `cos_sin` [M, rot] float32, cosines in the first half, sines in
+the second, any YaRN factor already in them; `rot` may be less than the head (partial rotary), the dimensions
+past it then pass unchanged.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         "k_norm": draw.normal(head_dim, dtype=dtype) if norm else None,
         "eps": EPS,
     }
-    return Inputs(args=args, mutates=("k_arena", "v_arena"), out=(tokens, heads, head_dim))
+    return Inputs(args=args, mutates=("k_arena", "v_arena"), out_may_be="q", out=(tokens, heads, head_dim))
 
 
 def gqa_cost(traits: Traits, sizes: Sizes) -> Cost:
@@ -90,11 +91,17 @@ def gqa_legal(traits: Traits) -> str | None:
 
 GQA_WRITE = Op(
     name="rope.gqa_write",
-    doc="""RMS-normalise q and k per head (where norms are given), rotate both, write k and v into their arenas.
-    call: q [T, H, D], k [T, K, D], v [T, K, D] (heads and dimensions dense, tokens at any stride: slices of one fused
-    projection), cos_sin [M, rot] float32, positions [T] int64, write_index [T] int64, k_arena and v_arena [N, P, K, D],
-    q_norm and k_norm [D] or None, eps -> rotated q [T, H, D]. `out` may be q itself; without it q is left as it was.
-    Source: RoFormer, arXiv 2104.09864; per-head norms as in Qwen3.""",
+    summary=(
+        "RMS-normalise q and k per head (where norms are given), rotate both, write k and v into their "
+        "arenas."
+    ),
+    shapes=(
+        "q [T, H, D], k [T, K, D], v [T, K, D] (heads and dimensions dense, tokens at any stride: slices "
+        "of one fused projection), cos_sin [M, rot] float32, positions [T] int64, write_index [T] int64, "
+        "k_arena and v_arena [N, P, K, D], q_norm and k_norm [D] or None, eps -> rotated q [T, H, D]. "
+        "`out` may be q itself; without it q is left as it was."
+    ),
+    source="RoFormer, arXiv 2104.09864; per-head norms as in Qwen3.",
     traits=(
         DTYPE,
         HEADS,
@@ -148,7 +155,7 @@ def mla_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         "write_index": table.write_index,
         "arena": draw.normal(table.blocks_total, block_tokens, latent + rope, dtype=dtype),
     }
-    return Inputs(args=args, mutates=("arena",), out=(tokens, heads, rope))
+    return Inputs(args=args, mutates=("arena",), out_may_be="q_rope", out=(tokens, heads, rope))
 
 
 def mla_cost(traits: Traits, sizes: Sizes) -> Cost:
@@ -165,12 +172,20 @@ def mla_legal(traits: Traits) -> str | None:
 
 MLA_WRITE = Op(
     name="rope.mla_write",
-    doc="""Normalise the latent, rotate the rope parts of query and key, write [latent | key] into the arena.
-    call: q_rope [T, H, Dr], latent [T, L] (not yet normalised), k_rope [T, Dr] (last dimensions dense, the others at any
-    stride: slices of wider projections), norm_weight [L], eps, cos_sin [M, Dr] float32, positions [T] int64,
-    write_index [T] int64, arena [N, P, L + Dr] -> rotated q_rope [T, H, Dr]. `out` may be q_rope itself, which
-    assembles the query of `attention.mla_extend` in place; without it q_rope is left as it was.
-    Source: DeepSeek-V2, arXiv 2405.04434, section 2.1.3 (decoupled rotary key); its checkpoints are interleaved.""",
+    summary=(
+        "Normalise the latent, rotate the rope parts of query and key, write [latent | key] into the arena."
+    ),
+    shapes=(
+        "q_rope [T, H, Dr], latent [T, L] (not yet normalised), k_rope [T, Dr] (last dimensions dense, "
+        "the others at any stride: slices of wider projections), norm_weight [L], eps, cos_sin [M, Dr] "
+        "float32, positions [T] int64, write_index [T] int64, arena [N, P, L + Dr] -> rotated q_rope [T, "
+        "H, Dr]. `out` may be q_rope itself, which assembles the query of `attention.mla_extend` in "
+        "place; without it q_rope is left as it was."
+    ),
+    source=(
+        "DeepSeek-V2, arXiv 2405.04434, section 2.1.3 (decoupled rotary key); its checkpoints are "
+        "interleaved."
+    ),
     traits=(DTYPE, HEADS, LATENT, ROPE, INTERLEAVED, BLOCK_TOKENS),
     reference=Plain(ref.mla_write, call_traits=("interleaved",)),
     sizes=SIZES,

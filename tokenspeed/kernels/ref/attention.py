@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Attention over a paged context, written plainly: gather each row's blocks, softmax in float32, one row at a time.
+"""Attention over a paged context, written plainly: gather each row's blocks, softmax in float32, one row at a
+time.
 
-In: queries, an arena of blocks, a table that says which blocks hold which row. Out: new tensors, in the dtype of the
-queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or float64 when the
-inputs are. Every row reads only its own `context_lens` tokens; table entries past them are never looked at.
+In: queries, an arena of blocks, a table that says which blocks hold which row. Out: new tensors, in the dtype
+of the queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or
+float64 when the inputs are. Every row reads only its own `context_lens` tokens; table entries past them are
+never looked at.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
@@ -63,15 +67,13 @@ def mla_decode(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend in the latent space with one query token a row: the latent is key (with the rope part) and value."""
+    """Attend in the latent space with one query token a row: the latent is both key and value."""
     latent = q_latent.shape[-1]
     q = torch.cat((wide(q_latent), wide(q_rope)), -1)
     results: list[Tensor] = []
     for row in range(q.shape[0]):
-        kv = wide(_gather(arena, block_table[row], int(context_lens[row])))[:, None, :].expand(
-            -1, q.shape[1], -1
-        )
-        results.append(attend(q[row : row + 1], kv, kv[..., :latent], scale))
+        kv = wide(_gather(arena, block_table[row], int(context_lens[row])))
+        results.append(((q[row] @ kv.T) * scale).softmax(-1)[None] @ kv[:, :latent])
     return finish(_joined(results, q, latent), q_latent.dtype, out)
 
 
@@ -105,7 +107,7 @@ def mla_pack(w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Return softmax(q k^T scale) v for q [t, H, D], k [c, H, D], v [c, H, Dv]; the t queries are the last of c tokens."""
+    """Return softmax(q k^T scale) v for q [t, H, D], k [c, H, D], v [c, H, Dv]; the t end the c."""
     new, context = q.shape[0], k.shape[0]
     scores = torch.einsum("thd,chd->htc", q, k) * scale
     query_at = torch.arange(context - new, context, device=q.device)
@@ -121,7 +123,7 @@ def _gather(arena: Tensor, blocks: Tensor, context: int) -> Tensor:
 
 def _spans(row_starts: Tensor) -> list[tuple[int, int]]:
     starts = row_starts.tolist()
-    return list(zip(starts[:-1], starts[1:], strict=True))
+    return list(itertools.pairwise(starts))
 
 
 def _joined(results: list[Tensor], q: Tensor, width: int) -> Tensor:

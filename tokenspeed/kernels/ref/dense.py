@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Linear maps, embedding, normalisation and gated activation, written plainly.
 
-In: activations [T, C] and weights. Out: new tensors in the dtype of the activations (or `out`). Math is float32, or
-float64 when the inputs are. No sharding, no fusion with neighbours.
+In: activations [T, C] and weights. Out: new tensors in the dtype of the activations (or `out`). Math is
+float32, or float64 when the inputs are. No sharding, no fusion with neighbours.
 """
 
 from __future__ import annotations
@@ -29,10 +29,12 @@ class DenseWeight:
 
 
 def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round to int8 with one scale per output channel: scale = max|w| / 127 (1 for a zero channel), half to even.
+    """Round to int8 with one scale per output channel: scale = max|w| / 127 (1 for a zero channel), half to
+    even.
 
-    weight [..., O, I] -> int8 of that shape, scale [..., O, 1] float32. This is the definition of format `int8`: it is
-    float32 arithmetic whatever the weight's dtype, so that every kernel rounds to the same integers.
+    weight [..., O, I] -> int8 of that shape, scale [..., O, 1] float32. This is the definition of format
+    `int8`: it is float32 arithmetic whatever the weight's dtype, so that every kernel rounds to the same
+    integers.
     """
     single = weight.to(torch.float32)
     peak = single.abs().amax(-1, keepdim=True)

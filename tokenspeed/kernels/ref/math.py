@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The two rules of precision that all references share: compute wide, round once.
 
-`wide` raises a tensor to float32 (float64 stays), `finish` rounds a result to the caller's dtype, into `out` if given.
+`wide` raises a tensor to float32 (float64 stays), `finish` rounds a result to the caller's dtype, into `out`
+if given.
 """
 
 from __future__ import annotations

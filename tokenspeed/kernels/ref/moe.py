@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Mixture of experts, written plainly: score, choose, and run each expert on the tokens that chose it.
 
-In: router logits or activations. Out: new tensors. Math is float32, or float64 when the inputs are. No capacity limit: no
-token is ever dropped. No sharding: expert ids index the weights given.
+In: router logits or activations. Out: new tensors. Math is float32, or float64 when the inputs are. No
+capacity limit: no token is ever dropped. No sharding: expert ids index the weights given.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Rotary embedding fused with what always surrounds it: per-head norms before, the write into the KV arena after.
+"""Rotary embedding fused with what always surrounds it: per-head norms before, the write into the KV arena
+after.
 
-In: projected q and new k/v (or latent), angles, positions and the flat place of each token. Out: the rotated q, and the
-arenas changed at `write_index` and nowhere else. Math is float32, or float64 when the inputs are.
+In: projected q and new k/v (or latent), angles, positions and the flat place of each token. Out: the rotated
+q, and the arenas changed at `write_index` and nowhere else. Math is float32, or float64 when the inputs are.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def mla_write(
 
 
 def rotated(x: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
-    """Rotate the first dimensions of x [T, heads, D] by angles [T, rot] (cosines, then sines); the others pass.
+    """Rotate the first dimensions of x [T, heads, D] by angles [T, rot] (cosines, then sines); the others
+    pass.
 
     Pairs are (i, i + rot/2), or (2i, 2i + 1) when interleaved; a pair stays where it was.
     """

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: MIT
+"""How close does each kernel come to what this device can do? Every registered kernel over its op's benchmark
+points.
+
+In: patterns of op names, a device. Out: a table, and with `--json` the raw rows with commit, device and seed.
+The ceiling is measured first, on this device, in this run: bytes per second of a stream, floating point
+operations per second of a matrix product. A point's floor is the longer of (bytes it must move / the one) and
+(operations / the other); its share is floor / time. Weights and KV are taken from as many copies as exceed
+the last-level cache, since a model never finds them there; inputs under 1 MiB stay hot, as in a step. It
+checks nothing: the cross-check test does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tokenspeed.base.errors import SetupError
+from tokenspeed.kernels.device import Device, describe
+from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.explain import table
+from tokenspeed.kernels.load import build, registry
+from tokenspeed.kernels.needs import show
+from tokenspeed.kernels.registry import REF
+from tokenspeed.kernels.select import select, unmet_needs
+from tokenspeed.kernels.spec import Kernel, Op, Point
+
+COLD_BYTES = 128 << 20
+"""Data that passes between two uses of one copy: several times a last-level cache."""
+HOT_BYTES = 1 << 20
+"""Inputs smaller than this are not copied."""
+CALLS_MAX = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """What this device was measured to reach."""
+
+    bytes_per_s: float
+    flop_per_s: dict[torch.dtype, float]
+
+    def floor_s(self, moved_bytes: int, flop: int, dtype: torch.dtype) -> float:
+        """Return the least time a call can take, in seconds."""
+        return max(moved_bytes / self.bytes_per_s, flop / self.flop_per_s[dtype])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kernel at one point; `times_us` are the raw times of the calls."""
+
+    op: str
+    kernel: str
+    traits: dict[str, str]
+    sizes: str
+    bytes: int
+    flop: int
+    floor_us: float
+    median_us: float
+    times_us: tuple[float, ...]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark; print a table, write JSON if asked. Return the exit status."""
+    options = _parser().parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = describe(options.device)
+    try:
+        asked = list(_asked(options.ops, device, not options.no_ref))
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 2
+    ceiling = measure_ceiling(device, options.seconds)
+    print(f"{device}\nceiling: {_said(ceiling)}", flush=True)
+    rows = [
+        measure(op, kernel, point, device, ceiling, options.seconds, options.seed)
+        for op, kernel, point in asked
+    ]
+    print(report(rows))
+    if options.json:
+        options.json.write_text(json.dumps(_record(options, device, ceiling, rows), indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tokenspeed bench kernels", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("ops", nargs="*", default=["*"], help="patterns of op names, such as 'attention.*'")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads of torch; all cores when absent")
+    parser.add_argument("--seconds", type=float, default=0.2, help="time spent on each kernel and point")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
+    parser.add_argument("--no-ref", action="store_true", help="leave the references out, which are slow")
+    parser.add_argument("--json", type=Path, help="write raw rows to this file")
+    return parser
+
+
+def _asked(patterns: Sequence[str], device: Device, with_ref: bool) -> Iterator[tuple[Op, Kernel, Point]]:
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(op.name, pattern) for op in registry().ops()):
+            raise SetupError(
+                f"no op matches {pattern!r}; ops are: {', '.join(op.name for op in registry().ops())}"
+            )
+    for op in registry().ops():
+        if not any(fnmatch.fnmatchcase(op.name, pattern) for pattern in patterns):
+            continue
+        for point, kernel in itertools.product(op.points, registry().kernels(op.name)):
+            if unmet_needs(kernel.needs, op.complete(point.traits), device):
+                continue
+            if with_ref or kernel.name != REF:
+                yield op, kernel, point
+
+
+def measure(
+    op: Op, kernel: Kernel, point: Point, device: Device, ceiling: Ceiling, seconds: float, seed: int
+) -> Row:
+    """Time one kernel at one point."""
+    choice = select(registry(), op.name, point.traits, device, override=kernel.name)
+    bound = build(choice)
+    cost = op.cost(choice.traits, point.sizes)
+    copies = 1 if cost.bytes < HOT_BYTES else min(64, COLD_BYTES // cost.bytes + 1)
+    calls: list[Callable[[], Any]] = []
+    for copy in range(copies):
+        inputs = op.inputs(choice.traits, point.sizes, Draw(seed + copy, device.torch))
+        args = dict(inputs.args)
+        if inputs.weights:
+            prepared = bound.prepare(*inputs.weights)
+            args |= zip(
+                inputs.weights_as, prepared if len(inputs.weights_as) > 1 else (prepared,), strict=True
+            )
+        calls.append(lambda args=args: bound(**args))
+    times = timed(calls, device, seconds)
+    return Row(
+        op=op.name,
+        kernel=kernel.name,
+        traits={name: show(value) for name, value in choice.traits.items()},
+        sizes=str(point.sizes),
+        bytes=cost.bytes,
+        flop=cost.flop,
+        floor_us=ceiling.floor_s(cost.bytes, cost.flop, op.result_dtype(choice.traits)) * 1e6,
+        median_us=statistics.median(times) * 1e6,
+        times_us=tuple(round(each * 1e6, 3) for each in times),
+    )
+
+
+def timed(calls: Sequence[Callable[[], Any]], device: Device, seconds: float) -> list[float]:
+    """Call in turn for about `seconds` after a warm-up; return the time of each call, in seconds."""
+    for call in (calls[0], *calls):
+        call()
+    _synchronise(device)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    for call in itertools.islice(itertools.cycle(calls), CALLS_MAX):
+        begin = time.perf_counter()
+        call()
+        _synchronise(device)
+        now = time.perf_counter()
+        times.append(now - begin)
+        if now > end and len(times) >= 3:
+            break
+    return times
+
+
+def _synchronise(device: Device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device.torch)
+
+
+def measure_ceiling(device: Device, seconds: float) -> Ceiling:
+    """Measure the stream and the matrix products of this device, best of the calls."""
+    source = torch.ones(64 << 20, dtype=torch.float32, device=device.torch)
+    matrix, vector = source.view(8192, 8192), source[:8192]
+    target = torch.empty_like(source)
+    streams = {1: lambda: torch.mv(matrix, vector), 2: lambda: target.copy_(source)}
+    size = source.numel() * source.itemsize
+    best = max(passes * size / min(timed([call], device, seconds)) for passes, call in streams.items())
+    products: dict[torch.dtype, float] = {}
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        edge = 1024 if device.type == "cpu" else 8192
+        a, b = (torch.ones(edge, edge, dtype=dtype, device=device.torch) for _ in range(2))
+        products[dtype] = 2 * edge**3 / min(timed([lambda a=a, b=b: a @ b], device, seconds))
+    return Ceiling(best, products)
+
+
+def report(rows: Sequence[Row]) -> str:
+    """Lay the rows out as a table: time, rates, share of the ceiling, times as fast as the reference."""
+    references = {
+        (row.op, *row.traits.items(), row.sizes): row.median_us for row in rows if row.kernel == REF
+    }
+    lines: list[tuple[str, ...]] = []
+    for row in rows:
+        reference = references.get((row.op, *row.traits.items(), row.sizes))
+        lines.append(
+            (
+                row.op,
+                row.kernel,
+                " ".join(f"{name}={value}" for name, value in row.traits.items()),
+                row.sizes,
+                f"{row.median_us:.1f}",
+                f"{row.bytes / row.median_us / 1e3:.1f}",
+                f"{row.flop / row.median_us / 1e3:.1f}",
+                f"{row.floor_us / row.median_us:.0%}",
+                "" if reference is None else f"{reference / row.median_us:.1f}",
+            )
+        )
+    return table(("op", "kernel", "traits", "sizes", "us", "GB/s", "GFLOP/s", "share", "x ref"), lines)
+
+
+def _said(ceiling: Ceiling) -> str:
+    rates = ", ".join(f"{show(dtype)} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in ceiling.flop_per_s.items())
+    return f"{ceiling.bytes_per_s / 1e9:.1f} GB/s, {rates}"
+
+
+def _record(
+    options: argparse.Namespace, device: Device, ceiling: Ceiling, rows: Sequence[Row]
+) -> dict[str, Any]:
+    rates = {show(dtype): rate for dtype, rate in ceiling.flop_per_s.items()}
+    return {
+        "benchmark": "kernels",
+        "commit": _commit(),
+        "device": str(device),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "config": {name: str(value) for name, value in vars(options).items()},
+        "ceiling": {"bytes_per_s": ceiling.bytes_per_s, "flop_per_s": rates},
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _commit() -> str:
+    asked = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not in a repository"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
