@@ -66,21 +66,23 @@ void embedding(Address ids, i64 tokens, i64 width, i64 vocabulary, Address table
 
 void rope_gqa(Address q, Address k, Address v, i64 tokens, i64 heads, i64 kv_heads, i64 head_dim, i64 q_stride, i64 k_stride,
               i64 v_stride, Address cos_sin, i64 rotary, Address positions, Address write_index, Address k_arena,
-              Address v_arena, Address q_norm, Address k_norm, float eps, Address q_out, bool interleaved, int dtype) {
+              Address v_arena, Address q_norm, Address k_norm, float eps, Address q_out, i64 out_stride,
+              bool interleaved, int dtype) {
   run(&Kernels::rope_gqa,
       RopeGqa{at(q), at(k), at(v), tokens, heads, kv_heads, head_dim, q_stride, k_stride, v_stride, at<const float>(cos_sin),
               rotary, at<const i64>(positions), at<const i64>(write_index), at(k_arena), at(v_arena), at(q_norm), at(k_norm),
-              eps, at(q_out), interleaved, Dtype(dtype)});
+              eps, at(q_out), out_stride, interleaved, Dtype(dtype)});
 }
 
 void rope_mla(Address q_rope, Address latent, Address k_rope, i64 tokens, i64 heads, i64 latent_dim, i64 rope_dim,
               i64 q_token_stride, i64 q_head_stride, i64 latent_stride, i64 k_stride, Address norm_weight, float eps,
-              Address cos_sin, Address positions, Address write_index, Address arena, Address q_out, bool interleaved,
-              int dtype) {
+              Address cos_sin, Address positions, Address write_index, Address arena, Address q_out,
+              i64 out_token_stride, i64 out_head_stride, bool interleaved, int dtype) {
   run(&Kernels::rope_mla,
       RopeMla{at(q_rope), at(latent), at(k_rope), tokens, heads, latent_dim, rope_dim, q_token_stride, q_head_stride,
               latent_stride, k_stride, at(norm_weight), eps, at<const float>(cos_sin), at<const i64>(positions),
-              at<const i64>(write_index), at(arena), at(q_out), interleaved, Dtype(dtype)});
+              at<const i64>(write_index), at(arena), at(q_out), out_token_stride,
+              out_head_stride, interleaved, Dtype(dtype)});
 }
 
 void gqa(Address q, i64 heads, i64 kv_heads, i64 head_dim, i64 q_stride, Address k_arena, Address v_arena, Address table,

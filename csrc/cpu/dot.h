@@ -11,9 +11,9 @@
 //
 // A `Format` says how a weight matrix [O, K] lies in panels and how activations are laid out to meet it:
 //   Native<E>  elements as they are.
-//   Int8       symmetric int8 weights with one float scale per output. Activations become int16 with one scale per row
-//              and group of 128 inputs (error at most 2^-16 of the group's peak, finer than bf16 for all but the smallest
-//              elements); sums within a group are exact integers.
+//   Int8<E>    symmetric int8 weights with one float scale per output. Float activations meet them as floats. bf16
+//              activations become int16 with one scale per row and group of 128 inputs (error at most 2^-16 of the group's
+//              peak, finer than bf16 for all but the smallest elements); sums within a group are then exact integers.
 #pragma once
 
 #include "kernels.h"
@@ -108,15 +108,11 @@ struct Native {
   }
 };
 
-// A panel is its 16 scales, then its words as int8 pairs; a tile is a run of groups: m float scales, then the group's words.
+// A panel is its 16 scales, then its words as int8 pairs.
 template <class E>
-struct Int8 {
-  using Element = E;
-  static constexpr i64 group = 128;  // inputs that share an activation scale
-
-  static i64 int16_words(i64 inputs) { return (inputs + 1) / 2; }
-  static i64 panel_words(i64 inputs) { return lanes + int16_words(inputs) * lanes / 2; }
-  static i64 row_words(i64 inputs) { return (inputs + group - 1) / group + int16_words(inputs); }
+struct Int8Panel {
+  static i64 pairs(i64 inputs) { return (inputs + 1) / 2; }
+  static i64 panel_words(i64 inputs) { return lanes + pairs(inputs) * lanes / 2; }
   static const u32* single(const E*, i64) { return nullptr; }
 
   static float peak_of(const E* row, i64 count) {
@@ -127,21 +123,67 @@ struct Int8 {
 
   static void pack_panel(const E* const* rows, int count, i64 inputs, u32* to) {
     float* scales = reinterpret_cast<float*>(to);
-    std::int8_t* pairs = reinterpret_cast<std::int8_t*>(to + lanes);
+    auto* bytes = reinterpret_cast<std::int8_t*>(to + lanes);
     for (int r = 0; r < lanes; ++r) {
       const float most = r < count ? peak_of(rows[r], inputs) : 0.0f;
       scales[r] = most > 0.0f ? most / 127.0f : 1.0f;
-      for (i64 i = 0; i < 2 * int16_words(inputs); ++i) {
+      for (i64 i = 0; i < 2 * pairs(inputs); ++i) {
         const float x = r < count && i < inputs ? to_float(rows[r][i]) / scales[r] : 0.0f;
-        pairs[(i / 2 * lanes + r) * 2 + i % 2] = static_cast<std::int8_t>(__builtin_lrintf(x));
+        bytes[(i / 2 * lanes + r) * 2 + i % 2] = static_cast<std::int8_t>(__builtin_lrintf(x));
       }
     }
   }
 
-  static void pack_tile(const E* const* rows, int count, i64 inputs, u32* to) {
+  template <int M, int N>
+  static TS_INLINE void scale_outputs(const u32* b, i64 b_stride, vf (&acc)[M][N]) {
+    TS_UNROLL for (int n = 0; n < N; ++n) {
+      const vf scale = load(reinterpret_cast<const float*>(b + n * b_stride));
+      TS_UNROLL for (int r = 0; r < M; ++r) acc[r][n] = acc[r][n] * scale;
+    }
+  }
+};
+
+template <class E>
+struct Int8;
+
+// A tile is rows of floats, padded to a whole pair.
+template <>
+struct Int8<float> : Int8Panel<float> {
+  using Element = float;
+  static i64 row_words(i64 inputs) { return 2 * pairs(inputs); }
+
+  static void pack_tile(const float* const* rows, int count, i64 inputs, u32* to) {
+    transpose_rows(rows, count, inputs, to, count);
+    if (inputs % 2 != 0) std::memset(to + inputs * count, 0, static_cast<std::size_t>(count) * 4);
+  }
+
+  template <int M, int N>
+  static TS_INLINE void product(const u32* a, const u32* b, i64 b_stride, i64 inputs, vf (&acc)[M][N]) {
+    for (i64 w = 0; w < pairs(inputs); ++w) {
+      TS_UNROLL for (int n = 0; n < N; ++n) {
+        const vw both = widen(reinterpret_cast<const std::int8_t*>(b + n * b_stride + lanes) + w * 2 * lanes);
+        const vf first = low_int16(both), second = high_int16(both);
+        TS_UNROLL for (int r = 0; r < M; ++r) {
+          const auto* x = reinterpret_cast<const float*>(a) + 2 * w * M + r;
+          acc[r][n] = fma(splat(x[M]), second, fma(splat(x[0]), first, acc[r][n]));
+        }
+      }
+    }
+    scale_outputs(b, b_stride, acc);
+  }
+};
+
+// A tile is a run of groups: m float scales, then the group's words of two int16.
+template <>
+struct Int8<bf16> : Int8Panel<bf16> {
+  using Element = bf16;
+  static constexpr i64 group = 128;  // inputs that share an activation scale
+
+  static i64 row_words(i64 inputs) { return (inputs + group - 1) / group + pairs(inputs); }
+
+  static void pack_tile(const bf16* const* rows, int count, i64 inputs, u32* to) {
     for (i64 g = 0; g < inputs; g += group) {
       const i64 here = inputs - g < group ? inputs - g : group;
-      const i64 words = int16_words(here);
       alignas(64) std::int16_t quantised[lanes][group];
       float* scales = reinterpret_cast<float*>(to);
       const bf16* row_of[lanes];  // two int16 lie like two bf16; the bits are only moved
@@ -153,18 +195,18 @@ struct Int8 {
         for (i64 i = 0; i < here; i += lanes)
           store_int16(quantised[r] + i, round_nearest(load(rows[r] + g + i, here - i) * inverse));
       }
-      if (count == 1) std::memcpy(to + count, quantised[0], static_cast<std::size_t>(words) * 4);
-      else transpose_rows(row_of, count, 2 * words, to + count, count);
-      to += count * (1 + words);
+      if (count == 1) std::memcpy(to + count, quantised[0], static_cast<std::size_t>(pairs(here)) * 4);
+      else transpose_rows(row_of, count, 2 * pairs(here), to + count, count);
+      to += count * (1 + pairs(here));
     }
   }
 
   template <int M, int N>
   static TS_INLINE void product(const u32* a, const u32* b, i64 b_stride, i64 inputs, vf (&acc)[M][N]) {
     constexpr i64 ahead = 2048;
-    const auto* pairs = reinterpret_cast<const std::int8_t*>(b + lanes);
+    const auto* bytes = reinterpret_cast<const std::int8_t*>(b + lanes);
     for (i64 left = inputs; left > 0; left -= group) {
-      const i64 words = int16_words(left < group ? left : group);
+      const i64 words = pairs(left < group ? left : group);
       vw whole[M][N];
       TS_UNROLL for (int r = 0; r < M; ++r) {
         TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = zero_words();
@@ -173,8 +215,8 @@ struct Int8 {
       for (i64 w = 0; w < words; ++w) {
         vw panel[N];
         TS_UNROLL for (int n = 0; n < N; ++n) {
-          panel[n] = widen(pairs + n * b_stride * 4 + w * 2 * lanes);
-          if constexpr (M <= 2) prefetch(pairs + n * b_stride * 4 + w * 2 * lanes + ahead);
+          panel[n] = widen(bytes + n * b_stride * 4 + w * 2 * lanes);
+          if constexpr (M <= 2) prefetch(bytes + n * b_stride * 4 + w * 2 * lanes + ahead);
         }
         TS_UNROLL for (int r = 0; r < M; ++r) {
           const vw row = splat_word(x[w * M + r]);
@@ -186,12 +228,9 @@ struct Int8 {
         TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = fma(int_to_float(whole[r][n]), scale, acc[r][n]);
       }
       a += M * (1 + words);
-      pairs += words * 2 * lanes;
+      bytes += words * 2 * lanes;
     }
-    TS_UNROLL for (int n = 0; n < N; ++n) {
-      const vf scale = load(reinterpret_cast<const float*>(b + n * b_stride));
-      TS_UNROLL for (int r = 0; r < M; ++r) acc[r][n] = acc[r][n] * scale;
-    }
+    scale_outputs(b, b_stride, acc);
   }
 };
 

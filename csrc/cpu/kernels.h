@@ -67,7 +67,8 @@ struct RopeGqa {
   void *k_arena, *v_arena;            // [tokens of the arena, kv_heads, head_dim]
   const void *q_norm, *k_norm;        // [head_dim] or null
   float eps;
-  void* q_out;  // [tokens, heads, head_dim]
+  void* q_out;  // [tokens, heads, head_dim], may be q
+  std::int64_t out_stride;
   bool interleaved;
   Dtype dtype;
 };
@@ -80,7 +81,8 @@ struct RopeMla {
   const float* cos_sin;
   const std::int64_t *positions, *write_index;
   void* arena;  // [tokens of the arena, latent_dim + rope_dim]
-  void* q_out;  // [tokens, heads, rope_dim]
+  void* q_out;  // [tokens, heads, rope_dim], may be q_rope
+  std::int64_t out_token_stride, out_head_stride;
   bool interleaved;
   Dtype dtype;
 };

@@ -69,7 +69,7 @@ void rope_gqa_of(const RopeGqa& p) {
       narrow(values, p.head_dim, to + head * p.head_dim);
     };
     const i64 place = p.write_index[t] * p.kv_heads * p.head_dim;
-    E* q_to = static_cast<E*>(p.q_out) + t * p.heads * p.head_dim;
+    E* q_to = static_cast<E*>(p.q_out) + t * p.out_stride;
     for (i64 h = 0; h < p.heads; ++h) turn(p.q, p.q_stride, h, p.q_norm, q_to);
     for (i64 h = 0; h < p.kv_heads; ++h) turn(p.k, p.k_stride, h, p.k_norm, static_cast<E*>(p.k_arena) + place);
     std::memcpy(static_cast<E*>(p.v_arena) + place, static_cast<const E*>(p.v) + t * p.v_stride,
@@ -94,7 +94,7 @@ void rope_mla_of(const RopeMla& p) {
     turn(static_cast<const E*>(p.k_rope) + t * p.k_stride, place + p.latent_dim);
     for (i64 h = 0; h < p.heads; ++h) {
       turn(static_cast<const E*>(p.q_rope) + t * p.q_token_stride + h * p.q_head_stride,
-           static_cast<E*>(p.q_out) + (t * p.heads + h) * p.rope_dim);
+           static_cast<E*>(p.q_out) + t * p.out_token_stride + h * p.out_head_stride);
     }
   });
 }

@@ -133,6 +133,8 @@ TS_INLINE vw dot_int16(vw acc, vw a, vw b) {
 #endif
 }
 TS_INLINE vf int_to_float(vw a) { return {_mm512_cvtepi32_ps(a.v)}; }
+TS_INLINE vf low_int16(vw a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(a.v, 16), 16))}; }
+TS_INLINE vf high_int16(vw a) { return {_mm512_cvtepi32_ps(_mm512_srai_epi32(a.v, 16))}; }
 TS_INLINE void store_int16(std::int16_t* p, vf a) {  // whole numbers within int16
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(a.v)));
 }
@@ -285,6 +287,10 @@ TS_INLINE vw dot_int16(vw acc, vw a, vw b) {
   return TS_EACH(_mm256_add_epi32(acc.v[i], _mm256_madd_epi16(a.v[i], b.v[i])));
 }
 TS_INLINE vf int_to_float(vw a) { return TS_EACH(_mm256_cvtepi32_ps(a.v[i])); }
+TS_INLINE vf low_int16(vw a) {
+  return TS_EACH(_mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(a.v[i], 16), 16)));
+}
+TS_INLINE vf high_int16(vw a) { return TS_EACH(_mm256_cvtepi32_ps(_mm256_srai_epi32(a.v[i], 16))); }
 TS_INLINE void store_int16(std::int16_t* p, vf a) {
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(a.v[0]), _mm256_cvtps_epi32(a.v[1]));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
@@ -379,6 +385,8 @@ TS_INLINE int int16_products(u32 a, u32 b) {
 }
 TS_INLINE vw dot_int16(vw acc, vw a, vw b) { TS_EACH(vw, acc.v[i] + static_cast<u32>(int16_products(a.v[i], b.v[i]))); }
 TS_INLINE vf int_to_float(vw a) { TS_EACH(vf, static_cast<float>(static_cast<int>(a.v[i]))); }
+TS_INLINE vf low_int16(vw a) { TS_EACH(vf, static_cast<float>(static_cast<std::int16_t>(a.v[i]))); }
+TS_INLINE vf high_int16(vw a) { TS_EACH(vf, static_cast<float>(static_cast<std::int16_t>(a.v[i] >> 16))); }
 TS_INLINE void store_int16(std::int16_t* p, vf a) {
   for (int i = 0; i < lanes; ++i) p[i] = static_cast<std::int16_t>(a.v[i]);
 }

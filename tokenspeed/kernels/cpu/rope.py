@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenspeed.kernels.cpu import _cpu
-from tokenspeed.kernels.cpu.buffers import DTYPES, address, expect, output
+from tokenspeed.kernels.cpu.buffers import DTYPES, address, expect
 
 HEAD_DIM_MAX = 1024
 
@@ -33,6 +33,14 @@ def _check_places(tokens: int, cos_sin: Tensor, positions: Tensor, write_index: 
         write_index,
         cos_sin,
     )
+
+
+def _output(out: Tensor | None, q: Tensor) -> Tensor:
+    """Return `out`, which may be strided as q is or q itself, or a new tensor."""
+    if out is None:
+        return torch.empty(q.shape, dtype=q.dtype)
+    expect(out.shape == q.shape and out.stride(2) == 1 and out.dtype is q.dtype, "out must be like q", out, q)
+    return out
 
 
 def gqa_write(
@@ -60,6 +68,7 @@ def gqa_write(
         and _dense_heads(q)
         and _dense_heads(k)
         and _dense_heads(v)
+        and (out is None or _dense_heads(out))
         and q.dtype is k.dtype is v.dtype is k_arena.dtype is v_arena.dtype,
         f"want q [T, H, D], k and v [T, K, D] of one dtype, heads dense, D <= {HEAD_DIM_MAX}",
         q,
@@ -81,11 +90,12 @@ def gqa_write(
         q,
     )
     _check_places(tokens, cos_sin, positions, write_index)
-    y = output(out, (tokens, heads, head_dim), q.dtype)
+    y = _output(out, q)
     _cpu.rope_gqa(
         q.data_ptr(), k.data_ptr(), v.data_ptr(), tokens, heads, kv_heads, head_dim, q.stride(0), k.stride(0), v.stride(0),
         cos_sin.data_ptr(), cos_sin.shape[1], positions.data_ptr(), write_index.data_ptr(), k_arena.data_ptr(),
-        v_arena.data_ptr(), address(q_norm), address(k_norm), eps, y.data_ptr(), interleaved, DTYPES[q.dtype],
+        v_arena.data_ptr(), address(q_norm), address(k_norm), eps, y.data_ptr(), y.stride(0), interleaved,
+        DTYPES[q.dtype],
     )  # fmt: skip
     return y
 
@@ -125,10 +135,11 @@ def mla_write(
         cos_sin,
     )
     _check_places(tokens, cos_sin, positions, write_index)
-    y = output(out, (tokens, heads, rope_dim), q_rope.dtype)
+    y = _output(out, q_rope)
     _cpu.rope_mla(
         q_rope.data_ptr(), latent.data_ptr(), k_rope.data_ptr(), tokens, heads, latent_dim, rope_dim, q_rope.stride(0),
         q_rope.stride(1), latent.stride(0), k_rope.stride(0), norm_weight.data_ptr(), eps, cos_sin.data_ptr(),
-        positions.data_ptr(), write_index.data_ptr(), arena.data_ptr(), y.data_ptr(), interleaved, DTYPES[q_rope.dtype],
+        positions.data_ptr(), write_index.data_ptr(), arena.data_ptr(), y.data_ptr(), y.stride(0), y.stride(1), interleaved,
+        DTYPES[q_rope.dtype],
     )  # fmt: skip
     return y
