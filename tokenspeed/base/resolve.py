@@ -182,13 +182,17 @@ def _resolve_memory(
     blocks = budget // block_bytes
     needed = -(-wanted // cache.block_tokens)
     held = blocks * cache.block_tokens
-    if blocks < needed and (
-        config.model.max_model_len is not None or held < min(CONTEXT_TOKENS_LEAST, wanted)
-    ):
+    if held < min(CONTEXT_TOKENS_LEAST, wanted):
+        least = -(-min(CONTEXT_TOKENS_LEAST, wanted) // cache.block_tokens) * block_bytes
         raise SetupError(
-            f"the KV of one context of {wanted} tokens takes {_gib(needed * block_bytes)}, but {reason} "
-            f"allows {_gib(budget)}, which holds {held} tokens; give --max-model-len {max(held, 0)} or less"
-            f", a larger --kv-cache-bytes, or free memory"
+            f"the KV cache ({reason}) would be {_gib(budget)} and hold {held} tokens; {model.name} takes "
+            f"{model.kv_bytes_per_token} bytes a token: give --kv-cache-bytes {least} or more, or free memory"
+        )
+    if blocks < needed and config.model.max_model_len is not None:
+        raise SetupError(
+            f"the KV of one context of {wanted} tokens takes {_gib(needed * block_bytes)}, but the KV cache "
+            f"({reason}) is {_gib(budget)}, which holds {held}; give --max-model-len {held} or less, "
+            f"--kv-cache-bytes {needed * block_bytes} or more, or free memory"
         )
     choices = [
         Choice(

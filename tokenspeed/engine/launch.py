@@ -11,7 +11,6 @@ meaning.
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import socket
 import struct
@@ -55,7 +54,8 @@ class CoreProcess:
 
     def __init__(self, config: EngineConfig) -> None:
         self._loop = asyncio.get_running_loop()
-        self._directory = _private_directory()
+        self._home = _private_directory()
+        self._directory = Path(self._home.name)
         self._context = zmq.Context()
         self._reports = open_socket(self._context, zmq.PULL)
         self._reports.bind(f"ipc://{self._directory / REPORTS}")
@@ -116,7 +116,7 @@ class CoreProcess:
         self._loop.remove_reader(self._tether)
         self._tether.close()
         self._context.destroy(linger=0)
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._home.cleanup()
 
     def _on_readable(self) -> None:
         # The descriptor signals edges, not levels: read until nothing is left, or come back.
@@ -167,12 +167,12 @@ class CoreProcess:
             self._first.set_exception(SetupError(message))
 
 
-def _private_directory() -> Path:
-    """A fresh directory of mode 0700, short enough for a socket's path."""
+def _private_directory() -> tempfile.TemporaryDirectory[str]:
+    """A fresh directory of mode 0700, short enough for a socket's path; removed with the process at the latest."""
     base = Path(tempfile.gettempdir())
     if len(bytes(base)) + len("/tokenspeed-12345678/") + len(REQUESTS) > _SOCKET_PATH_MAX:
         base = Path("/tmp")
-    return Path(tempfile.mkdtemp(prefix="tokenspeed-", dir=base))
+    return tempfile.TemporaryDirectory(prefix="tokenspeed-", dir=base, ignore_cleanup_errors=True)
 
 
 def open_socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:

@@ -6,12 +6,16 @@ In: what each layer keeps per token, a number of blocks. Out: per layer, tensors
     GQA   (k [N, P, K, D], v [N, P, K, D])
     MLA   latent [N, P, L + Dr]
 
-Allocated once, never moved, zeroed (so that a block holds finite numbers before it is first written; on a
-CPU the system commits zeroed pages only when they are touched). Does not know which block is whose.
+Allocated once, never moved, zero at first, so that a block holds finite numbers before it is written. On a CPU
+the memory is mapped, not filled: the system commits a page when it is first touched, and start costs nothing.
+Does not know which block is whose.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -45,10 +49,7 @@ class Arena:
             self.layers: list[LayerKV] = [
                 _allocate(spec, blocks, block_tokens, dtype, device) for spec in specs
             ]
-        except (
-            torch.OutOfMemoryError,
-            RuntimeError,
-        ) as error:  # the CPU allocator raises a bare RuntimeError
+        except (torch.OutOfMemoryError, OSError) as error:
             size = blocks * block_tokens * bytes_per_token(specs, dtype)
             raise SetupError(
                 f"{device} cannot allocate the KV arena of {size} bytes; give a smaller --kv-cache-bytes"
@@ -74,11 +75,23 @@ class Arena:
 def _allocate(
     spec: KVSpec, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> LayerKV:
+    def zeros(*shape: int) -> torch.Tensor:
+        if device.type != "cpu":
+            return torch.zeros(shape, dtype=dtype, device=device)
+        return _mapped(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
+
     match spec:
         case GQA(kv_heads, head_dim):
             shape = (blocks, block_tokens, kv_heads, head_dim)
-            return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(
-                shape, dtype=dtype, device=device
-            )
+            return zeros(*shape), zeros(*shape)
         case MLA(latent, rope):
-            return torch.zeros(blocks, block_tokens, latent + rope, dtype=dtype, device=device)
+            return zeros(blocks, block_tokens, latent + rope)
+
+
+def _mapped(size: int) -> torch.Tensor:
+    """`size` zero bytes that cost nothing until touched (torch.zeros would write them all)."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # advice, which a kernel may not take
+            memory.madvise(mmap.MADV_HUGEPAGE)  # attention reads whole blocks from all over: spare the TLB
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""The arena: shapes by kind of layer, zero at first, a size that cannot be had is a SetupError, scrubbing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tokenspeed.base.errors import SetupError
+from tokenspeed.exec.arena import Arena, bytes_per_token
+from tokenspeed.layers.kv import GQA, MLA
+
+CPU = torch.device("cpu")
+SPECS = [GQA(kv_heads=2, head_dim=8), MLA(latent=16, rope=4)]
+
+
+def test_layers_have_the_shapes_of_their_kind() -> None:
+    arena = Arena(SPECS, blocks=5, block_tokens=4, dtype=torch.bfloat16, device=CPU)
+    gqa, mla = arena.layers
+    assert isinstance(gqa, tuple)
+    assert isinstance(mla, torch.Tensor)
+    assert [tuple(tensor.shape) for tensor in gqa] == [(5, 4, 2, 8)] * 2
+    assert tuple(mla.shape) == (5, 4, 20)
+    assert {tensor.dtype for tensor in (*gqa, mla)} == {torch.bfloat16}
+    assert arena.nbytes == 5 * 4 * bytes_per_token(SPECS, torch.bfloat16) == 5 * 4 * (32 + 20) * 2
+
+
+def test_everything_is_zero_and_writable() -> None:
+    arena = Arena(SPECS, blocks=3, block_tokens=4, dtype=torch.float32, device=CPU)
+    for layer in arena.layers:
+        for tensor in layer if isinstance(layer, tuple) else (layer,):
+            assert not tensor.any()
+            tensor.fill_(1.0)
+            assert tensor.sum() == tensor.numel()
+
+
+def test_a_size_no_machine_has_is_a_setup_error() -> None:
+    with pytest.raises(SetupError, match="smaller --kv-cache-bytes"):
+        Arena(SPECS, blocks=1 << 50, block_tokens=4, dtype=torch.float32, device=CPU)
+
+
+def test_scrubbing_clears_what_is_not_finite_and_nothing_else() -> None:
+    arena = Arena(SPECS, blocks=4, block_tokens=2, dtype=torch.float32, device=CPU)
+    keys, values = arena.layers[0]
+    keys.copy_(torch.randn(keys.shape))
+    keys[1, 0, 0, 0] = torch.nan
+    keys[2, 1, 1, 3] = torch.inf
+    values[3] = torch.nan
+    before = keys.clone()
+    arena.scrub(torch.tensor([1, 2]))
+    expected = before.clone()
+    expected[1, 0, 0, 0] = expected[2, 1, 1, 3] = 0.0
+    assert torch.equal(keys, expected)
+    assert values[3].isnan().all()
