@@ -7,6 +7,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+import torch
+
 from tokenspeed.base import env
 from tokenspeed.base.version import package_version
 from tokenspeed.cli.flags import Parser
@@ -18,11 +20,12 @@ _SECRET: Final = frozenset({"TOKENSPEED_API_KEY"})
 
 def main(argv: list[str]) -> None:
     Parser("env", "Print versions, the device and the TOKENSPEED_* variables.").parse_args(argv)
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     rows = [
         ("tokenspeed", package_version()),
         ("python", platform.python_version()),
         ("system", platform.platform()),
-        ("device", str(describe())),
+        *((f"device {kind}", str(describe(kind))) for kind in devices),
         *((name, _version(name)) for name in _DISTRIBUTIONS),
         *((name, _value(name)) for name in env.KNOWN),
     ]

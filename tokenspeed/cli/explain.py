@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 
+import torch
+
 from tokenspeed.base.config import EngineConfig
-from tokenspeed.base.errors import SetupError
 from tokenspeed.cli.flags import Parser, add_options, config_of
 from tokenspeed.engine.front import AsyncEngine
 from tokenspeed.engine.source import locate
@@ -41,8 +42,12 @@ def main(argv: list[str]) -> None:
     if arguments.op is None:
         print("\n".join(f"{op.name:<24} {op.summary}" for op in ops.ops()))
         return
-    device = describe(None if config.device.device == "auto" else config.device.device)
+    device = describe(config.device.device if config.device.device != "auto" else _present())
     print(explain(ops, arguments.op, device, Overrides.parse(config.device.kernel, ops), arguments.traits))
+
+
+def _present() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _explain_model(argv: list[str]) -> None:
@@ -56,10 +61,8 @@ def _explain_model(argv: list[str]) -> None:
 async def _print_choices(config: EngineConfig) -> None:
     engine = await AsyncEngine.start(config)
     try:
-        width = max(len(what) for what, _, _ in engine.ready.choices)
+        width = max((len(what) for what, _, _ in engine.ready.choices), default=0)
         for what, value, why in engine.ready.choices:
             print(f"{what:<{width}}  {value}  ({why})")
-    except ValueError as error:
-        raise SetupError("the engine reported no choices") from error
     finally:
         await engine.stop()

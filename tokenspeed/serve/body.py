@@ -20,7 +20,7 @@ from tokenspeed.base.log import get_logger
 _log = get_logger("serve")
 _NAMES_LOGGED_MAX: Final = 1000  # then silence: names come from outside
 _NAME_CHARACTERS_MAX: Final = 64
-_AT: Final = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 
 
 class Body(Protocol):

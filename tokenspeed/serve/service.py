@@ -72,8 +72,9 @@ class Service:
         """Refuse a prompt that leaves no room for an answer, before it is queued (rule R3)."""
         if prompt_tokens >= self.context_tokens_max:
             raise RequestError(
-                f"This model's maximum context length is {self.context_tokens_max} tokens. However, your {param} "
-                f"resulted in {prompt_tokens} tokens. Please reduce the length of the {param}.",
+                f"This model's maximum context length is {self.context_tokens_max} tokens. "
+                f"However, your {param} resulted in {prompt_tokens} tokens. "
+                f"Please reduce the length of the {param}.",
                 code="context_length_exceeded",
                 param=param,
             )

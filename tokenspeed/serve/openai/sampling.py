@@ -79,7 +79,7 @@ def params_of(
     stop_ids = dict.fromkeys((*(body.stop_token_ids or ()), *(() if body.ignore_eos else model_stop_ids)))
     params = SamplingParams(
         temperature=_first(body.temperature, defaults.temperature, 1.0),
-        top_k=max(0, _first(body.top_k, defaults.top_k, 0)) if body.top_k != -1 else 0,
+        top_k=0 if body.top_k == -1 else _first(body.top_k, defaults.top_k, 0),  # some say -1 for off
         top_p=_first(body.top_p, defaults.top_p, 1.0),
         min_p=_first(body.min_p, defaults.min_p, 0.0),
         presence=_first(body.presence_penalty, None, 0.0),
