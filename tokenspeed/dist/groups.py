@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Process groups of a mesh over torch.distributed: what a compiled program of several ranks moves data with.
 
-In: a mesh and an initialised default process group whose rank and size are the mesh's. Out: `move`, the one entry of
-`spmd.program.Collectives`. Every rank must make the same moves in the same order, which a compiled program ensures.
-Slices along dim 0 must be equal on all ranks of a group.
+In: a mesh and an initialised default process group whose rank and size are the mesh's. Out: `move`, the one
+entry of `spmd.program.Collectives`. Every rank must make the same moves in the same order, which a compiled
+program ensures. Slices along dim 0 must be equal on all ranks of a group.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ProcessGroups:
             # Every rank opens every group, in one order: torch.distributed requires it.
             for ranks in dict.fromkeys(mesh.at(rank).group(axis) for rank in range(mesh.ranks)):
                 group = dist.new_group(list(ranks)) if len(ranks) > 1 else None
-                if group is not None and mesh.rank in ranks:
+                if isinstance(group, dist.ProcessGroup) and mesh.rank in ranks:
                     self._groups[axis] = group
 
     def move(self, kind: str, value: Tensor, *, axis: str, dim: int) -> Tensor:

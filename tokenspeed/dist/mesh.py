@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The mesh: ranks arranged along named axes, and one rank's place in it.
 
-In: a size per axis and a rank. Out: who shares a group with whom. It opens no connection and imports no torch.
+In: a size per axis and a rank. Out: who shares a group with whom. It opens no connection and imports no
+torch.
 
 Two axes lay the ranks out, `dp` outermost and `tp` innermost; two more are other names for the same ranks:
 
@@ -9,8 +10,8 @@ Two axes lay the ranks out, `dp` outermost and `tp` innermost; two more are othe
     ep   1, or every rank: experts are spread over (dp, tp), dp major
     sp   1, or tp: tokens are spread over the tp ranks between the sharded matmuls
 
-An axis is known by its name, never by its size: tp=2 and dp=2 are different groups. Axes of size one do not exist for
-the compiler, so the mesh of one rank compiles to no collectives.
+An axis is known by its name, never by its size: tp=2 and dp=2 are different groups. Axes of size one do not
+exist for the compiler, so the mesh of one rank compiles to no collectives.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Mesh:
         return int(getattr(self, axis))
 
     def base(self, axis: str) -> tuple[str, ...]:
-        """The laid-out axes of more than one rank that `axis` covers, outermost first; empty when its size is 1."""
+        """The laid-out axes that `axis` covers, outermost first; empty when its size is one."""
         if self.size(axis) == 1:
             return ()
         covered = {"dp": ("dp",), "tp": ("tp",), "ep": _BASE, "sp": ("tp",)}[axis]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Layers: what models are made of. Each declares its weights and placements and binds its kernels when it is built."""
+"""Layers: what models are made of. Each declares weights and placements, and binds its kernels once."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Grouped-query attention: fused projection, rope and KV write, attention over pages, output projection.
 
-In and out: hidden [T, C]; between them every rank works on its own heads, so the result is Partial over tp. Decode rows
-come first in a step: they take the decode kernel, the others the extend kernel.
+In and out: hidden [T, C]; between them every rank works on its own heads, so the result is Partial over tp.
+Decode rows come first in a step: they take the decode kernel, the others the extend kernel.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class GQAttend(Layer):
 
     def __init__(self, build: Build, name: str, index: int, shape: GQAShape, rotary: Rotary) -> None:
         normed = shape.qk_norm_eps is not None
-        norms = [norm_weight(f"{name}.{which}_norm", shape.head_dim) for which in ("q", "k")] if normed else []
+        norms = (
+            [norm_weight(f"{name}.{which}_norm", shape.head_dim) for which in ("q", "k")] if normed else []
+        )
         super().__init__(build, f"{name}.attend", norms)
         self._shape, self._index, self._rotary = shape, index, rotary
         self._heads = len(local_units(build.mesh, "tp", shape.heads, f"{name} query heads"))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Both ends of a model: token ids to vectors, rows to sample, vectors to logits.
 
-The vocabulary is cut by rows over tp at both ends: a lookup gives Partial vectors (zero where the id is another
-rank's), a head gives its rank's logits.
+The vocabulary is cut by rows over tp at both ends: a lookup gives Partial vectors (zero where the id is
+another rank's), a head gives its rank's logits.
 """
 
 from __future__ import annotations

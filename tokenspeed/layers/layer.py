@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """What a layer is, and what it is built with.
 
-A `Layer` declares calls (ops over named values with placements) and the weights they use; it allocates nothing until
-`install` hands it tensors, so a model of any size can be built, compiled, printed and measured without memory. A
-`Module` groups layers and fixes their order.
+A `Layer` declares calls (ops over named values with placements) and the weights they use; it allocates
+nothing until `install` hands it tensors, so a model of any size can be built, compiled, printed and measured
+without memory. A `Module` groups layers and fixes their order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tokenspeed.weights.parameter import Parameter
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What every layer is built with. `format` is how dense and expert weights are held: "native" or "int8"."""
+    """What every layer is built with. `format`: how dense and expert weights are held, "native" or "int8"."""
 
     mesh: Mesh
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class Module(Protocol):
 
 
 class Layer:
-    """One call and its weights. Subclasses declare `weights` at construction and take tensors in `install`."""
+    """One call and its weights, declared at construction; tensors come with `install`."""
 
     def __init__(self, build: Build, name: str, weights: Sequence[Weight] = ()) -> None:
         self.build = build

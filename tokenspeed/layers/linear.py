@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Linear layers: one matmul over one or several projections fused at load.
 
-In: a value [T, I]. Out: a value [T, O], where O joins the rows of every projection ([q | k | v], [gate | up]).
+In: a value [T, I]. Out: a value [T, O], where O joins the rows of every projection ([q | k | v], [gate |
+up]).
 
     spread "rows"      each rank holds some rows of every projection   R  -> S1   (column-parallel)
     spread "columns"   each rank holds some columns                    S1 -> P    (row-parallel)

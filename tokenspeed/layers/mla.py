@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Multi-head latent attention: one cached latent for all heads (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-In and out: hidden [T, C], Partial over tp as for any attention. The checkpoint's `kv_b_proj` [H (Dn + Dv), L] is split at
-load into w_uk [H, Dn, L] and w_uv [H, L, Dv]. The two ways to attend are the same sum in another order:
+In and out: hidden [T, C], Partial over tp as for any attention. The checkpoint's `kv_b_proj` [H (Dn + Dv), L]
+is split at load into w_uk [H, Dn, L] and w_uv [H, L, Dv]. The two ways to attend are the same sum in another
+order:
 
-    decode   q w_uk against the latent itself, the result through w_uv   (absorbed: the context stays compressed)
-    extend   keys and values raised from the latent to every head        (materialised: cheap when tokens are many)
+    decode   q w_uk against the latent itself, the result through w_uv: the context stays compressed
+    extend   keys and values raised from the latent to every head: less work when tokens are many
 
 The latent is whole on every tp rank, heads are spread.
 """
@@ -30,12 +31,12 @@ from tokenspeed.spmd.placement import Replicate, Shard
 from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 LATENT_EPS = 1e-6
-"""Eps of the two inner norms: the published models use the norm's default there, whatever `rms_norm_eps` says."""
+"""Eps of the inner norms: published models keep the norm's default there, whatever `rms_norm_eps` says."""
 
 
 @dataclass(frozen=True, slots=True)
 class MLAShape:
-    """Sizes of one latent attention as the whole model has them. `q_latent` is 0 when queries are projected directly."""
+    """Sizes of one latent attention, whole. `q_latent` is 0 when queries are projected directly."""
 
     width: int
     heads: int
@@ -56,7 +57,9 @@ class MLAttend(Layer):
     """q, [.. | latent | k_rope] -> heads: norm of the latent, rope, write, attend."""
 
     def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
-        kv_b = Part(f"{name}.kv_b_proj.weight", (shape.heads * (shape.nope + shape.value), shape.latent), shape.heads)
+        kv_b = Part(
+            f"{name}.kv_b_proj.weight", (shape.heads * (shape.nope + shape.value), shape.latent), shape.heads
+        )
         weights = (
             norm_weight(f"{name}.kv_a_layernorm", shape.latent),
             Weight(f"{name}.kv_b_proj.weight", ((kv_b,),), (Shard(0, "tp"),)),
@@ -76,7 +79,9 @@ class MLAttend(Layer):
         build, shape = self.build, self._shape
         heads = {"dtype": build.dtype, "heads": self._heads}
         cached = {**heads, "latent": shape.latent, "rope": shape.rope, "block_tokens": build.block_tokens}
-        self._rope_write = kernels.bind("rope.mla_write", build.device, **cached, interleaved=shape.interleaved)
+        self._rope_write = kernels.bind(
+            "rope.mla_write", build.device, **cached, interleaved=shape.interleaved
+        )
         self._decode = kernels.bind("attention.mla_decode", build.device, **cached)
         self._extend = kernels.bind(
             "attention.mla_extend", build.device, **cached, nope_dim=shape.nope, value_dim=shape.value
@@ -100,7 +105,7 @@ class MLAttend(Layer):
         self._extend_weights = self._extend.prepare(w_uk, w_uv)
 
     def run(self, context: StepContext, q: Tensor, latents: Tensor) -> Tensor:
-        """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes this step's latents, changes q."""
+        """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes the arena, changes q."""
         inputs, shape = context.inputs, self._shape
         arena: Tensor = context.arena.layers[self._index]
         q = q.view(q.shape[0], self._heads, shape.q_head)

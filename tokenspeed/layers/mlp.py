@@ -54,5 +54,7 @@ def gated_mlp(
     return Group(
         gate_up,
         Gated(build, f"{name}.gated", ffn, columns=gate_up.parameters[0].shape[0] // 2),
-        Linear(build, f"{name}.down_proj", down, ffn, spread="columns", bias=bias, reads="gated", writes=writes),
+        Linear(
+            build, f"{name}.down_proj", down, ffn, spread="columns", bias=bias, reads="gated", writes=writes
+        ),
     )

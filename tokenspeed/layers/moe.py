@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Mixture of experts: route, run the chosen experts, add the experts every token shares.
 
-In and out: hidden [T, C]. Routing is float32 and the same on every rank. Experts are spread by expert over `ep` where the
-mesh has it (each rank runs its own on all tokens), else cut inside each expert over `tp`; either way the result is
-Partial, as that of the shared experts is, and one reduction serves both.
+In and out: hidden [T, C]. Routing is float32 and the same on every rank. Experts are spread by expert over
+`ep` where the mesh has it (each rank runs its own on all tokens), else cut inside each expert over `tp`;
+either way the result is Partial, as that of the shared experts is, and one reduction serves both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 @dataclass(frozen=True, slots=True)
 class MoEShape:
-    """Sizes and routing of one mixture. `shared_ffn` is 0 without shared experts; `groups_top == groups` is no limit."""
+    """Sizes and routing of one mixture, whole. `shared_ffn` is 0 without shared experts."""
 
     width: int
     experts: int
@@ -94,7 +94,9 @@ class Route(Layer):
             self.name,
             "route_biased" if self._shape.biased else "route",
             (Edge("hidden"),),
-            tuple(Edge(value, (), self._shape.top_k, item_bytes=4) for value in ("expert_ids", "expert_weights")),
+            tuple(
+                Edge(value, (), self._shape.top_k, item_bytes=4) for value in ("expert_ids", "expert_weights")
+            ),
             self.run,
             self.weights,
         )

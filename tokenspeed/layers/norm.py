@@ -71,7 +71,7 @@ class RmsNorm(Layer):
 
 
 class SliceNorm(Layer):
-    """An RMS norm of the first `width` features of a packed value (MLA: the query latent beside the kv latent)."""
+    """An RMS norm of the first `width` features of a packed value (MLA: the query latent)."""
 
     def __init__(self, build: Build, name: str, width: int, eps: float, *, reads: str, writes: str) -> None:
         super().__init__(build, name, (norm_weight(name, width),))

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Rotary position angles: from the rope section of a config to one table of cosines and sines.
 
-In: `RopeConfig`, parsed from a Hugging Face config of either spelling (`rope_parameters`, or `rope_scaling` with
-`rope_theta`). Out: `table(positions)` [M, rot] float32, cosines in the first half, sines in the second, any attention
-factor multiplied in; and the factor YaRN puts on the softmax scale. It rotates nothing: that is `rope.*_write`.
+In: `RopeConfig`, parsed from a Hugging Face config of either spelling (`rope_parameters`, or `rope_scaling`
+with `rope_theta`). Out: `table(positions)` [M, rot] float32, cosines in the first half, sines in the second,
+any attention factor multiplied in; and the factor YaRN puts on the softmax scale. It rotates nothing: that is
+`rope.*_write`.
 
     default   theta^(-2i/rot)
     linear    the same, positions divided by `factor`
-    dynamic   theta grows with the context once it passes the trained length (NTK). Each position takes the theta of the
+    dynamic   theta grows with the context past the trained length (NTK); each position takes the theta of the
               context that ends at it, so its angle never depends on what else is in the batch
-    llama3    long wavelengths divided by `factor`, short ones kept, a smooth blend between (Llama 3.1 model card)
-    yarn      the same idea with a ramp over dimensions, and an attention factor (arXiv 2309.00071; DeepSeek's mscale)
+    llama3    long wavelengths divided by `factor`, short ones kept, a blend between (Llama 3.1 model card)
+    yarn      the same idea with a ramp over dimensions, and an attention factor (arXiv 2309.00071)
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class RopeConfig:
         if self.kind not in KINDS:
             raise SetupError(f"rope type {self.kind!r} is not supported; supported: {', '.join(KINDS)}")
         if self.rotary_dim < 2 or self.rotary_dim % 2:
-            raise SetupError(f"rope turns {self.rotary_dim} dimensions of a head; it must be even and at least 2")
+            raise SetupError(
+                f"rope turns {self.rotary_dim} dimensions of a head; it must be even and at least 2"
+            )
 
     @property
     def softmax_factor(self) -> float:
@@ -88,7 +91,7 @@ def parse_rope(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
 
 
 class Rotary:
-    """The angle table of a model, shared by its layers; made once, by `make`, when the device is known to have room."""
+    """The angle table of a model, shared by its layers; it takes memory only when `make` is called."""
 
     def __init__(self, config: RopeConfig, positions: int) -> None:
         self.config = config
@@ -126,7 +129,9 @@ def _frequencies(config: RopeConfig, positions: int) -> Tensor:
 
 
 def _dynamic(config: RopeConfig, positions: int, exponents: Tensor) -> Tensor:
-    context = torch.arange(1, positions + 1, dtype=torch.float32).clamp_min(config.trained_tokens).unsqueeze(1)
+    context = (
+        torch.arange(1, positions + 1, dtype=torch.float32).clamp_min(config.trained_tokens).unsqueeze(1)
+    )
     growth = config.factor * context / config.trained_tokens - (config.factor - 1)
     theta = config.theta * growth ** (config.rotary_dim / (config.rotary_dim - 2))
     return 1.0 / theta**exponents

@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(slots=True)
 class StepInputs:
-    """One batch: T tokens in R rows, S of which are sampled. The `_np` fields are host twins of the tensors."""
+    """One batch: T tokens in R rows, S of them sampled. The `_np` fields are host twins of tensors."""
 
     token_ids: Tensor
     """[T] int64."""

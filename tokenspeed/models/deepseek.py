@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""DeepSeek V2, V2-Lite, V3, R1; Moonlight; Kimi K2 and the text model of K2.5: latent attention and fine experts.
+"""DeepSeek V2, V2-Lite, V3, R1; Moonlight; Kimi K2 and the text model of K2.5.
 
-What varies, all from the config: queries through a latent or direct (`q_lora_rank`); the first layers dense; routing
+Latent attention and many small experts. What varies, all from the config: queries through a latent or direct
+(`q_lora_rank`); the first layers dense; routing
 
-    V2   softmax scores, greedy or limited to the groups with the best expert; weights are scaled or normalised
+    V2   softmax scores, greedy or limited to the groups with the best expert; weights scaled or normalised
     V3   sigmoid scores, a bias that helps to be chosen, groups by their two best; normalised, then scaled
 
-Multi-token-prediction layers of a checkpoint (`num_nextn_predict_layers`) are knowingly left unread. Sources: arXiv
-2405.04434, 2412.19437, and the modelling code published with the checkpoints where transformers differs from it.
+Multi-token-prediction layers of a checkpoint (`num_nextn_predict_layers`) are knowingly left unread. Sources:
+arXiv 2405.04434, 2412.19437, and the modelling code published with the checkpoints where transformers differs
+from it.
 """
 
 from __future__ import annotations

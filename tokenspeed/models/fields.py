@@ -12,7 +12,7 @@ from tokenspeed.base.errors import SetupError
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The mapping, and readers that check. A field that is null counts as absent, as it does for transformers."""
+    """The mapping, and readers that check. A field that is null counts as absent."""
 
     values: Mapping[str, Any]
 

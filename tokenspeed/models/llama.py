@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Llama 3.x, Qwen2, Qwen2.5 and dense Qwen3: grouped-query attention and a gated feed-forward block.
 
-They differ in three fields: Qwen2 has biases on q, k and v; Qwen3 normalises each head of q and k, and states its head
-size; Llama takes both biases from its config. Checked against the model classes of transformers.
+They differ in three fields: Qwen2 has biases on q, k and v; Qwen3 normalises each head of q and k, and states
+its head size; Llama takes both biases from its config. Checked against the model classes of transformers.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def family(config: Mapping[str, Any], build: Build, context_tokens: int | None) 
 
 
 def parse_trunk(fields: Fields, context_tokens: int | None) -> Trunk:
-    """The sizes all families share. Raises SetupError for what is not built (other activations, sliding windows)."""
+    """The sizes all families share. Raises SetupError for other activations and sliding windows."""
     fields.word("hidden_act", "silu", ("silu",))
     fields.must_be_off("use_sliding_window", "sliding-window attention is not supported")
     own = model_context_tokens(fields)
@@ -58,7 +58,7 @@ def parse_trunk(fields: Fields, context_tokens: int | None) -> Trunk:
 
 
 def model_context_tokens(fields: Fields) -> int:
-    """The longest context the config promises; `linear` and `dynamic` rope stretch what the model was trained for."""
+    """The longest context the config promises; `dynamic` rope stretches what was trained by its factor."""
     own = fields.count("max_position_embeddings")
     rope = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A model: what a family's file is made into by the compiler.
 
-In: a `Family` (its modules in order, and facts). Out: a `Model` that loads (`weights.load`), states what it needs
-(`facts`, `kv_spec`), prints (`program`) and runs (`forward`). Building allocates nothing; memory is taken by loading.
+In: a `Family` (its modules in order, and facts). Out: a `Model` that loads (`weights.load`), states what it
+needs (`facts`, `kv_spec`), prints (`program`) and runs (`forward`). Building allocates nothing; memory is
+taken by loading.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ class Trunk:
 class Family:
     """One checkpoint's model as its family's file describes it.
 
-    `blocks` are (attention, feed-forward) per layer; the norms around them, both ends and the streams are the same
-    in every family and are added here.
+    `blocks` are (attention, feed-forward) per layer; the norms around them, both ends and the streams are the
+    same in every family and are added here.
     """
 
     trunk: Trunk
     rotary: Rotary
     blocks: Sequence[tuple[Attention, Module]]
-    names: NameRules = NameRules()
+    names: NameRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +126,13 @@ class Model:
         return chain.from_iterable(module.leaves() for module in self._modules)
 
     def finish(self) -> None:
-        """Make the tables that are computed and not loaded, and lower the program; called once weights are in."""
+        """Compute what is not loaded (angles) and lower the program; called once, when weights are in."""
         self._rotary.make(self.device)
         self._executable = self.program.lower(self._collectives)
 
     @torch.inference_mode()
     def forward(self, inputs: StepInputs, arena: Arena) -> Tensor:
-        """Run one step: write the KV of its tokens into `arena`, return logits [S, V] float32 of its sampled rows."""
+        """Run one step: write its KV into `arena`, return logits [S, V] float32 of its sampled rows."""
         assert self._executable is not None, "weights.load comes before forward"
         return self._executable.run(StepContext(inputs, arena), inputs.token_ids, inputs.sample_index)
 
@@ -152,7 +153,9 @@ def _assemble(family: Family, build: Build) -> list[Module]:
         )
         after = RmsNorm(build, f"{name}.post_attention_layernorm", trunk.width, trunk.eps, kind="add")
         modules += [before, attention, after, feed_forward]
-    whole = (Replicate("tp"),)  # rows to sample are few and indexed by token: they are not spread over tp again
+    whole = (
+        Replicate("tp"),
+    )  # rows to sample are few and indexed by token: they are not spread over tp again
     return [
         *modules,
         Select(build, "hidden", trunk.width),

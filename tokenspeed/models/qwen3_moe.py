@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Qwen3-MoE (30B-A3B, 235B-A22B, Coder-480B): Qwen3's attention, softmax-routed experts, no shared expert.
 
-Layers listed in `mlp_only_layers`, and those that `decoder_sparse_step` passes over, are dense. Checked against
-Qwen3MoeForCausalLM of transformers.
+Layers listed in `mlp_only_layers`, and those that `decoder_sparse_step` passes over, are dense. Checked
+against Qwen3MoeForCausalLM of transformers.
 """
 
 from __future__ import annotations

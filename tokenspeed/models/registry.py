@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which architectures there are, and how a config becomes a model. A new family is one file and one row here."""
+"""Which architectures there are, and how a config becomes a model. A family is one file and one row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ARCHITECTURES: Final[dict[str, Callable[[Mapping[str, Any], Build, int | None], 
 
 
 def read_config(directory: Path | str) -> dict[str, Any]:
-    """Read `config.json` of a model directory, with `eos_token_id` of `generation_config.json` under its own key."""
+    """Read `config.json` of a directory; `generation_config.json`, if any, goes under its own key."""
     path = Path(directory) / "config.json"
     config = _read_json(path)
     generation = path.with_name("generation_config.json")
@@ -52,11 +52,13 @@ def build(
     context_tokens: int | None = None,
     collectives: Collectives | None = None,
 ) -> Model:
-    """Build the model that `hf_config` describes, without memory: load it with `weights.load` or `load_dummy`.
+    """Build the model that `hf_config` describes, without memory: load it with `weights.load` or
+    `load_dummy`.
 
-    dtype: torch dtype or name; None takes the checkpoint's. quantization: None, or "int8" to hold dense and expert
-    weights in 8 bits. block_tokens: P of the arenas it will run on. context_tokens: longest context wanted, at most
-    the model's own. collectives: what a mesh of several ranks moves data with; needed to run, not to build. Raises SetupError for architectures, fields and meshes that are not supported, naming them.
+    dtype: torch dtype or name; None takes the checkpoint's. quantization: None, or "int8" to hold dense and
+    expert weights in 8 bits. block_tokens: P of the arenas it will run on. context_tokens: longest context
+    wanted, at most the model's own. collectives: what a mesh of several ranks moves data with; needed to run,
+    not to build. Raises SetupError for architectures, fields and meshes that are not supported, naming them.
     """
     architecture = architecture_of(hf_config)
     text = hf_config.get("text_config") or hf_config
@@ -80,7 +82,7 @@ def build(
 
 
 def architecture_of(hf_config: Mapping[str, Any]) -> str:
-    """The first supported architecture a config names; SetupError, listing what is supported, when there is none."""
+    """The first supported architecture a config names. Raises SetupError that lists what is supported."""
     named = [str(name) for name in hf_config.get("architectures") or ()]
     for name in named:
         if name in ARCHITECTURES:
@@ -92,7 +94,12 @@ def architecture_of(hf_config: Mapping[str, Any]) -> str:
 def checkpoint_dtype(hf_config: Mapping[str, Any]) -> str:
     """The dtype a config says its checkpoint is written in; bfloat16 where it does not say."""
     text = hf_config.get("text_config") or {}
-    candidates = (hf_config.get("dtype"), hf_config.get("torch_dtype"), text.get("dtype"), text.get("torch_dtype"))
+    candidates = (
+        hf_config.get("dtype"),
+        hf_config.get("torch_dtype"),
+        text.get("dtype"),
+        text.get("torch_dtype"),
+    )
     return str(next((c for c in candidates if c is not None), "bfloat16"))
 
 
@@ -117,7 +124,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SetupError(f"{path.parent} has no {path.name}; a model directory in Hugging Face format does") from None
+        raise SetupError(
+            f"{path.parent} has no {path.name}; a model directory in Hugging Face format does"
+        ) from None
     except ValueError as error:
         raise SetupError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):

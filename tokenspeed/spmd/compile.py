@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
 """The compiler: declared calls and a mesh in, a verified program and weight shards out.
 
-It walks the calls in order, knowing how every live value lies along every axis. For each call and axis it takes, from
-the table of `verify`, the rule that agrees with the declared layouts and costs the fewest bytes to reach, and inserts
-the collectives that lead there. A move leaves the value it read in place under its old name, so that a later reader
-may start from either; a reduction thus waits until somebody needs it (a sum of two partial values reduces once).
+It walks the calls in order, knowing how every live value lies along every axis. For each call and axis it
+takes, from the table of `verify`, the rule that agrees with the declared layouts and costs the fewest bytes
+to reach, and inserts the collectives that lead there. A move leaves the value it read in place under its old
+name, so that a later reader may start from either; a reduction thus waits until somebody needs it (a sum of
+two partial values reduces once).
 
-A declaration that no rule satisfies is a SetupError naming the call, the edge, the placements and the legal rules.
-It executes nothing and holds no tensor. What it does not do yet: fuse moves, overlap them, or choose `sp` by itself.
+A declaration that no rule satisfies is a SetupError naming the call, the edge, the placements and the legal
+rules. It executes nothing and holds no tensor. What it does not do yet: fuse moves, overlap them, or choose
+`sp` by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.dist.mesh import Mesh
-from tokenspeed.spmd.placement import Layout, Lie, Lies, resolve, show
+from tokenspeed.spmd.placement import Layout, Lie, Lies, along, resolve, show
 from tokenspeed.spmd.program import Call, Collective, Edge, Part, Program, Step, Use, Weight
 from tokenspeed.spmd.verify import MOVES, RULES, Rule, verify
 from tokenspeed.weights.parameter import Fill, Parameter
@@ -61,7 +63,7 @@ def compile_program(
 
 
 def _full(lies: Lies, axes: Sequence[str]) -> Lies:
-    return {axis: lies.get(axis, "R") for axis in axes}
+    return {axis: along(lies, axis) for axis in axes}
 
 
 @dataclass(slots=True)
@@ -108,14 +110,18 @@ class _Walk:
             self.write(use)
 
     def move(self, reader: str, use: Use, goal: Lies) -> Use:
-        """Append the collectives that bring `use` to `goal`, innermost axis first, and return the moved value."""
+        """Append the collectives that bring `use` to `goal`, innermost axis first; return the moved value."""
         for axis in reversed(self.axes):
             was, now = use.lies[axis], goal[axis]
             if was == now:
                 continue
             kind = MOVES.get((was, now))
             if kind is None or not use.moves(was, now):
-                why = "no collective does that" if kind is None else "it is packed or fixed and may not be moved"
+                why = (
+                    "no collective does that"
+                    if kind is None
+                    else "it is packed or fixed and may not be moved"
+                )
                 raise SetupError(
                     f"{reader}: edge {use.value!r} along {axis} is {was} and is needed as {now}; {why}"
                 )
@@ -129,9 +135,11 @@ class _Walk:
 
     def _rule(self, call: Call, axis: str) -> Rule:
         """The legal rule along `axis` that agrees with the declaration and is cheapest to reach."""
-        reads = [self._declared(edge.layout, axis) for edge in call.reads]
-        writes = [self._declared(edge.layout, axis) for edge in call.writes]
-        weights = tuple(resolve(weight.layout, self.mesh).get(axis, "R") for weight in call.weights)
+        reads: list[Lie | None] = [self._declared(edge.layout, axis) for edge in call.reads]
+        writes: list[Lie | None] = [self._declared(edge.layout, axis) for edge in call.writes]
+        weights: tuple[Lie, ...] = tuple(
+            along(resolve(weight.layout, self.mesh), axis) for weight in call.weights
+        )
         fitting = [
             rule
             for rule in RULES[call.op]
@@ -147,8 +155,11 @@ class _Walk:
 
     def _cost(self, call: Call, axis: str, rule: Rule) -> float:
         return sum(
-            # Of two free choices take the value as it was written: a gathered copy would repeat work on every rank.
-            min(self._move_cost(form, axis, want) + ("@" in form.value) / 4 for form in self._forms(call.name, edge.value))
+            # Of two free choices take the value as written: a gathered copy would repeat work on every rank.
+            min(
+                self._move_cost(form, axis, want) + ("@" in form.value) / 4
+                for form in self._forms(call.name, edge.value)
+            )
             for edge, want in zip(call.reads, rule.reads, strict=True)
         )
 
@@ -213,11 +224,9 @@ def _never(*_: Any) -> Any:
     raise AssertionError("a collective runs through Collectives.move")
 
 
-# -- weight shards -----------------------------------------------------------------------------------------------
-
-
 def shard(weight: Weight, mesh: Mesh) -> Parameter:
-    """Derive what this rank holds of `weight`: the local shape, and which region of which tensor fills which place.
+    """Derive what this rank holds of `weight`: the local shape, and which region of which tensor fills which
+    place.
 
     Raises SetupError where a dimension cannot be cut evenly, naming weight and axis.
     """
@@ -238,7 +247,8 @@ def shard(weight: Weight, mesh: Mesh) -> Parameter:
         height = 0
         for part in weight.parts[index]:
             take = tuple(
-                _cut_range(weight, part, dim, cuts.get(dim + offset, []), mesh) for dim in range(len(part.shape))
+                _cut_range(weight, part, dim, cuts.get(dim + offset, []), mesh)
+                for dim in range(len(part.shape))
             )
             size = take[0].stop - take[0].start
             widths = tuple(s.stop - s.start for s in take[1:])
@@ -262,8 +272,8 @@ def shard(weight: Weight, mesh: Mesh) -> Parameter:
 def local_units(mesh: Mesh, axis: str, units: int, what: str) -> range:
     """Which of `units` indivisible things (heads, experts, rows) this rank holds along `axis`.
 
-    Fewer units than ranks are repeated: each is held by ranks/units neighbours. Raises SetupError when neither count
-    divides the other.
+    Fewer units than ranks are repeated: each is held by ranks/units neighbours. Raises SetupError when
+    neither count divides the other.
     """
     ranks, index = mesh.size(axis), mesh.index(axis)
     if units % ranks == 0:

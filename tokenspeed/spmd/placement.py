@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Placements: how a tensor lies across the ranks of a named axis.
 
-This is the narrow waist between models and collectives: layers declare `Layout`s, the compiler reads nothing else.
+This is the narrow waist between models and collectives: layers declare `Layout`s, the compiler reads nothing
+else.
 
     Replicate(axis)     every rank holds the whole tensor
     Shard(dim, axis)    rank i holds the i-th slice along `dim`
     Partial(axis, op)   every rank holds a term; `op` over the ranks gives the tensor
 
-A `Layout` names the axes it cares about; axes it leaves out pass through as they come. `Lie` is one placement with
-its axis taken away: what the rules of `verify` and the state of `compile` are written in.
+A `Layout` names the axes it cares about; axes it leaves out pass through as they come. `Lie` is one placement
+with its axis taken away: what the rules of `verify` and the state of `compile` are written in.
 """
 
 from __future__ import annotations
@@ -71,14 +72,19 @@ Layout = tuple[Placement, ...]
 def resolve(layout: Layout, mesh: Mesh) -> Lies:
     """Write a layout over the laid-out axes of `mesh`.
 
-    Axes of size one vanish. A later entry wins where two names cover the same ranks, so
-    `(Replicate("tp"), Shard(0, "sp"))` reads: whole on every tp rank, unless the mesh spreads tokens over them.
+    Axes of size one vanish. A later entry wins where two names cover the same ranks, so `(Replicate("tp"),
+    Shard(0, "sp"))` reads: whole on every tp rank, unless the mesh spreads tokens over them.
     """
     lies: Lies = {}
     for placement in layout:
         for axis in mesh.base(placement.axis):
             lies[axis] = placement.lie
     return lies
+
+
+def along(lies: Mapping[str, Lie], axis: str) -> Lie:
+    """How a value lies along `axis`; whole where nothing is said."""
+    return lies.get(axis) or "R"
 
 
 def show(lies: Mapping[str, Lie]) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The linear program: what layers declare, what the compiler makes of it, and how it runs and prints.
 
-Layers declare `Call`s in execution order; each reads and writes named values ("hidden", "residual", "qkv", ...) with a
-layout per edge. `compile` turns them into `Step`s, with every lie decided and every collective inserted.
-`Program.lower` numbers the values, finds where each dies, and returns the loop that runs a model.
+Layers declare `Call`s in execution order; each reads and writes named values ("hidden", "residual", "qkv",
+...) with a layout per edge. `compile` turns them into `Step`s, with every lie decided and every collective
+inserted. `Program.lower` numbers the values, finds where each dies, and returns the loop that runs a model.
 
 This file knows neither tensors nor torch: a value is whatever a call returns.
 """
@@ -35,9 +35,9 @@ class Part:
 class Weight:
     """A weight a call uses: where it lies, and the checkpoint tensors it is made of.
 
-    `parts[i][j]`: parts of one inner tuple are joined along their dim 0 (q, k, v; gate, up); with `stacked`, the
-    outer index is a new leading dimension (experts), else there is one inner tuple. Dims of `layout` count the
-    weight as whole: dim 0 of a stacked weight is the expert. `fill` is what random weights hold.
+    `parts[i][j]`: parts of one inner tuple are joined along their dim 0 (q, k, v; gate, up); with `stacked`,
+    the outer index is a new leading dimension (experts), else there is one inner tuple. Dims of `layout`
+    count the weight as whole: dim 0 of a stacked weight is the expert. `fill` is what random weights hold.
     """
 
     name: str
@@ -52,9 +52,10 @@ class Weight:
 class Edge:
     """A value as a call reads or writes it.
 
-    Writes state its size, for the cost of moving it: `columns` when whole, `item_bytes` where it is not of the
-    program's dtype. A `packed` value joins several pieces, each spread on its own ([q | k | v]): no collective may
-    move its columns. A `fixed` value means something on its rank only (row indices): no collective may move it.
+    Writes state its size, for the cost of moving it: `columns` when whole, `item_bytes` where it is not of
+    the program's dtype. A `packed` value joins several pieces, each spread on its own ([q | k | v]): no
+    collective may move its columns. A `fixed` value means something on its rank only (row indices): no
+    collective may move it.
     """
 
     value: str
@@ -67,7 +68,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a layer declares: one op over named values. `run(context, *reads)` returns the written value or a tuple."""
+    """One op over named values; `run(context, *reads)` returns what is written, a tuple if several."""
 
     name: str
     op: str
@@ -95,7 +96,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Collective:
-    """A move of one value along one axis; `bytes_per_row` is what each rank sends for one row of the whole value."""
+    """A move of one value along one axis; a rank sends `bytes_per_row` for each row of the whole value."""
 
     kind: str
     axis: str
@@ -105,7 +106,7 @@ class Collective:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A compiled step: a call with every lie decided, or a collective (then `op` is its kind and `run` is unused)."""
+    """A call with every lie decided, or a collective: then `op` is its kind and `run` is not used."""
 
     name: str
     op: str
@@ -117,10 +118,10 @@ class Step:
 
 
 class Collectives(Protocol):
-    """What a program of several ranks needs to run; `tokenspeed.dist.groups` has it over torch.distributed."""
+    """What a program of several ranks moves data with; see `tokenspeed.dist.groups`."""
 
     def move(self, kind: str, value: Any, *, axis: str, dim: int) -> Any:
-        """Return `value` after the collective `kind` over `axis`, along tensor dimension `dim` where it has one."""
+        """Return `value` after the collective `kind` over `axis`, along `dim` where it has a dimension."""
         ...
 
 
@@ -171,7 +172,7 @@ class Executable:
     names: tuple[str, ...] = field(default=())
 
     def run(self, context: Any, *inputs: Any) -> Any:
-        """Run every step; `context` is handed to each call as it is, `inputs` are the program's inputs in order."""
+        """Run every step. `context` goes to each call as it is; `inputs` are in the program's order."""
         values: list[Any] = [None] * self._values
         for index, value in zip(self._inputs, inputs, strict=True):
             values[index] = value
@@ -205,9 +206,7 @@ def _lower(program: Program, collectives: Collectives | None) -> Executable:
         alive -= set(step.writes)
         step.dead = tuple(index for index in dict.fromkeys(step.reads) if index not in alive)
         alive |= set(step.reads)
-    return Executable(
-        instructions, inputs, output, len(numbers), tuple(step.name for step in program.steps)
-    )
+    return Executable(instructions, inputs, output, len(numbers), tuple(step.name for step in program.steps))
 
 
 def _runnable(step: Step, collectives: Collectives | None) -> Callable[..., Any]:
@@ -223,7 +222,7 @@ def _runnable(step: Step, collectives: Collectives | None) -> Callable[..., Any]
 
 def _table(program: Program) -> str:
     head = ("step", "op", "reads", "weights", "writes", "bytes/row")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for step in program.steps:
         rows.append(
             (
@@ -236,7 +235,9 @@ def _table(program: Program) -> str:
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
     total = sum(collective.bytes_per_row for collective in program.collectives)
     closing = f"{len(program.collectives)} collectives, {total} bytes sent per rank and row"
     return "\n".join([f"{program.title} on {program.mesh}", *lines, closing]) + "\n"

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The table of what is legal: for each op, how its operands may lie along one axis, and how its results then lie.
+"""The table of what is legal: for each op, how its operands may lie along one axis, and how its results then
+lie.
 
-In: a `Program`. Out: nothing, or a SetupError that names step, axis and edge. Run after every pass of the compiler. It
-changes nothing and decides nothing: `compile` searches the same table for the rule that costs least.
+In: a `Program`. Out: nothing, or a SetupError that names step, axis and edge. Run after every pass of the
+compiler. It changes nothing and decides nothing: `compile` searches the same table for the rule that costs
+least.
 
-A row reads `reads | weights -> writes`, along one axis. Dimension 0 counts tokens (or experts, rows of a weight);
-dimension 1 counts features. A rule is here because the algebra of the op makes it true:
+A row reads `reads | weights -> writes`, along one axis. Dimension 0 counts tokens (or experts, rows of a
+weight); dimension 1 counts features. A rule is here because the algebra of the op makes it true:
 
     matmul   R | S0 -> S1    rows of the weight are columns of the result
     matmul   S1 | S1 -> P    each rank holds a term of the inner sum
@@ -19,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.spmd.placement import Lie, Lies
+from tokenspeed.spmd.placement import Lie, Lies, along
 from tokenspeed.spmd.program import Collective, Program, Step
 
 
@@ -52,7 +54,7 @@ def _lies(words: str) -> tuple[Lie, ...]:
 RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "lookup": _rules("R | R -> R", "S0 | R -> S0", "R | S0 -> P", "R | S1 -> S1"),
     "matmul": _rules("R | R -> R", "S0 | R -> S0", "P | R -> P", "R | S0 -> S1", "S1 | S1 -> P"),
-    # A bias is added once: with a Partial result it is itself Partial, held by the first rank and zero elsewhere.
+    # A bias is added once: with a Partial result it is itself Partial, on the first rank and zero elsewhere.
     "matmul_bias": _rules("R | R R -> R", "S0 | R R -> S0", "R | S0 S0 -> S1", "S1 | S1 P -> P"),
     "norm": _rules("R | R -> R", "S0 | R -> S0"),
     "norm_first": _rules("R | R -> R R", "S0 | R -> S0 S0"),
@@ -64,9 +66,7 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "attend_latent": _rules("R R | R R -> R", "S0 S0 | R R -> S0", "S1 R | R S0 -> S1"),
     "route": _rules("R | R -> R R", "S0 | R -> S0 S0"),
     "route_biased": _rules("R | R R -> R R", "S0 | R R -> S0 S0"),
-    "experts": _rules(
-        "R R R | R R -> R", "S0 S0 S0 | R R -> S0", "R R R | S0 S0 -> P", "R R R | S1 S2 -> P"
-    ),
+    "experts": _rules("R R R | R R -> R", "S0 S0 S0 | R R -> S0", "R R R | S0 S0 -> P", "R R R | S1 S2 -> P"),
     "add": _rules("R R -> R", "S0 S0 -> S0", "S1 S1 -> S1", "P P -> P"),
     # The second operand is the row index: where tokens are spread it is spread with them.
     "select": _rules("R R -> R", "S0 S0 -> S0", "S1 R -> S1", "P R -> P"),
@@ -83,7 +83,7 @@ MOVES: Final[dict[tuple[Lie, Lie], str]] = {
     ("S0", "S1"): "all_to_all",
     ("S1", "S0"): "all_to_all",
 }
-"""(from, to) -> the collective that moves a value so; what is absent (R -> P, S -> P) cannot be had from a move."""
+"""(from, to) -> the collective that moves a value so. What is absent (R -> P, S -> P) no move makes."""
 
 
 def verify(program: Program) -> None:
@@ -97,11 +97,11 @@ def verify(program: Program) -> None:
             if edge.value not in values:
                 raise SetupError(f"{step.name}: reads {edge.value!r}, which no step before it writes")
             for axis in program.axes:
-                was, wants = values[edge.value].get(axis, "R"), edge.lies.get(axis, "R")
+                was, wants = along(values[edge.value], axis), along(edge.lies, axis)
                 if was != wants:
                     raise SetupError(
-                        f"{step.name}: edge {edge.value!r} along {axis} is read as {wants} but was written as {was}; "
-                        f"the collective {MOVES.get((was, wants), 'for this move does not exist')!r} is missing"
+                        f"{step.name}: edge {edge.value!r} along {axis} is read as {wants} but was written "
+                        f"as {was}; missing: {MOVES.get((was, wants), 'a move that no collective makes')}"
                     )
         for axis in program.axes:
             _verify_axis(step, axis)
@@ -111,18 +111,18 @@ def verify(program: Program) -> None:
             values[edge.value] = dict(edge.lies)
     result = program.output
     if result.value not in values or any(
-        values[result.value].get(axis, "R") != result.lies.get(axis, "R") for axis in program.axes
+        along(values[result.value], axis) != along(result.lies, axis) for axis in program.axes
     ):
         raise SetupError(f"the program does not end in {result.value!r} as declared")
 
 
 def _verify_axis(step: Step, axis: str) -> None:
-    reads = tuple(edge.lies.get(axis, "R") for edge in step.reads)
-    writes = tuple(edge.lies.get(axis, "R") for edge in step.writes)
+    reads: tuple[Lie, ...] = tuple(along(edge.lies, axis) for edge in step.reads)
+    writes: tuple[Lie, ...] = tuple(along(edge.lies, axis) for edge in step.writes)
     if step.collective is not None:
         _verify_collective(step, step.collective, axis, reads[0], writes[0])
         return
-    weights = tuple(lies.get(axis, "R") for lies in step.weights)
+    weights: tuple[Lie, ...] = tuple(along(lies, axis) for lies in step.weights)
     if Rule(reads, weights, writes) not in RULES[step.op]:
         raise SetupError(
             f"{step.name}: {step.op} along {axis} does {Rule(reads, weights, writes)}; "
@@ -133,6 +133,8 @@ def _verify_axis(step: Step, axis: str) -> None:
 def _verify_collective(step: Step, collective: Collective, axis: str, was: Lie, now: Lie) -> None:
     if axis != collective.axis:
         if was != now:
-            raise SetupError(f"{step.name}: a collective over {collective.axis} changes {axis}: {was} -> {now}")
+            raise SetupError(
+                f"{step.name}: a collective over {collective.axis} changes {axis}: {was} -> {now}"
+            )
     elif MOVES.get((was, now)) != collective.kind:
         raise SetupError(f"{step.name}: {collective.kind} over {axis} cannot do {was} -> {now}")

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""A directory of safetensors files, read lazily: shapes come from headers, data only for the region asked for.
+"""A directory of safetensors files, read lazily: shapes come from headers, data only for the region asked
+for.
 
-In: a directory with `model.safetensors.index.json`, or with one or more `*.safetensors`. Out: names, shapes, dtypes,
-tensors. It knows nothing of models, and never unpickles: a checkpoint in another format is a SetupError.
+In: a directory with `model.safetensors.index.json`, or with one or more `*.safetensors`. Out: names, shapes,
+dtypes, tensors. It knows nothing of models, and never unpickles: a checkpoint in another format is a
+SetupError.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ INDEX_NAME = "model.safetensors.index.json"
 
 
 class Checkpoint:
-    """Tensors by name across the files of one directory. Files are mapped when first touched, closed with the object."""
+    """Tensors by name across the files of one directory; files are mapped when first touched."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -43,7 +45,7 @@ class Checkpoint:
         return str(self._slice(name).get_dtype())
 
     def read(self, name: str, take: tuple[slice, ...]) -> torch.Tensor:
-        """Read the region `take` of a tensor; bytes outside it are not read where the region is whole rows."""
+        """Read the region `take` of a tensor, and no bytes outside it."""
         found = self._slice(name)
         tensor: torch.Tensor = found[take] if take else self._files[self._where[name]].get_tensor(name)
         self.read_bytes += tensor.nbytes
@@ -68,8 +70,14 @@ class Checkpoint:
             return self._locate_by_index(index)
         paths = sorted(self.directory.glob("*.safetensors"))
         if not paths:
-            others = sorted(p.name for p in self.directory.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf"))
-            hint = f"; it has {', '.join(others[:3])}, which are not read: convert to safetensors" if others else ""
+            others = sorted(
+                p.name for p in self.directory.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".gguf")
+            )
+            hint = (
+                f"; it has {', '.join(others[:3])}, which are not read: convert to safetensors"
+                if others
+                else ""
+            )
             raise SetupError(f"{self.directory} holds no safetensors{hint}")
         return {name: path for path in paths for name in self._open(path).keys()}  # noqa: SIM118
 
@@ -82,7 +90,8 @@ class Checkpoint:
         absent = sorted({path.name for path in files.values() if not path.is_file()})
         if absent:
             raise SetupError(
-                f"{len(absent)} files named by {INDEX_NAME} are absent in {self.directory}: {', '.join(absent[:8])}"
+                f"{len(absent)} files named by {INDEX_NAME} are absent in {self.directory}: "
+                f"{', '.join(absent[:8])}"
             )
         stray = sorted(n for n, path in files.items() if n not in self._open(path).keys())  # noqa: SIM118
         if stray:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Encodings of a weight in a checkpoint, undone while loading.
 
-In: a checkpoint's `quantization_config`. Out: a `Format` that reads a region of a weight as plain numbers. What the
-model then computes in is not decided here. `Plain` is the identity.
+In: a checkpoint's `quantization_config`. Out: a `Format` that reads a region of a weight as plain numbers.
+What the model then computes in is not decided here. `Plain` is the identity.
 
-    BlockFp8     F8_E4M3 with `<name>_scale_inv`: one float per block (128 x 128); DeepSeek V3/R1, Kimi K2, Qwen3-FP8
+    BlockFp8     F8_E4M3 with `<name>_scale_inv`: a float per 128 x 128 block; DeepSeek V3, Kimi K2
     PackedInt4   int32 `<name>_packed` of eight 4-bit values with `<name>_scale` per group; Kimi K2.5
 """
 
@@ -50,13 +50,15 @@ class Plain:
     def read(self, checkpoint: Checkpoint, name: str, take: tuple[slice, ...]) -> torch.Tensor:
         dtype = checkpoint.dtype(name)
         if dtype not in ("F64", "F32", "F16", "BF16"):
-            raise SetupError(f"{name} is stored as {dtype}; config.json has no quantization_config that explains it")
+            raise SetupError(
+                f"{name} is stored as {dtype}; config.json has no quantization_config that explains it"
+            )
         return checkpoint.read(name, take)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFp8:
-    """8-bit floats with one scale per block; tensors the checkpoint left in 16 or 32 bits are read as they are."""
+    """8-bit floats with one scale per block; tensors left in 16 or 32 bits are read as they are."""
 
     rows: int = 128
     columns: int = 128
@@ -90,7 +92,7 @@ class BlockFp8:
 
 @dataclass(frozen=True, slots=True)
 class PackedInt4:
-    """Symmetric 4-bit integers, eight to an int32 with the first in the lowest bits, stored with an offset of eight."""
+    """Symmetric 4-bit integers plus eight, eight to an int32, the first in the lowest bits."""
 
     group: int
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Load a model: every parameter of every layer, from a directory of safetensors or from a seed.
 
-In: a `Target` (a model) and a directory or seed. Out: the model with its weights installed, and what was read. Names
-and shapes are all checked before the first byte of data is read: missing, misshapen and unexpected tensors are one
-SetupError that names them. Layers are filled one after another, so the peak above the model itself is one layer.
+In: a `Target` (a model) and a directory or seed. Out: the model with its weights installed, and what was
+read. Names and shapes are all checked before the first byte of data is read: missing, misshapen and
+unexpected tensors are one SetupError that names them. Layers are filled one after another, so the peak above
+the model itself is one layer.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def _dtype(parameter: Parameter, model: Target) -> torch.dtype:
 
 
 def _check(model: Target, checkpoint: Checkpoint, form: Format) -> tuple[str, ...]:
-    """Compare what the model wants with what the checkpoint has; return the names that are skipped on purpose."""
+    """Compare what the model wants with what there is; return the names skipped on purpose."""
     missing: list[str] = []
     misshapen: list[str] = []
     used: set[str] = set()

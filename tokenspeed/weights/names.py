@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Name rules: how a family's parameter names are spelled in a checkpoint, and which names it leaves unread on purpose.
+"""Name rules: how a family's parameter names are spelled in a checkpoint, and which names it leaves unread on
+purpose.
 
-Layers already declare their sources by the names Hugging Face gives them (`model.layers.0.self_attn.q_proj.weight`);
-merging and stacking is part of that declaration. What is left for a rule is a prefix and what to skip.
+Layers already declare their sources by the names Hugging Face gives them
+(`model.layers.0.self_attn.q_proj.weight`); merging and stacking is part of that declaration. What is left for
+a rule is a prefix and what to skip.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class NameRules:
-    """`prefix` goes before every name; a checkpoint name that matches one of `skip` (from its start) is left unread."""
+    """`prefix` goes before every name; checkpoint names that match one of `skip` are left unread."""
 
     prefix: str = ""
     skip: tuple[str, ...] = ()

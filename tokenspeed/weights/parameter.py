@@ -24,9 +24,9 @@ class Fill:
 class Parameter:
     """One tensor of a layer on one rank.
 
-    `dtype` is "model" (the dtype the model runs in) or "float32". `fill` is what random weights hold: "normal",
-    "ones" or "zeros". `sources` are all checkpoint tensors the whole parameter comes from, on any rank; a parameter
-    with sources and no fills is held by another rank and is zero here.
+    `dtype` is "model" (the dtype the model runs in) or "float32". `fill` is what random weights hold:
+    "normal", "ones" or "zeros". `sources` are all checkpoint tensors the whole parameter comes from, on any
+    rank; a parameter with sources and no fills is held by another rank and is zero here.
     """
 
     name: str

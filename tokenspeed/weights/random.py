@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""Random weights of true shapes: seeded, independent of loading order, and the same slice for slice when sharded.
+"""Random weights of true shapes: seeded, independent of loading order, and the same slice for slice when
+sharded.
 
 Values come from one tape of normal deviates read from an offset drawn from the tensor's name, so that
 filling costs a copy and not a draw per element. The tape's length is prime: rows never line up with it.
@@ -34,5 +35,9 @@ class Tape:
         first = (start + rows.start * row_elements) % _TAPE_LENGTH
         count = (rows.stop - rows.start) * row_elements
         repeats = -(-(first + count) // _TAPE_LENGTH)
-        flat = self._values.repeat(repeats)[first : first + count] if repeats > 1 else self._values[first:][:count]
+        flat = (
+            self._values.repeat(repeats)[first : first + count]
+            if repeats > 1
+            else self._values[first:][:count]
+        )
         return flat.view(rows.stop - rows.start, *fill.shape[1:])[(slice(None), *rest)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Tiny checkpoints in the true file format, and a paged driver that lays steps out from scratch.
 
-The driver shares nothing with `exec`: it scatters each row's blocks over the arena, so that a wrong table, position or
-write index cannot pass, and never clears what was there before.
+The driver shares nothing with `exec`: it scatters each row's blocks over the arena, so that a wrong table,
+position or write index cannot pass, and never clears what was there before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,13 @@ from tokenspeed.layers.step import StepInputs
 from tokenspeed.models import GQA, Model
 
 BLOCK_TOKENS = 16
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32, "beta_slow": 1}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
 SMALL = {
     "vocab_size": 160,
     "hidden_size": 64,
@@ -185,7 +191,9 @@ class Paged:
             results[index] = logits[start:stop]
         return results
 
-    def _layout(self, batch: list[tuple[Row, int]], every_token: bool) -> tuple[StepInputs, list[tuple[int, int]]]:
+    def _layout(
+        self, batch: list[tuple[Row, int]], every_token: bool
+    ) -> tuple[StepInputs, list[tuple[int, int]]]:
         ids, positions, writes, starts, contexts, sampled, spans = [], [], [], [0], [], [], []
         for row, count in batch:
             stop = row.done + count
@@ -260,7 +268,7 @@ def make_twin(name: str, directory: Path) -> Twin:
     hf.set_experts_implementation("eager") if "num_experts_per_tok" in options else None
     with torch.no_grad():
         for parameter_name, parameter in [*hf.named_parameters(), *hf.named_buffers()]:
-            if parameter_name.endswith("e_score_correction_bias") or parameter_name.endswith(".bias"):
+            if parameter_name.endswith(("e_score_correction_bias", ".bias")):
                 parameter.copy_(torch.randn_like(parameter) * 0.1)
             elif "norm" in parameter_name:
                 parameter.copy_(1 + torch.randn_like(parameter) * 0.1)
@@ -289,6 +297,8 @@ def paged() -> type[Paged]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames and "case" not in {
-        name for mark in metafunc.definition.iter_markers("parametrize") for name in str(mark.args[0]).split(",")
+        name
+        for mark in metafunc.definition.iter_markers("parametrize")
+        for name in str(mark.args[0]).split(",")
     }:
         metafunc.parametrize("case", list(CASES))

@@ -3,13 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from tokenspeed import kernels
+
 STEPS = 64
 TOLERANCE = 1e-4
+
+
+@pytest.fixture(params=["chosen", "ref"], autouse=True)
+def kernels_used(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test twice: with the kernels that selection chooses here, and with the references."""
+    with kernels.overriding(*(["*=ref"] if request.param == "ref" else [])):
+        yield
 
 
 def prompt(seed: int, tokens: int) -> list[int]:

@@ -64,7 +64,9 @@ MESHES = {
 
 
 class World:
-    """Collectives among threads: each rank leaves its tensor, waits for its group, and combines what lies there."""
+    """Collectives among threads: each rank leaves its tensor, waits for its group, and combines what lies
+    there.
+    """
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The compiler inserts the least that is right, refuses what no rule allows, and names the edge it refuses."""
+"""The compiler inserts the least that is right, refuses what no rule allows, and names the edge it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,11 @@ def compiled(calls: list[Call], mesh: Mesh = TP2, output: Edge | None = None) ->
         "test",
         calls,
         mesh,
-        inputs=(Edge("x", (Replicate("tp"),), 8), Edge("y", (Shard(1, "tp"),), 8), Edge("p", (Partial("tp"),), 8)),
+        inputs=(
+            Edge("x", (Replicate("tp"),), 8),
+            Edge("y", (Shard(1, "tp"),), 8),
+            Edge("p", (Partial("tp"),), 8),
+        ),
         output=output or Edge("out"),
         item_bytes=2,
     )
@@ -46,8 +52,18 @@ def kinds(program: Program) -> list[str]:
 
 
 def test_column_then_row_needs_one_reduction() -> None:
-    column = call("matmul", [Edge("x", (Replicate("tp"),))], [Edge("h", (Shard(1, "tp"),), 8)], (weight((Shard(0, "tp"),)),))
-    row = call("matmul", [Edge("h", (Shard(1, "tp"),))], [Edge("out", (Partial("tp"),), 8)], (weight((Shard(1, "tp"),)),))
+    column = call(
+        "matmul",
+        [Edge("x", (Replicate("tp"),))],
+        [Edge("h", (Shard(1, "tp"),), 8)],
+        (weight((Shard(0, "tp"),)),),
+    )
+    row = call(
+        "matmul",
+        [Edge("h", (Shard(1, "tp"),))],
+        [Edge("out", (Partial("tp"),), 8)],
+        (weight((Shard(1, "tp"),)),),
+    )
     assert kinds(compiled([column, row])) == []
     program = compiled([column, row], output=Edge("out", (Replicate("tp"),)))
     assert kinds(program) == ["all_reduce"]
@@ -64,7 +80,8 @@ def test_sum_of_two_partial_values_is_reduced_once() -> None:
 
 def test_reduction_waits_for_the_first_reader_that_needs_it_and_is_not_repeated() -> None:
     norms = [
-        call("norm", [Edge("p")], [Edge(out, (), 8)], (weight(),), name=f"norm.{out}") for out in ("out", "again")
+        call("norm", [Edge("p")], [Edge(out, (), 8)], (weight(),), name=f"norm.{out}")
+        for out in ("out", "again")
     ]
     program = compiled(norms)
     assert [step.name for step in program.steps] == ["-> norm.out", "norm.out", "norm.again"]
@@ -84,17 +101,31 @@ def test_one_rank_compiles_to_the_calls_alone() -> None:
     ("bad", "words"),
     [
         (
-            call("matmul", [Edge("y", (Shard(1, "tp"),))], [Edge("out", (Replicate("tp"),))], (weight((Shard(1, "tp"),)),)),
+            call(
+                "matmul",
+                [Edge("y", (Shard(1, "tp"),))],
+                [Edge("out", (Replicate("tp"),))],
+                (weight((Shard(1, "tp"),)),),
+            ),
             ["block.it", "matmul", "along tp", "'out' Replicate(tp)", "S1 | S1 -> P"],
         ),
         (
             call("matmul", [Edge("x", (Replicate("tp"),))], [Edge("out")], (weight((Shard(1, "tp"),)),)),
             ["block.it", "reads 'x' Replicate(tp)", "its weights lie S1"],
         ),
-        (call("norm", [Edge("nowhere")], [Edge("out")], (weight(),)), ["block.it", "'nowhere'", "values so far: p, x, y"]),
+        (
+            call("norm", [Edge("nowhere")], [Edge("out")], (weight(),)),
+            ["block.it", "'nowhere'", "values so far: p, x, y"],
+        ),
         (call("conv", [Edge("x")], [Edge("out")]), ["block.it", "unknown op 'conv'"]),
-        (call("norm", [Edge("x", (Partial("tp"),))], [Edge("out")], (weight(),)), ["block.it", "Partial(sum, tp)"]),
-        (call("add", [Edge("x", (Partial("tp"),)), Edge("p")], [Edge("out")]), ["block.it", "'x' Partial(sum, tp) (is R)"]),
+        (
+            call("norm", [Edge("x", (Partial("tp"),))], [Edge("out")], (weight(),)),
+            ["block.it", "Partial(sum, tp)"],
+        ),
+        (
+            call("add", [Edge("x", (Partial("tp"),)), Edge("p")], [Edge("out")]),
+            ["block.it", "'x' Partial(sum, tp) (is R)"],
+        ),
     ],
 )
 def test_inconsistent_declarations_name_module_edge_and_rules(bad: Call, words: list[str]) -> None:

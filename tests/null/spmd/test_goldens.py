@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The compiled program of every family on every mesh is the one a person has read.
 
-To accept a change, delete the golden files it concerns under tests/golden/programs, run the tests twice, and read the
-diff: a missing file is written (and that test fails once).
+To accept a change, delete the golden files it concerns under tests/golden/programs, run the tests twice, and
+read the diff: a missing file is written (and that test fails once).
 """
 
 from __future__ import annotations

@@ -22,16 +22,19 @@ def cells(take: tuple[slice, ...]) -> set[tuple[int, ...]]:
 
 
 def test_ranks_together_hold_every_element(config: dict[str, Any], mesh: Mesh) -> None:
-    """Each element of each checkpoint tensor is held by equally many ranks, at least one, in the right shape."""
+    """Each element of each checkpoint tensor is held by equally many ranks, at least one, in the right
+    shape.
+    """
     holders: dict[str, Counter[tuple[int, ...]]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for rank in range(mesh.ranks):
         for layer in models.build(config, mesh=mesh.at(rank)).loadables():
             for parameter in layer.parameters:
                 for fill in parameter.fills:
-                    assert tuple(s.stop - s.start for s in fill.take) == tuple(s.stop - s.start for s in fill.into)[
-                        -len(fill.take) :
-                    ]
+                    assert (
+                        tuple(s.stop - s.start for s in fill.take)
+                        == tuple(s.stop - s.start for s in fill.into)[-len(fill.take) :]
+                    )
                     shapes[fill.source] = fill.shape
                     holders.setdefault(fill.source, Counter()).update(cells(fill.take))
     for source, counted in holders.items():

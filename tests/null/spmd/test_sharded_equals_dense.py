@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Compiled programs of several ranks, run in step by threads, give what one rank gives: prefill, then decode."""
+"""Compiled programs of several ranks, run in step by threads, give what one rank gives: prefill, then
+decode.
+"""
 
 from __future__ import annotations
 
@@ -69,12 +71,16 @@ def test_sharded_equals_dense(
     prompt, new = ids[:, :TOKENS], ids[:, TOKENS:]
 
     def loaded(rank: int, collectives: Any) -> Model:
-        model = models.build(config, mesh=mesh.at(rank), dtype="float32", block_tokens=BLOCK_TOKENS, collectives=collectives)
+        model = models.build(
+            config, mesh=mesh.at(rank), dtype="float32", block_tokens=BLOCK_TOKENS, collectives=collectives
+        )
         weights.load_dummy(model, seed=3, std=0.15)
         return model
 
     def work(rank: int, collectives: Any) -> torch.Tensor:
-        rows = slice(mesh.at(rank).index("dp") * ROWS // mesh.dp, (mesh.at(rank).index("dp") + 1) * ROWS // mesh.dp)
+        rows = slice(
+            mesh.at(rank).index("dp") * ROWS // mesh.dp, (mesh.at(rank).index("dp") + 1) * ROWS // mesh.dp
+        )
         return logits(loaded(rank, collectives), prompt[rows], new[rows])
 
     dense = models.build(config, dtype="float32", block_tokens=BLOCK_TOKENS)

@@ -22,7 +22,10 @@ def mutants(program: Program) -> list[Program]:
             continue
         before, after = program.steps[:index], program.steps[index + 1 :]
         (was,), (now,) = step.reads, step.writes
-        dropped = [replace(s, reads=tuple(replace(u, value=was.value) if u == now else u for u in s.reads)) for s in after]
+        dropped = [
+            replace(s, reads=tuple(replace(u, value=was.value) if u == now else u for u in s.reads))
+            for s in after
+        ]
         found.append(replace(program, steps=(*before, *dropped)))
         doubled = replace(step, reads=(now,), writes=(now,))
         found.append(replace(program, steps=(*before, step, doubled, *after)))
@@ -46,7 +49,9 @@ def test_every_mutant_is_caught(config: dict[str, Any], mesh: Mesh) -> None:
 def test_reader_of_a_stale_form_is_caught(config: dict[str, Any]) -> None:
     """A moved value must not outlive the value it was moved from."""
     program = models.build(config, mesh=Mesh(tp=2)).program
-    moved = [i for i, step in enumerate(program.steps) if step.collective is not None and step.op == "all_reduce"]
+    moved = [
+        i for i, step in enumerate(program.steps) if step.collective is not None and step.op == "all_reduce"
+    ]
     stale = replace(program, steps=tuple(s for i, s in enumerate(program.steps) if i != moved[1]))
     with pytest.raises(SetupError, match="which no step before it writes"):
         verify(stale)

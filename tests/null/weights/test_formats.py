@@ -22,7 +22,13 @@ INT4 = {
     "format": "pack-quantized",
     "config_groups": {
         "group_0": {
-            "weights": {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+            "weights": {
+                "num_bits": 4,
+                "type": "int",
+                "strategy": "group",
+                "group_size": 32,
+                "symmetric": True,
+            }
         }
     },
 }
@@ -54,7 +60,9 @@ def to_int4(weight: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tenso
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32), scale.squeeze(-1), meant
 
 
-def quantised(tensors: dict[str, torch.Tensor], kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def quantised(
+    tensors: dict[str, torch.Tensor], kind: str
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A checkpoint with its projections quantised, and its plain twin."""
     stored, twin = dict(tensors), dict(tensors)
     for name, tensor in tensors.items():
@@ -126,7 +134,7 @@ def test_fp8_without_a_config_that_says_so_is_refused(
 ) -> None:
     stored, _ = quantised(fit(built()), "fp8")
     plain = {name: tensor for name, tensor in stored.items() if not name.endswith("_scale_inv")}
-    with pytest.raises(SetupError, match="stored as F8_E4M3; config.json has no quantization_config"):
+    with pytest.raises(SetupError, match=r"stored as F8_E4M3; config\.json has no quantization_config"):
         weights.load(built(), written(tmp_path / "q", plain))
 
 

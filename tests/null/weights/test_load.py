@@ -47,7 +47,9 @@ def test_single_file_without_index_loads(built: Any, fit: Any, tmp_path: Path) -
 def test_ranks_read_their_own_bytes_and_together_hold_the_whole(
     mesh: Mesh, built: Any, fit: Any, written: Any, tmp_path: Path
 ) -> None:
-    """Row shards and experts are read once over all ranks; only what every rank holds is read by every rank."""
+    """Row shards and experts are read once over all ranks; only what every rank holds is read by every
+    rank.
+    """
 
     class Still:
         def move(self, kind: str, value: Any, *, axis: str, dim: int) -> Any:
@@ -66,7 +68,11 @@ def test_ranks_read_their_own_bytes_and_together_hold_the_whole(
         fill_bytes(parameter)
         for layer in built(mesh=mesh).loadables()
         for parameter in layer.parameters
-        if all(take.stop - take.start == size for f in parameter.fills for take, size in zip(f.take, f.shape))
+        if all(
+            take.stop - take.start == size
+            for f in parameter.fills
+            for take, size in zip(f.take, f.shape, strict=True)
+        )
         and "experts." not in parameter.name
     )
     assert sum(read) - (mesh.ranks - 1) * replicated == whole.facts.parameter_bytes
@@ -130,7 +136,7 @@ def test_index_that_names_absent_files_or_tensors_is_refused(
     with pytest.raises(SetupError, match="names tensors its files do not hold: ghost"):
         weights.load(built(), directory)
     (directory / "model-00002-of-00003.safetensors").unlink()
-    with pytest.raises(SetupError, match="1 files named by .* are absent .*model-00002-of-00003"):
+    with pytest.raises(SetupError, match=r"1 files named by .* are absent .*model-00002-of-00003"):
         weights.load(built(), directory)
 
 
