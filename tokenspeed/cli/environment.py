@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from tokenspeed.base import env
-from tokenspeed.base.version import package_version
+from tokenspeed import __version__
 from tokenspeed.cli.flags import Parser
 from tokenspeed.kernels.device import describe
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     Parser("env", "Print versions, the device and the TOKENSPEED_* variables.").parse_args(argv)
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     rows = [
-        ("tokenspeed", package_version()),
+        ("tokenspeed", __version__),
         ("python", platform.python_version()),
         ("system", platform.platform()),
         *((f"device {kind}", str(describe(kind))) for kind in devices),

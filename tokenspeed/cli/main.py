@@ -15,7 +15,7 @@ from typing import Final
 
 from tokenspeed.base import env, log
 from tokenspeed.base.errors import RequestError, SetupError
-from tokenspeed.base.version import package_version
+from tokenspeed import __version__
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("tokenspeed.cli.serve", "serve a model over HTTP (the bundled one when none is named)"),
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0 if words else EXIT_SETUP
     if words[0] in ("-V", "--version"):
-        print(f"tokenspeed {package_version()}")
+        print(f"tokenspeed {__version__}")
         return 0
     if words[0] not in COMMANDS:
         print(f"tokenspeed: no command {words[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)

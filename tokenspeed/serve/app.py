@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from tokenspeed.base.errors import RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
-from tokenspeed.base.version import package_version
+from tokenspeed import __version__
 from tokenspeed.obs.metrics import CONTENT_TYPE
 from tokenspeed.serve.answer import json_response
 from tokenspeed.serve.auth import KeyCheck
@@ -123,7 +123,7 @@ def _metrics(request: Request, service: Service) -> Response:
 
 
 def _version(request: Request, service: Service) -> Response:
-    return json_response({"version": package_version()})
+    return json_response({"version": __version__})
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from tokenspeed.base.config import ServerConfig
-from tokenspeed.base.version import package_version
+from tokenspeed import __version__
 from tokenspeed.engine import wire
 
 
@@ -22,7 +22,7 @@ def banner(ready: wire.Ready, model_name: str, config: ServerConfig, port: int, 
     chosen = [f"  {what:<{width}}  {value}  ({why})" for what, value, why in ready.choices]
     return "\n".join(
         [
-            f"TokenSpeed {package_version()} serves {model_name} at {url} (ready after {start_s:.1f} s)",
+            f"TokenSpeed {__version__} serves {model_name} at {url} (ready after {start_s:.1f} s)",
             *chosen,
             "",
             "Try it:",

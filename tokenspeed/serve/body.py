@@ -3,7 +3,8 @@
 
 In: an HTTP request. Out: the struct a handler asked for, and the plain object it came from. Priced before
 work: the size is bounded while reading, nesting by the decoder. A field nobody knows is ignored with one log
-line per name (rule R4); fields ignored on purpose are listed by the struct's `ignored` and say nothing.
+line per name (rule R4); fields ignored on purpose are listed by the struct's `ignored` and say nothing. A
+field that is null is absent.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class BodyReader:
 
     def parse(self, data: bytes, kind: type[_B]) -> tuple[_B, dict[str, Any]]:
         """The struct, and the object it came from."""
-        raw = decode_object(data)
+        raw = {name: value for name, value in decode_object(data).items() if value is not None}
         try:
             body = msgspec.convert(raw, kind, str_keys=True)
         except msgspec.ValidationError as error:

@@ -85,15 +85,9 @@ def test_tokenize_messages_gives_the_ids_a_chat_would_send(http, server):
 
 
 @pytest.mark.parametrize(
-    "prompt", [[], [1, "a"], ["a", 1], [[1], "a"], [None], [1.5], {"a": 1}, 3, None, [[]], "", [2**70]]
+    "prompt", [[], [1, "a"], ["a", 1], [[1], "a"], [None], [1.5], {"a": 1}, 3, None, [-1], [2**70], [[2**31]]]
 )
 def test_prompts_of_no_known_shape_are_refused(http, prompt):
     answer = http.post("/v1/completions", json={"prompt": prompt})
-    # The empty ones and ids beyond the vocabulary are the engine's to refuse; the double takes them.
-    if prompt in ("", [[]]):
-        return
-    if prompt == [2**70]:
-        assert answer.status_code in (200, 400)
-        return
     assert answer.status_code == 400
     assert "prompt" in answer.json()["error"]["message"]

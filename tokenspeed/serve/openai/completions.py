@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -35,6 +35,7 @@ from tokenspeed.serve.service import Service
 from tokenspeed.text.output import OutputOptions, content_of
 from tokenspeed.text.tokenizer import Tokenizer
 
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 TOKENS_DEFAULT: Final = 16  # the API's own default
 
 
@@ -96,12 +97,12 @@ def _prompts(prompt: str | list[Any]) -> list[str] | list[list[int]]:
             case str():
                 return msgspec.convert(prompt, list[str])
             case int():
-                return [msgspec.convert(prompt, list[int])]
+                return [msgspec.convert(prompt, list[_TokenId])]
             case _:
-                return msgspec.convert(prompt, list[list[int]])
+                return msgspec.convert(prompt, list[list[_TokenId]])
     except msgspec.ValidationError as error:
         raise RequestError(
-            "prompt: expected a string, a list of token ids, or a list of these of one kind",
+            "prompt: expected a string, a list of token ids (32 bits, not negative), or a list of these",
             code="invalid_type",
             param="prompt",
         ) from error

@@ -23,6 +23,7 @@ CHOICES_MAX: Final = 1024  # answers of one API request
 CHOICES_PER_PROMPT_MAX: Final = 128
 STOPS_MAX: Final = 16
 STOP_CHARACTERS_MAX: Final = 1024
+NAME_CHARACTERS_MAX: Final = 256  # of a session or a salt
 PRIORITY_MAX: Final = 2**31 - 1
 _T = TypeVar("_T")
 _GRAMMAR_FIELDS: Final = (
@@ -106,10 +107,20 @@ def choices_of(prompt: list[int], params: SamplingParams, options: OutputOptions
 
 def origin_of(body: SamplingBody, session_header: str | None) -> Origin:
     """Where a request comes from (rule R13: header first, then the body's names)."""
+    names = {
+        "session_id": body.session_id,
+        "prompt_cache_key": body.prompt_cache_key,
+        "cache_salt": body.cache_salt,
+    }
+    for name, value in names.items():
+        if value is not None and len(value) > NAME_CHARACTERS_MAX:
+            raise out_of_range(
+                name, f"a string of {len(value)} characters", f"of at most {NAME_CHARACTERS_MAX}"
+            )
     return Origin(
         salt=(body.cache_salt or "").encode(),
         priority=body.priority or 0,
-        session=session_header or body.session_id or body.prompt_cache_key,
+        session=(session_header or "")[:NAME_CHARACTERS_MAX] or body.session_id or body.prompt_cache_key,
     )
 
 
