@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""Draw one token of each row from its scores, after temperature and truncation.
+
+In: scores [S, V] float32 and `Knobs`, one value a row. Out: ids [S] int64. Rows do not see each other:
+probabilities become whole numbers (`WEIGHT_ONE` for the likeliest token), and whole numbers sum to the same
+total in any order, so a row gives the same token in any batch. Nothing waits for the device.
+
+Order: temperature, then top_k, then top_p of what top_k left, then min_p against the likeliest. Where the
+edge of a set falls among equal probabilities, the equals are kept together; only top_k up to `NARROW_MAX`
+keeps exactly k, lower ids first. A token less likely than 2^-40 of the likeliest is never drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WEIGHT_ONE = 2.0**40
+NARROW_MAX = 256
+"""Up to this top_k, a row is cut to its k likeliest tokens at once and the rest never looked at again."""
+CHUNK_ELEMENTS = 1 << 21
+"""Elements handled at a time, to bound the memory of intermediates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """Parameters of S rows, each [S] float64 on the device; `top_k` is int64, V where it is off."""
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    chance: Tensor
+    """In [0, 1): where in the distribution to draw."""
+
+    def rows(self, rows: slice | Tensor) -> Knobs:
+        """Return the parameters of some rows."""
+        return Knobs(
+            self.temperature[rows], self.top_k[rows], self.top_p[rows], self.min_p[rows], self.chance[rows]
+        )
+
+
+def draw(scores: Tensor, knobs: Knobs, narrow_k: int, *, truncated: bool) -> Tensor:
+    """Draw a token of each row.
+
+    narrow_k: the largest top_k of the rows if all are at most `NARROW_MAX`, else 0. Otherwise, `truncated`
+    false promises that no row sets top_k or top_p, which is cheaper. A row that is not finite gives some id.
+    """
+    size = max(1, CHUNK_ELEMENTS // scores.shape[1])
+    chunks = [slice(start, start + size) for start in range(0, scores.shape[0], size)]
+    return torch.cat([_draw(scores[rows], knobs.rows(rows), narrow_k, truncated) for rows in chunks])
+
+
+def _draw(scores: Tensor, knobs: Knobs, narrow_k: int, truncated: bool) -> Tensor:
+    likely = relative(scores, knobs.temperature)
+    if narrow_k:
+        likely, ids = likeliest(likely, narrow_k)
+        place = torch.arange(narrow_k, device=likely.device)
+        likely = torch.where(place < knobs.top_k[:, None], likely, 0.0)
+        return ids.gather(1, _pick(likely, knobs, top_k=False, top_p=True)[:, None])[:, 0]
+    return _pick(likely, knobs, top_k=truncated, top_p=truncated)
+
+
+def relative(scores: Tensor, temperature: Tensor) -> Tensor:
+    """Return each token's probability over that of the likeliest, in [0, 1]; 0 for what is not a number."""
+    shifted = scores - scores.amax(-1, keepdim=True)
+    likely = shifted.div_(temperature.float()[:, None]).exp_()
+    return torch.where(likely > 0, likely, 0.0)
+
+
+def likeliest(likely: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` likeliest tokens of each row and their ids, best first, equals by rising id."""
+    vocab = likely.shape[1]
+    descending_id = torch.arange(vocab - 1, -1, -1, device=likely.device)
+    keys = (likely.view(torch.int32).long() << 32) | descending_id
+    ids = vocab - 1 - (keys.topk(min(count, vocab)).values & 0xFFFFFFFF)
+    return likely.gather(1, ids), ids
+
+
+def _pick(likely: Tensor, knobs: Knobs, *, top_k: bool, top_p: bool) -> Tensor:
+    """Truncate and draw; return a column of each row."""
+    weights = (likely * WEIGHT_ONE).long()
+    keys = likely.view(torch.int32)  # order of non-negative floats is the order of their bits
+    if top_k:
+        kept = keys >= threshold(keys, torch.ones_like(weights), knobs.top_k)[:, None]
+        weights = torch.where(kept, weights, 0)
+    if top_p:
+        target = (weights.sum(-1).double() * knobs.top_p).ceil().long().clamp_min(1)
+        kept = keys >= threshold(keys, weights, target)[:, None]
+        weights = torch.where(kept, weights, 0)
+    weights = torch.where(likely >= knobs.min_p.float()[:, None], weights, 0)
+    reached = weights.cumsum(-1)
+    aim = (reached[:, -1].double() * knobs.chance).long()
+    column = torch.searchsorted(reached, aim[:, None], right=True)[:, 0]
+    return column.clamp_max(likely.shape[1] - 1)
+
+
+def threshold(keys: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """Return each row's largest key such that the weights of the keys at least as large reach the target.
+
+    keys: [S, V] int32, not negative; weights: [S, V] int64, not negative; target: [S] int64, at least 1. The
+    smallest key where all weights together do not reach it. A radix search: three histograms of 11, 10 and 10
+    bits.
+    """
+    rows = keys.shape[0]
+    above = torch.zeros(rows, 1, dtype=torch.int64, device=keys.device)
+    prefix = torch.zeros(rows, 1, dtype=torch.int32, device=keys.device)
+    for shift, bits in ((20, 11), (10, 10), (0, 10)):
+        inside = (keys >> (shift + bits)) == prefix
+        digits = ((keys >> shift) & ((1 << bits) - 1)).long()
+        histogram = torch.zeros(rows, 1 << bits, dtype=torch.int64, device=keys.device)
+        histogram.scatter_add_(1, digits, torch.where(inside, weights, 0))
+        at_least = histogram.flip(-1).cumsum(-1).flip(-1) + above
+        digit = ((at_least >= target[:, None]).sum(-1, keepdim=True) - 1).clamp_min(0)
+        above = at_least.gather(1, digit) - histogram.gather(1, digit)
+        prefix = (prefix << bits) | digit.int()
+    return prefix[:, 0]
