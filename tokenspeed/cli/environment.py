@@ -9,8 +9,8 @@ from typing import Final
 
 import torch
 
-from tokenspeed.base import env
 from tokenspeed import __version__
+from tokenspeed.base import env
 from tokenspeed.cli.flags import Parser
 from tokenspeed.kernels.device import describe
 

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from tokenspeed import __version__
 from tokenspeed.base import env, log
 from tokenspeed.base.errors import RequestError, SetupError
-from tokenspeed import __version__
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "serve": ("tokenspeed.cli.serve", "serve a model over HTTP (the bundled one when none is named)"),

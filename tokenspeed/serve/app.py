@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tokenspeed import __version__
 from tokenspeed.base.errors import RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
-from tokenspeed import __version__
 from tokenspeed.obs.metrics import CONTENT_TYPE
 from tokenspeed.serve.answer import json_response
 from tokenspeed.serve.auth import KeyCheck

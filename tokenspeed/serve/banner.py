@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import msgspec
 
-from tokenspeed.base.config import ServerConfig
 from tokenspeed import __version__
+from tokenspeed.base.config import ServerConfig
 from tokenspeed.engine import wire
 
 

@@ -58,6 +58,7 @@ async def _serve(config: EngineConfig, listener: socket.socket) -> None:
     except BaseException:
         loading.cancel()
         raise
+    ending = _Ending(engine)
     try:
         service = Service(engine, await loading, config, served_name(config, directory))
         settings = uvicorn.Config(
@@ -65,6 +66,7 @@ async def _serve(config: EngineConfig, listener: socket.socket) -> None:
             http="httptools",
             lifespan="off",
             log_config=None,
+            log_level="warning",
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
@@ -78,20 +80,52 @@ async def _serve(config: EngineConfig, listener: socket.socket) -> None:
             file=sys.stderr,
             flush=True,
         )
-        await _Server(settings, service, engine).serve([listener])
+        await _Server(settings, service, ending).serve([listener])
         service.close()
     finally:
-        await engine.stop()
+        await ending.finish(patience_s=0)
+
+
+class _Ending:
+    """The end of the engine: once, however often it is asked for, and sooner if asked again."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._hurry = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, *, patience_s: float) -> None:
+        """Let open requests finish for `patience_s`, then stop the engine."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._end(patience_s))
+        else:
+            self._hurry.set()
+
+    async def finish(self, *, patience_s: float) -> None:
+        """Begin, unless it has begun, and wait for the end."""
+        if self._task is None:
+            self.begin(patience_s=patience_s)
+        assert self._task is not None
+        await self._task
+
+    async def _end(self, patience_s: float) -> None:
+        waits = [
+            asyncio.ensure_future(self._engine.drain(patience_s)),
+            asyncio.ensure_future(self._hurry.wait()),
+        ]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await self._engine.stop()
 
 
 class _Server(uvicorn.Server):
     """uvicorn, with a drain of the engine between the signal and the end."""
 
-    def __init__(self, settings: uvicorn.Config, service: Service, engine: AsyncEngine) -> None:
+    def __init__(self, settings: uvicorn.Config, service: Service, ending: _Ending) -> None:
         super().__init__(settings)
         self._service = service
-        self._engine = engine
-        self._ending: asyncio.Task[None] | None = None
+        self._ending = ending
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -106,17 +140,10 @@ class _Server(uvicorn.Server):
                 loop.remove_signal_handler(sig)
 
     def _on_signal(self, sig: signal.Signals) -> None:
-        """The first signal begins the drain; SIGINT, or a second signal, ends it."""
-        hurry = sig == signal.SIGINT or self._service.draining
+        """The first signal begins the drain; a second one ends it. SIGINT does not wait."""
         self._service.draining = True
         self.should_exit = True
-        if self._ending is not None:
-            self._ending.cancel()
-        self._ending = asyncio.get_running_loop().create_task(self._end(0.0 if hurry else DRAIN_S))
-
-    async def _end(self, patience_s: float) -> None:
-        await self._engine.drain(patience_s)
-        await self._engine.stop()
+        self._ending.begin(patience_s=0.0 if sig == signal.SIGINT else DRAIN_S)
 
 
 def served_name(config: EngineConfig, directory: Path) -> str:
