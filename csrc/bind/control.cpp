@@ -10,9 +10,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -95,6 +97,30 @@ nb::object plan_array(const PlanView& plan) {
     return first(plan.backed->arrays[kArray], (plan.backed->buffer.*kList).size());
 }
 
+// An invariant broke: says which, and what is needed to see it again. The core stops on it.
+struct Failure : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// Runs `body`; to a broken invariant, adds the seed, the step and the last events (hexadecimal, newest last).
+template <class Body>
+auto dump_on_failure(const Scheduler& scheduler, Body&& body) {
+    try {
+        return body();
+    } catch (const InvariantError& error) {
+        constexpr std::size_t kBytesMost = 512;
+        const std::vector<std::uint8_t> log = scheduler.log();
+        std::string text = error.what();
+        text += " (seed " + std::to_string(scheduler.options().seed) + ", step " +
+                std::to_string(scheduler.stats().counters.steps) + ", last events ";
+        for (std::size_t i = log.size() > kBytesMost ? log.size() - kBytesMost : 0; i < log.size(); ++i) {
+            text += "0123456789abcdef"[log[i] >> 4U];
+            text += "0123456789abcdef"[log[i] & 15U];
+        }
+        throw Failure(text + ")");
+    }
+}
+
 class PyScheduler {
    public:
     explicit PyScheduler(const Options& options) : scheduler_(checked(options)), outcome_(options) {
@@ -115,12 +141,12 @@ class PyScheduler {
                                     .now_us = now_us};
         const nb::gil_scoped_release released;
         const std::lock_guard lock(mutex_);
-        return scheduler_.submit(submission);
+        return dump_on_failure(scheduler_, [&] { return scheduler_.submit(submission); });
     }
 
     bool cancel(std::uint64_t request_id) {
         const std::lock_guard lock(mutex_);
-        return scheduler_.cancel(RequestId{request_id});
+        return dump_on_failure(scheduler_, [&] { return scheduler_.cancel(RequestId{request_id}); });
     }
 
     static nb::object plan(nb::handle_t<PyScheduler> self, std::uint64_t now_us) {
@@ -130,7 +156,7 @@ class PyScheduler {
         {
             const nb::gil_scoped_release released;
             const std::lock_guard lock(own.mutex_);
-            planned = own.scheduler_.plan(backed.buffer, now_us);
+            planned = dump_on_failure(own.scheduler_, [&] { return own.scheduler_.plan(backed.buffer, now_us); });
         }
         if (!planned) {
             return nb::none();
@@ -146,7 +172,8 @@ class PyScheduler {
         {
             const nb::gil_scoped_release released;
             const std::lock_guard lock(mutex_);
-            status = scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer);
+            status = dump_on_failure(
+                scheduler_, [&] { return scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer); });
         }
         if (status == CommitStatus::wrong_size) {
             throw nb::value_error("commit takes one token per sampled row of the plan");
@@ -176,6 +203,10 @@ class PyScheduler {
     std::int32_t flush_prefix() {
         const std::lock_guard lock(mutex_);
         return scheduler_.flush_prefix();
+    }
+
+    void check() const {
+        dump_on_failure(scheduler_, [this] { scheduler_.check(); });
     }
 
     [[nodiscard]] const Scheduler& scheduler() const { return scheduler_; }
@@ -364,8 +395,7 @@ void bind_scheduler(nb::module_& m) {
         .def_prop_ro("idle", [](const PyScheduler& s) { return s.scheduler().idle(); })
         .def_prop_ro("options", [](const PyScheduler& s) { return s.scheduler().options(); })
         .def("stats", [](const PyScheduler& s) { return s.scheduler().stats(); })
-        .def("check", [](const PyScheduler& s) { s.scheduler().check(); },
-             "Assert the invariants I1-I10; raises InvariantError.")
+        .def("check", &PyScheduler::check, "Assert the invariants I1-I10; raises InvariantError.")
         .def("log", &PyScheduler::log, "The event log: its last events, as bytes.");
 }
 
@@ -376,7 +406,10 @@ NB_MODULE(_control, m) {
     using namespace tokenspeed;
     m.doc() = "The C++ control plane.";
     m.attr("PLANT") = kPlant;
-    nb::exception<InvariantError>(m, "InvariantError", PyExc_RuntimeError);
+#ifdef TOKENSPEED_PLANTS
+    m.def("plant", [](int number) { plant_in_effect = number; }, "number"_a);
+#endif
+    nb::exception<Failure>(m, "InvariantError", PyExc_RuntimeError);
     bind_options(m);
     bind_values(m);
     bind_plan(m);

@@ -83,7 +83,7 @@ Hash128 hash_salt(HashKey key, std::span<const std::uint8_t> salt) {
 }
 
 Hash128 hash_block(HashKey key, Hash128 parent, std::span<const std::int32_t> tokens) {
-    if constexpr (planted(Plant::unchained_hash)) {
+    if (planted(Plant::unchained_hash)) {
         parent = Hash128{};
     }
     Sip128 sip(key);

@@ -60,7 +60,7 @@ PrefixTree::Match PrefixTree::match(std::span<const Hash128> hashes) const {
 }
 
 PathLease PrefixTree::lease(const Match& match) {
-    if constexpr (!planted(Plant::dropped_use)) {
+    if (!planted(Plant::dropped_use)) {
         use(match.last);
     }
     return PathLease(*this, match.last, match.size);
@@ -94,7 +94,7 @@ bool PrefixTree::evict_one() {
         return false;
     }
     BlockId victim = oldest_;
-    if constexpr (planted(Plant::parent_evicted)) {
+    if (planted(Plant::parent_evicted)) {
         const BlockId parent = node(victim).parent;
         if (parent != kNoBlock && node(parent).uses == 0 && pool_->state(parent) == BlockState::frozen) {
             victim = parent;

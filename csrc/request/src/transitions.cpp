@@ -33,6 +33,7 @@ Decoding&& on(Decoding&& from, Computed event) {
 
 Decoding&& on(Decoding&& from, Token event) {
     --from.samples_in_flight;
+    from.token_last = event.token;
     from.ledger->append(event.token);
     return std::move(from);
 }

@@ -169,6 +169,8 @@ void Holdings::check_all(const Options& options, StepId step_last) const {
         const Decoding& each = decoding[decoding.seat(i)];
         check(each.residence.planned == each.ledger->tokens_known() + each.samples_in_flight - 1, Invariant::I7,
               "a decode row is not at the end of its context");
+        check(each.samples_in_flight > 0 || each.token_last == each.ledger->tokens().back(), Invariant::I7,
+              "a decode row feeds a token that is not the last");
         check(each.samples_in_flight > 0 || waited(each.residence) <= waits_max, Invariant::I10,
               "a decode row is not planned");
         audit.add_running(*each.ledger, each.residence);

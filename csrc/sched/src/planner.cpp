@@ -52,23 +52,23 @@ void Planner::plan_decodes(PlanBuffer& plan) {
             decode_next_ = decoding[seat].ledger->rank();
             return;
         }
-        (void)plan_decode(plan, seat);
+        plan_decode(plan, seat);
     }
 }
 
-bool Planner::plan_decode(PlanBuffer& plan, Seat seat) {
+void Planner::plan_decode(PlanBuffer& plan, Seat seat) {
     Decoding& request = holdings_.decoding[seat];
     const Ledger& ledger = *request.ledger;
     if (!policy::may_sample(ledger.ask(), ledger.output_tokens(), request.samples_in_flight)) {
-        return false;  // its last token is in flight
+        return;  // its last token is in flight
     }
     if (planted(Plant::starved_row) && ledger.id().value % 5 == 3 && ledger.output_tokens() > 0) {
-        return false;
+        return;
     }
     if (request.residence.planned / options_.block_tokens == request.residence.table.size()) {
         std::optional<BlockLease> lease = block_for(seat, plan.step);
         if (!lease) {
-            return false;
+            return;
         }
         const BlockId block = lease->block();
         const std::int32_t index = request.residence.table.grow(std::move(*lease));
@@ -76,9 +76,9 @@ bool Planner::plan_decode(PlanBuffer& plan, Seat seat) {
             plan.add_delta(request.residence.slot.slot(), index, block);
         }
     }
-    add_row(plan, ledger, request.residence, 1, true);
+    const std::int32_t token = request.samples_in_flight > 0 ? -1 : request.token_last;
+    add_row(plan, ledger, request.residence, std::span(&token, 1), true);
     ++request.samples_in_flight;
-    return true;
 }
 
 std::optional<BlockLease> Planner::block_for(Seat seat, StepId step) {
@@ -137,7 +137,9 @@ bool Planner::plan_chunk(PlanBuffer& plan, Seat seat) {
     const std::int32_t length = std::min(remaining, chunk_room(plan));
     const bool is_last = length == remaining;
     prefill_tokens_ += length;
-    add_row(plan, *request.ledger, request.residence, length, is_last);
+    const auto tokens = request.ledger->tokens().subspan(static_cast<std::size_t>(request.residence.planned),
+                                                         static_cast<std::size_t>(length));
+    add_row(plan, *request.ledger, request.residence, tokens, is_last);
     if (is_last) {
         holdings_.enter(on(holdings_.prefilling.extract(seat), LastChunk{}));
     }
@@ -199,28 +201,20 @@ bool Planner::admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us) {
     return true;
 }
 
-void Planner::add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence, std::int32_t length,
-                      bool sampled) {
-    const std::int32_t start = residence.planned;
-    const std::int32_t known = std::min(length, ledger.tokens_known() - start);
-    check(length > 0 && (known == length || length == 1), Invariant::I7, "a row has no tokens");
-    check((start + length - 1) / options_.block_tokens < residence.table.size(), Invariant::I7,
+void Planner::add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence,
+                      std::span<const std::int32_t> tokens, bool sampled) {
+    const std::int32_t end = residence.planned + count_of(tokens);
+    check(!tokens.empty() && end <= residence.table.size() * options_.block_tokens, Invariant::I7,
           "a planned token has no block");
     plan.request_ids.push(ledger.id().value);
     plan.slots.push(residence.slot.slot().value);
-    plan.starts.push(start);
-    plan.lengths.push(length);
+    plan.starts.push(residence.planned);
+    plan.lengths.push(count_of(tokens));
     plan.sampled.push(sampled ? 1 : 0);
-    const std::span<std::int32_t> tokens = plan.tokens.extend(static_cast<std::size_t>(length));
-    if (known == length) {
-        const auto from = ledger.tokens().subspan(static_cast<std::size_t>(start), tokens.size());
-        std::ranges::copy(from, tokens.begin());
-    } else {
-        tokens[0] = -1;  // the sample of a step in flight
-    }
-    residence.planned += length;
+    std::ranges::copy(tokens, plan.tokens.extend(tokens.size()).begin());
+    residence.planned = end;
     residence.planned_last = plan.step;
-    holdings_.flights.next().add_row({ledger.id(), residence.binding, residence.planned, sampled});
+    holdings_.flights.next().add_row({ledger.id(), residence.binding, end, sampled});
 }
 
 }  // namespace tokenspeed

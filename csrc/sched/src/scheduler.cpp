@@ -72,8 +72,9 @@ bool Scheduler::cancel(RequestId id) {
         return on(holdings_.waiting.extract(place->seat), Cancel{});
     };
     Finished finished = end();
-    if constexpr (planted(Plant::freed_in_flight)) {
+    if (planted(Plant::freed_in_flight)) {
         finished.leavings.reset();
+        holdings_.wake();
     }
     ended_.push_back({id, finished.reason});
     finish(std::move(finished));
@@ -130,13 +131,7 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
     if (freed && !planted(Plant::lost_wakeup)) {
         holdings_.wake();
     }
-    const std::size_t ends = std::min(ended_.size(), outcome.request_ids.room());
-    for (std::size_t i = 0; i < ends; ++i) {
-        outcome.request_ids.push(ended_[i].id.value);
-        outcome.tokens.push(-1);
-        outcome.finishes.push(static_cast<std::uint8_t>(ended_[i].reason));
-    }
-    ended_.erase(ended_.begin(), ended_.begin() + static_cast<std::ptrdiff_t>(ends));
+    report_ended(outcome);
     return CommitStatus::committed;
 }
 
@@ -145,30 +140,29 @@ void Scheduler::commit_row(const InFlight::Row& row, std::int32_t token, Outcome
     Residence* const residence = place ? holdings_.residence(*place) : nullptr;
     if (residence == nullptr || residence->binding != row.binding) {
         ++holdings_.counters.results_late;  // the request ended, or was retracted, while the step was in flight
-        if (planted(Plant::stale_result) && residence != nullptr && place->kind == StateKind::decoding) {
-            commit_sample(place->seat, token, outcome);
+        if (planted(Plant::lost_token) && place && place->kind == StateKind::waiting && row.sampled) {
+            holdings_.waiting[place->seat].ledger->append(token);
         }
         return;
     }
     if (place->kind == StateKind::prefilling) {
-        Prefilling& request = holdings_.prefilling[place->seat];
-        (void)on(std::move(request), Computed{row.computed});
-        freeze_full(*request.ledger, request.residence);
+        commit_computed(holdings_.prefilling[place->seat], row.computed);
         return;
     }
-    if (!row.sampled) {
-        Decoding& request = holdings_.decoding[place->seat];
-        (void)on(std::move(request), Computed{row.computed});
-        freeze_full(*request.ledger, request.residence);
-        return;
+    if (!row.sampled || token >= 0) {  // nobody may share what a failed row has written
+        commit_computed(holdings_.decoding[place->seat], row.computed);
     }
-    if (token >= 0) {
-        // What the step computed is whole, whether or not its token ends the request.
-        Decoding& request = holdings_.decoding[place->seat];
-        (void)on(std::move(request), Computed{row.computed});
+    if (row.sampled) {
+        commit_sample(place->seat, token, outcome);
+    }
+}
+
+template <class State>
+void Scheduler::commit_computed(State& request, std::int32_t tokens) {
+    (void)on(std::move(request), Computed{tokens});
+    if (options_.prefix_cache) {
         freeze_full(*request.ledger, request.residence);
     }
-    commit_sample(place->seat, token, outcome);
 }
 
 void Scheduler::commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outcome) {
@@ -193,9 +187,6 @@ void Scheduler::commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outc
 }
 
 void Scheduler::freeze_full(Ledger& ledger, Residence& residence) {
-    if (!options_.prefix_cache) {
-        return;
-    }
     const std::int32_t early = planted(Plant::partial_freeze) ? 1 : 0;
     while (true) {
         const std::int32_t block = residence.table.path().size();
@@ -207,7 +198,7 @@ void Scheduler::freeze_full(Ledger& ledger, Residence& residence) {
         std::optional<Table::Redirect> redirect = residence.table.freeze_next(holdings_.tree, hash);
         if (redirect) {
             ++holdings_.counters.blocks_deduplicated;
-            if constexpr (!planted(Plant::unsent_redirect)) {
+            if (!planted(Plant::unsent_redirect)) {
                 holdings_.redirects.push_back({residence.slot.slot(), redirect->index, redirect->canonical});
             }
             holdings_.release(std::move(redirect->duplicate));
@@ -217,6 +208,10 @@ void Scheduler::freeze_full(Ledger& ledger, Residence& residence) {
 
 void Scheduler::drain(OutcomeBuffer& outcome) {
     outcome.clear();
+    report_ended(outcome);
+}
+
+void Scheduler::report_ended(OutcomeBuffer& outcome) {
     const std::size_t ends = std::min(ended_.size(), outcome.request_ids.room());
     for (std::size_t i = 0; i < ends; ++i) {
         outcome.request_ids.push(ended_[i].id.value);

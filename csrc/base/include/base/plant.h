@@ -26,7 +26,7 @@ enum class Plant : int {
     unordered_commit = 11,   // a result is accepted before that of an older step
     unchained_hash = 12,     // the hash of a block ignores what came before it
     unsent_redirect = 13,    // a duplicate block is given back, the table still names it
-    stale_result = 14,       // a result of before a retraction is taken as one of the new binding
+    lost_token = 14,         // the sample of a retracted request joins its context but is never emitted
     length_overrun = 15,     // one token more than asked for is produced
     slot_reused_early = 16,  // the slot of a request that ended in flight is free at once
 };
@@ -34,6 +34,11 @@ enum class Plant : int {
 inline constexpr int kPlantLast = static_cast<int>(Plant::slot_reused_early);
 static_assert(kPlant >= 0 && kPlant <= kPlantLast, "unknown TOKENSPEED_PLANT");
 
+#ifdef TOKENSPEED_PLANTS
+inline int plant_in_effect = kPlant;  // a test build holds every plant; _control.plant(n) chooses one
+constexpr bool planted(Plant plant) { return plant != Plant::none && plant_in_effect == static_cast<int>(plant); }
+#else
 constexpr bool planted(Plant plant) { return kPlant == static_cast<int>(plant); }
+#endif
 
 }  // namespace tokenspeed

@@ -53,6 +53,8 @@ struct Decoding {
     std::unique_ptr<Ledger> ledger;
     Residence residence;
     std::int32_t samples_in_flight = 0;
+    // The ledger's last token, kept here because the ledger's own is a cache and TLB miss away in a long context.
+    std::int32_t token_last = -1;
 };
 
 struct Finished {

@@ -38,7 +38,7 @@ class InFlight {
     // The rest of a request that ended or was retracted, or a duplicate block, stays untouched until this step retires.
     void hold(Residence&& leavings) {
         leavings.table.enter_flight();
-        if constexpr (planted(Plant::slot_reused_early)) {
+        if (planted(Plant::slot_reused_early)) {
             leavings.slot.give_back();
         }
         residences_.push_back(std::move(leavings));

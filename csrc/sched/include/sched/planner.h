@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "sched/holdings.h"
@@ -26,7 +27,7 @@ class Planner {
 
    private:
     void plan_decodes(PlanBuffer& plan);
-    bool plan_decode(PlanBuffer& plan, Seat seat);
+    void plan_decode(PlanBuffer& plan, Seat seat);
     void plan_prefills(PlanBuffer& plan);
     // The next chunk of a prompt; true where it was the last (the request left for Decoding).
     bool plan_chunk(PlanBuffer& plan, Seat seat);
@@ -36,7 +37,9 @@ class Planner {
     // A block for a decode row: from the pool, or by retracting; nothing where the row must wait or was retracted.
     std::optional<BlockLease> block_for(Seat seat, StepId step);
     [[nodiscard]] std::optional<Place> last_unplanned(StepId step) const;
-    void add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence, std::int32_t length, bool sampled);
+    void add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence, std::span<const std::int32_t> tokens,
+                 bool sampled);
+    // Prompt tokens that this plan still has room for.
     [[nodiscard]] std::int32_t chunk_room(const PlanBuffer& plan) const;
 
     const Options& options_;

@@ -31,7 +31,7 @@ constexpr std::int64_t context_needed(std::int32_t prompt_tokens, std::int32_t t
 
 // Full blocks that a prefix hit may cover: the last known token is always computed, to have something to sample from.
 constexpr std::int32_t hit_blocks_max(std::int32_t tokens_known, std::int32_t block_tokens) {
-    if constexpr (planted(Plant::last_token_cached)) {
+    if (planted(Plant::last_token_cached)) {
         return tokens_known / block_tokens;
     }
     return (tokens_known - 1) / block_tokens;
@@ -44,10 +44,6 @@ constexpr std::int32_t blocks_reserved(std::int32_t requests_running) { return r
 // Rows of a step that decode may take while a prompt waits for its next chunk.
 constexpr std::int32_t decode_rows_max(std::int32_t rows_per_step_max, bool prefill_waits) {
     return prefill_waits ? std::max(1, rows_per_step_max - 1) : rows_per_step_max;
-}
-
-constexpr std::int32_t chunk_tokens(std::int32_t remaining, std::int32_t step_room, std::int32_t prefill_room) {
-    return std::min({remaining, step_room, prefill_room});
 }
 
 // How a sampled token ends its request, `none` where it does not. It is output token number `produced` (from 1).

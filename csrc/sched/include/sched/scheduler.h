@@ -88,9 +88,13 @@ class Scheduler {
     };
 
     void commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome);
+    template <class State>
+    void commit_computed(State& request, std::int32_t tokens);
     void commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outcome);
     void freeze_full(Ledger& ledger, Residence& residence);
     void finish(Finished&& finished);
+    // As many of ended_ as there is room for; the rest with the next outcome.
+    void report_ended(OutcomeBuffer& outcome);
 
     Options options_;
     Holdings holdings_;
