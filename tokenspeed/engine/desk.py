@@ -49,6 +49,7 @@ class _Open:
     cached_tokens: int | None = None  # None before it first runs
     queue_us: int = 0
     announced: bool = False  # its first delta has left
+    failed: bool = False  # cancelled because of a fault
 
 
 class Binding(NamedTuple):
@@ -73,7 +74,6 @@ class Desk:
         self._prompt_tokens_cached = 0
         self._output_tokens = 0
         self._faults = 0
-        self._commits_to_flush = 0
 
     def accept(self, message: wire.Request, now_us: int) -> None:
         """Act on one message from the front; what it must be told waits in `take_notes`."""
@@ -125,12 +125,11 @@ class Desk:
         if result.logprobs is not None:
             sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
             logprobs = dict(zip(sampled_ids, result.logprobs, strict=True))
-        items = self._deltas(self._scheduler.commit(result.step, result.tokens), logprobs)
-        if self._commits_to_flush:
-            # What a failed row wrote may be frozen, and a step in flight may hold it past this commit.
-            self._commits_to_flush -= 1
-            self._scheduler.flush_prefix()
-        return wire.Deltas(items, result.step)
+        for row in result.faults:
+            self._fail(int(plan.request_ids[row]))
+        return wire.Deltas(
+            self._deltas(self._scheduler.commit(result.step, result.tokens), logprobs), result.step
+        )
 
     def sample(self, timeline: Timeline) -> CoreSample:
         """What the core says of itself now."""
@@ -180,6 +179,13 @@ class Desk:
             return
         self._open[message.request_id] = _Open(sampling, len(tokens), message.arrival_us)
 
+    def _fail(self, request_id: int) -> None:
+        """End a request whose prompt failed midway; before the commit, so that nobody comes to share its blocks."""
+        request = self._open.get(request_id)
+        if request is not None:
+            request.failed = True
+            self._scheduler.cancel(request_id)
+
     def _deltas(self, outcome: Outcome, logprobs: dict[int, TokenLogprob | None]) -> list[wire.Delta]:
         """What an outcome says to each request; closes those it ends."""
         items: list[wire.Delta] = []
@@ -198,13 +204,11 @@ class Desk:
         if not request.announced and request.cached_tokens is not None:
             request.announced = True
             cached, queue_us = request.cached_tokens, request.queue_us
-        if finish == Finish.ERROR:
+        if request.failed or finish == Finish.ERROR:
+            finish = Finish.ERROR
             error = _FAULT
             self._faults += 1
-            self._commits_to_flush = 2
-            _log.error(
-                "request %d: its logits are not finite; it ends, reusable prefixes are dropped", request_id
-            )
+            _log.error("request %d ends: its logits or KV are not finite", request_id)
         if token < 0:
             return wire.Delta(request_id, b"", None, _FINISH[finish], cached, error, queue_us)
         self._output_tokens += 1

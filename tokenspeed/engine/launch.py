@@ -168,7 +168,9 @@ class CoreProcess:
 
 
 def _private_directory() -> tempfile.TemporaryDirectory[str]:
-    """A fresh directory of mode 0700, short enough for a socket's path; removed with the process at the latest."""
+    """A fresh directory of mode 0700, short enough for a socket's path; removed with the process at the
+    latest.
+    """
     base = Path(tempfile.gettempdir())
     if len(bytes(base)) + len("/tokenspeed-12345678/") + len(REQUESTS) > _SOCKET_PATH_MAX:
         base = Path("/tmp")

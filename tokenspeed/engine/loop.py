@@ -26,7 +26,9 @@ class Mailbox(Protocol):
     """Where messages of the front arrive."""
 
     def drain(self, *, wait: bool) -> Iterable[wire.Request]:
-        """All messages that are here; with `wait`, block for the first, but no longer than `STATS_EVERY_US`."""
+        """All messages that are here; with `wait`, block for the first, but no longer than
+        `STATS_EVERY_US`.
+        """
         ...
 
 

@@ -6,9 +6,9 @@ In: what each layer keeps per token, a number of blocks. Out: per layer, tensors
     GQA   (k [N, P, K, D], v [N, P, K, D])
     MLA   latent [N, P, L + Dr]
 
-Allocated once, never moved, zero at first, so that a block holds finite numbers before it is written. On a CPU
-the memory is mapped, not filled: the system commits a page when it is first touched, and start costs nothing.
-Does not know which block is whose.
+Allocated once, never moved, zero at first, so that a block holds finite numbers before it is written. On a
+CPU the memory is mapped, not filled: the system commits a page when it is first touched, and start costs
+nothing. Does not know which block is whose.
 """
 
 from __future__ import annotations
@@ -59,6 +59,18 @@ class Arena:
     def nbytes(self) -> int:
         """Bytes of all layers."""
         return sum(tensor.nbytes for tensor in self._tensors())
+
+    def finite_at(self, write_index: torch.Tensor) -> torch.Tensor:
+        """[T] bool: the KV just written at `write_index` [T] is finite.
+
+        Looks at the last layer alone: what is not finite in a layer reaches every later one through the residual.
+        """
+        last = self.layers[-1]
+        sums = [
+            tensor.flatten(0, 1)[write_index].flatten(1).sum(-1, dtype=torch.float32)
+            for tensor in (last if isinstance(last, tuple) else (last,))
+        ]
+        return torch.isfinite(sums[0] if len(sums) == 1 else sums[0] + sums[1])
 
     def scrub(self, block_ids: torch.Tensor) -> None:
         """Replace what is not finite in `block_ids` [n] by zero; finite values keep their bits."""

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The executor: binds slots, launches plans, retires flights. It decides nothing.
 
-In: plans of the control plane. Out: `StepResult`. A step is: lay the plan out, run the model, choose tokens, note
-them as their slots' last, start their copy to the host; none of it waits for the device. `retire` waits. The same
-lines run on a CPU, where every operation is done when it returns. Flights retire in launch order.
+In: plans of the control plane. Out: `StepResult`. A step is: lay the plan out, run the model, choose tokens,
+note them as their slots' last, start their copy to the host; none of it waits for the device. `retire` waits.
+The same lines run on a CPU, where every operation is done when it returns. Flights retire in launch order.
 
-A row whose logits are not finite yields token -1, and its blocks are cleared of what is not finite (other rows may
-share them; finite values keep their bits). No other row is touched.
+A row is at fault if its logits, or the KV it wrote, are not finite. It is reported, so that nobody comes to
+share its blocks, and its blocks are cleared of what is not finite (finite values, which other rows may read, keep
+their bits). No other row is touched.
 """
 
 from __future__ import annotations
@@ -26,21 +27,19 @@ from tokenspeed.exec.protocol import StepResult
 from tokenspeed.models import Model
 from tokenspeed.sampling import Sampled, Sampler
 
-_NOT_FINITE: Final = -1
+_FAULT: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A launched step that is not read yet; S sampled rows, tensors on the host."""
+    """A launched step that is not read yet; tensors on the host."""
 
-    step: int
+    plan: Plan
     tokens: torch.Tensor
     """[S] int32, -1 where the row's logits were not finite."""
+    finite: torch.Tensor
+    """[T] bool: the KV written for this token is finite."""
     sampled: Sampled
-    slots: NDArray[np.int32]
-    """[S]"""
-    context_tokens: NDArray[np.int32]
-    """[S] tokens in KV once this step's are written."""
     copied: torch.Event | None
     """Recorded behind the copies; None where they are done at launch."""
 
@@ -65,34 +64,43 @@ class DeviceExecutor:
         inputs = self._batch.lay(plan)
         logits = self._model.forward(inputs, self._arena)
         mask = plan.sampled.view(np.bool_)
-        slots = plan.slots[mask]
-        context_tokens = inputs.context_lens_np[mask]
-        finite = torch.isfinite(logits.amax(dim=-1))  # NaN and +infinity win a maximum: one pass sees both
-        sampled = self._sampler.sample(logits, slots, context_tokens)
+        sampled = self._sampler.sample(logits, plan.slots[mask], inputs.context_lens_np[mask])
         self._batch.note_last(sampled.tokens)
-        tokens = self._to_host(torch.where(finite, sampled.tokens, _NOT_FINITE).to(torch.int32))
+        tokens = self._to_host(torch.where(sampled.fault, _FAULT, sampled.tokens).to(torch.int32))
+        finite = self._to_host(self._arena.finite_at(inputs.write_index))
         copied = None
         if self._asynchronous:
             copied = torch.Event(self._model.device)
             copied.record()
-        return InFlight(plan.step, tokens, sampled, slots, context_tokens, copied)
+        return InFlight(plan, tokens, finite, sampled, copied)
 
     @torch.inference_mode()
     def retire(self, flight: InFlight) -> StepResult:
-        """Wait for a flight's tokens."""
+        """Wait for a flight's tokens. Comes before the commit of its plan."""
         if flight.copied is not None:
             flight.copied.synchronize()
-        tokens = flight.tokens.numpy()
-        if (tokens < 0).any():
-            self._scrub(flight, tokens < 0)
-        return StepResult(flight.step, tokens, self._sampler.logprobs(flight.sampled))
+        tokens, finite = flight.tokens.numpy(), flight.finite.numpy()
+        faults: tuple[int, ...] = ()
+        if not finite.all() or (tokens < 0).any():
+            tokens, faults = self._isolate(flight.plan, tokens, finite)
+        return StepResult(flight.plan.step, tokens, self._sampler.logprobs(flight.sampled), faults)
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         if not self._asynchronous:
             return tensor
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
-    def _scrub(self, flight: InFlight, faulty: NDArray[np.bool_]) -> None:
-        for slot, context_tokens in zip(flight.slots[faulty], flight.context_tokens[faulty], strict=True):
-            blocks = self._batch.blocks_of(int(slot), int(context_tokens))
+    def _isolate(
+        self, plan: Plan, tokens: NDArray[np.int32], finite: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int32], tuple[int, ...]]:
+        """Find the rows at fault and clear their blocks; tokens [S] with -1 for them, and the unsampled ones."""
+        starts = np.cumsum(plan.lengths) - plan.lengths
+        faulty = ~np.logical_and.reduceat(finite, starts)
+        mask = plan.sampled.view(np.bool_)
+        faulty[mask] |= tokens < 0
+        for row in np.flatnonzero(faulty).tolist():
+            context_tokens = int(plan.starts[row] + plan.lengths[row])
+            blocks = self._batch.blocks_of(int(plan.slots[row]), context_tokens)
             self._arena.scrub(torch.from_numpy(blocks).long().to(self._model.device))
+        isolated = np.where(faulty[mask], np.int32(_FAULT), tokens)
+        return isolated, tuple(np.flatnonzero(faulty & ~mask).tolist())

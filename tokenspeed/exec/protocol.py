@@ -19,9 +19,11 @@ class StepResult:
 
     step: int
     tokens: np.ndarray
-    """int32 [S], one per sampled row, in plan order; negative where the row's logits were not finite."""
+    """int32 [S], one per sampled row, in plan order; negative where the row failed."""
     logprobs: Sequence[TokenLogprob | None] | None = None
     """[S] where any row asked for them, else None."""
+    faults: tuple[int, ...] = ()
+    """Rows of the plan that failed and are not sampled, so that no token can say so."""
 
 
 class Executor(Protocol):

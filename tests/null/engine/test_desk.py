@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The desk on a real scheduler: every accepted request gets exactly one closing message, others are refused."""
+"""The desk on a real scheduler: every accepted request gets one closing message, others are refused."""
 
 from __future__ import annotations
 
@@ -92,6 +92,21 @@ def test_the_token_of_a_request_aborted_in_flight_goes_nowhere() -> None:
     desk.accept(wire.Abort([1]), 1_100)
     assert desk.commit(plan, StepResult(plan.step, np.array([11], dtype=np.int32))).items == []
     assert scheduler.stats().blocks_free + scheduler.stats().blocks_evictable == 32
+
+
+def test_a_row_that_fails_midway_ends_its_request_alone_and_leaves_no_prefix() -> None:
+    desk, scheduler = _desk(prefill_tokens_max=8)
+    desk.accept(_generate(1, list(range(10, 30))), 200)
+    plan = desk.plan(1_000)
+    assert plan is not None
+    assert not plan.sampled.any()
+    none = np.zeros(0, dtype=np.int32)
+    (delta,) = desk.commit(plan, StepResult(plan.step, none, faults=(0,))).items
+    assert (delta.finish, delta.ids) == ("error", b"")
+    assert delta.error is not None
+    assert scheduler.idle
+    assert scheduler.stats().blocks_free == 32
+    assert desk.sample(Timeline()).faults == 1
 
 
 def test_a_failed_row_ends_its_request_alone_and_leaves_no_prefix() -> None:
