@@ -75,7 +75,10 @@ class GQAttend(Layer):
         inputs = context.inputs
         k_arena, v_arena = context.arena.layers[self._index]
         split = (self._heads, self._kv_heads, self._kv_heads)
-        q, k, v = qkv.view(qkv.shape[0], sum(split), self._shape.head_dim).split(split, 1)
+        heads = qkv.view(qkv.shape[0], sum(split), self._shape.head_dim)
+        q, k, v = heads.split_with_sizes(
+            split, 1
+        )  # not `split`: its Python wrapper costs more than the views
         q = self._rope_write(
             q,
             k,

@@ -24,7 +24,8 @@ class Tape:
     def __init__(self, seed: int, std: float, dtype: torch.dtype) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._seed = seed
-        self._values = (torch.randn(_TAPE_LENGTH, generator=generator) * std).to(dtype)
+        values = (torch.randn(_TAPE_LENGTH, generator=generator) * std).to(dtype)
+        self._values = values.repeat(2)  # so that a read of up to one length is a view, wherever it starts
 
     def read(self, fill: Fill) -> torch.Tensor:
         """The region `fill.take` of the random tensor that is named `fill.source` and shaped `fill.shape`."""
@@ -34,10 +35,9 @@ class Tape:
         row_elements = math.prod(fill.shape[1:])
         first = (start + rows.start * row_elements) % _TAPE_LENGTH
         count = (rows.stop - rows.start) * row_elements
+        flat = self._values[first:] if count <= _TAPE_LENGTH else self._unroll(first, count)
+        return flat[:count].view(rows.stop - rows.start, *fill.shape[1:])[(slice(None), *rest)]
+
+    def _unroll(self, first: int, count: int) -> torch.Tensor:
         repeats = -(-(first + count) // _TAPE_LENGTH)
-        flat = (
-            self._values.repeat(repeats)[first : first + count]
-            if repeats > 1
-            else self._values[first:][:count]
-        )
-        return flat.view(rows.stop - rows.start, *fill.shape[1:])[(slice(None), *rest)]
+        return self._values[:_TAPE_LENGTH].repeat(repeats)[first:]

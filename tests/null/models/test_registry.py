@@ -65,7 +65,10 @@ def test_context_may_be_shortened_and_not_lengthened() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported; supported: Llama"),
+        (
+            {"architectures": ["GPT2LMHeadModel"]},
+            "architecture GPT2LMHeadModel is not supported; supported: Llama",
+        ),
         ({"architectures": []}, "names no architecture"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"vocab_size": "many"}, "vocab_size is 'many'; it must be a whole number"),
