@@ -107,8 +107,6 @@ def _assemble(parameter: Parameter, model: Target, read: Callable[[Fill], torch.
     dtype = _dtype(parameter, model)
     if not parameter.fills:
         return torch.zeros(parameter.shape, dtype=dtype, device=model.device)
-    if len(parameter.fills) == 1:
-        return read(parameter.fills[0]).to(model.device, dtype).reshape(parameter.shape).contiguous()
     tensor = torch.empty(parameter.shape, dtype=dtype, device=model.device)
     for fill in parameter.fills:
         region = tensor[fill.into]

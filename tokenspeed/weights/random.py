@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random weights of true shapes: seeded, independent of loading order, and the same slice for slice when
-sharded.
+"""Random weights of true shapes: seeded, independent of loading order, equal slice for slice when sharded.
 
 Values come from one tape of normal deviates read from an offset drawn from the tensor's name, so that
 filling costs a copy and not a draw per element. The tape's length is prime: rows never line up with it.
@@ -28,7 +27,7 @@ class Tape:
         self._values = values.repeat(2)  # so that a read of up to one length is a view, wherever it starts
 
     def read(self, fill: Fill) -> torch.Tensor:
-        """The region `fill.take` of the random tensor that is named `fill.source` and shaped `fill.shape`."""
+        """The region `fill.take` of the random tensor `fill.source`; it may share memory with the tape."""
         digest = hashlib.blake2b(f"{self._seed}/{fill.source}".encode(), digest_size=8).digest()
         start = int.from_bytes(digest, "little") % _TAPE_LENGTH
         rows, rest = fill.take[0], fill.take[1:]
