@@ -11,14 +11,17 @@ import argparse
 import asyncio
 import sys
 import time
+from typing import Any
+
+import msgspec
 
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
-from tokenspeed.base.sampling import SEED_DRAWN, SamplingParams
+from tokenspeed.base.sampling import SEED_DRAWN
 from tokenspeed.cli.flags import Parser, add_options, config_of
 from tokenspeed.engine import wire
-from tokenspeed.engine.front import AsyncEngine
 from tokenspeed.engine.source import locate
+from tokenspeed.serve.server import start
 from tokenspeed.text.events import ArgumentsDelta, CallEnd, CallStart, Content, Event, Reasoning
 from tokenspeed.text.output import OutputOptions, OutputReader
 from tokenspeed.text.plane import ChatPrompt, TextPlane
@@ -54,23 +57,17 @@ def main(argv: list[str]) -> None:
 
 async def _generate(config: EngineConfig, prompt: str, arguments: argparse.Namespace) -> None:
     started_s = time.monotonic()
-    directory = locate(config.model.model)
-    tokenizer = None if config.model.tokenizer is None else locate(config.model.tokenizer)
-    loading = asyncio.create_task(asyncio.to_thread(TextPlane.load, directory, tokenizer_directory=tokenizer))
-    engine = await AsyncEngine.start(config)
+    engine, text = await start(config, locate(config.model.model))
     try:
-        text = await loading
         encoded = _encode(text, prompt, raw=arguments.raw)
-        defaults = text.defaults
-        temperature = arguments.temperature if arguments.temperature is not None else defaults.temperature
-        params = SamplingParams(
-            temperature=1.0 if temperature is None else temperature,
-            top_k=defaults.top_k or 0,
-            top_p=1.0 if defaults.top_p is None else defaults.top_p,
-            seed=arguments.request_seed,
-            tokens_max=arguments.max_tokens,
-            stop_ids=text.stop_ids,
-        )
+        given: dict[str, Any] = {
+            "seed": arguments.request_seed,
+            "tokens_max": arguments.max_tokens,
+            "stop_ids": text.stop_ids,
+        }
+        if arguments.temperature is not None:
+            given["temperature"] = arguments.temperature
+        params = msgspec.structs.replace(text.defaults.sampling(), **given)
         options = OutputOptions(dialect=text.dialect, in_reasoning=encoded.in_reasoning, calls=True)
         reader = OutputReader(text.tokenizer, options, prompt=encoded.ids)
         ready_s = time.monotonic()

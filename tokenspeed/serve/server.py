@@ -51,16 +51,10 @@ def serve(config: EngineConfig) -> None:
 async def _serve(config: EngineConfig, listener: socket.socket) -> None:
     started_s = time.monotonic()
     directory = locate(config.model.model)
-    tokenizer = None if config.model.tokenizer is None else locate(config.model.tokenizer)
-    loading = asyncio.create_task(asyncio.to_thread(TextPlane.load, directory, tokenizer_directory=tokenizer))
-    try:
-        engine = await AsyncEngine.start(config)
-    except BaseException:
-        loading.cancel()
-        raise
+    engine, text = await start(config, directory)
     ending = _Ending(engine)
     try:
-        service = Service(engine, await loading, config, served_name(config, directory))
+        service = Service(engine, text, config, served_name(config, directory))
         settings = uvicorn.Config(
             app.build(service),
             http="httptools",
@@ -84,6 +78,21 @@ async def _serve(config: EngineConfig, listener: socket.socket) -> None:
         service.close()
     finally:
         await ending.finish(patience_s=0)
+
+
+async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, TextPlane]:
+    """Start a core and load the text plane of a model, side by side; `SetupError` from whichever fails."""
+    tokenizer = None if config.model.tokenizer is None else locate(config.model.tokenizer)
+    starting = asyncio.create_task(AsyncEngine.start(config))
+    try:
+        text = await asyncio.to_thread(TextPlane.load, directory, tokenizer_directory=tokenizer)
+    except BaseException:
+        starting.cancel()
+        for started in await asyncio.gather(starting, return_exceptions=True):
+            if isinstance(started, AsyncEngine):
+                await started.stop()
+        raise
+    return await starting, text
 
 
 class _Ending:

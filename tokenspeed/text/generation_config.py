@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from tokenspeed.base.errors import SetupError
+from tokenspeed.base.sampling import SamplingParams
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,6 +36,17 @@ class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.convert(recommended, cls)
         except msgspec.ValidationError as error:
             raise SetupError(f"{directory / 'generation_config.json'}: {error}") from error
+
+    def sampling(self) -> SamplingParams:
+        """The recommended sampling; neutral where the checkpoint is silent."""
+        values: dict[str, Any] = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition": self.repetition_penalty,
+        }
+        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

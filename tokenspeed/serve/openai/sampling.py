@@ -8,11 +8,11 @@ Ranges of sampling fields are `base.sampling`'s business; what is checked here i
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
-from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, TOKENS_FIT, SamplingParams
+from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, SamplingParams
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Choice, Origin
 from tokenspeed.serve.openai.schema import SamplingBody
@@ -25,7 +25,6 @@ STOPS_MAX: Final = 16
 STOP_CHARACTERS_MAX: Final = 1024
 NAME_CHARACTERS_MAX: Final = 256  # of a session or a salt
 PRIORITY_MAX: Final = 2**31 - 1
-_T = TypeVar("_T")
 _GRAMMAR_FIELDS: Final = (
     "guided_json",
     "guided_regex",
@@ -78,20 +77,23 @@ def params_of(
     if body.seed is not None and not -SEED_MAX <= body.seed <= SEED_MAX:
         raise out_of_range("seed", body.seed, f"in -{SEED_MAX}..{SEED_MAX}")
     stop_ids = dict.fromkeys((*(body.stop_token_ids or ()), *(() if body.ignore_eos else model_stop_ids)))
-    params = SamplingParams(
-        temperature=_first(body.temperature, defaults.temperature, 1.0),
-        top_k=0 if body.top_k == -1 else _first(body.top_k, defaults.top_k, 0),  # some say -1 for off
-        top_p=_first(body.top_p, defaults.top_p, 1.0),
-        min_p=_first(body.min_p, defaults.min_p, 0.0),
-        presence=_first(body.presence_penalty, None, 0.0),
-        frequency=_first(body.frequency_penalty, None, 0.0),
-        repetition=_first(body.repetition_penalty, defaults.repetition_penalty, 1.0),
-        seed=SEED_DRAWN if body.seed is None else body.seed % (SEED_MAX + 1),
-        tokens_max=TOKENS_FIT if tokens_max is None else tokens_max,
-        tokens_min=_first(body.min_tokens, None, 0),
-        stop_ids=tuple(stop_ids),
-        logit_bias=body.logit_bias or None,
-        logprobs=logprobs,
+    given: dict[str, Any] = {
+        "temperature": body.temperature,
+        "top_k": 0 if body.top_k == -1 else body.top_k,  # some say -1 for off
+        "top_p": body.top_p,
+        "min_p": body.min_p,
+        "presence": body.presence_penalty,
+        "frequency": body.frequency_penalty,
+        "repetition": body.repetition_penalty,
+        "seed": None if body.seed is None else body.seed % (SEED_MAX + 1),
+        "tokens_max": tokens_max,
+        "tokens_min": body.min_tokens,
+        "stop_ids": tuple(stop_ids),
+        "logit_bias": body.logit_bias or None,
+        "logprobs": logprobs,
+    }
+    params = msgspec.structs.replace(
+        defaults.sampling(), **{name: value for name, value in given.items() if value is not None}
     )
     params.check()
     return params
@@ -132,7 +134,3 @@ def options_of(body: SamplingBody, base: OutputOptions) -> OutputOptions:
         include_stop=body.include_stop_str_in_output,
         skip_special_tokens=body.skip_special_tokens,
     )
-
-
-def _first(value: _T | None, recommended: _T | None, neutral: _T) -> _T:
-    return value if value is not None else recommended if recommended is not None else neutral
