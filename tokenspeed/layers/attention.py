@@ -76,9 +76,7 @@ class GQAttend(Layer):
         k_arena, v_arena = context.arena.layers[self._index]
         split = (self._heads, self._kv_heads, self._kv_heads)
         heads = qkv.view(qkv.shape[0], sum(split), self._shape.head_dim)
-        q, k, v = heads.split_with_sizes(
-            split, 1
-        )  # not `split`: its Python wrapper costs more than the views
+        q, k, v = heads.split_with_sizes(split, 1)  # `split` has a Python wrapper that costs as much again
         q = self._rope_write(
             q,
             k,

@@ -179,22 +179,21 @@ class Paged:
         blocks = shared.blocks[: shared_tokens // BLOCK_TOKENS] if shared else []
         return Row(list(tokens), list(blocks), shared_tokens)
 
-    def step(self, batch: list[tuple[Row, int]], *, every_token: bool = False) -> list[torch.Tensor]:
+    def step(self, batch: list[tuple[Row, int]], *, sampled: str = "last") -> list[torch.Tensor]:
         """Compute `count` more tokens of each row in one step; return each row's logits, in the order given.
 
-        Rows of one token are decoded, the others extended. Logits are those of the last new token, or of all.
+        Rows of one token are decoded, the others extended. Logits are those of the "last" new token, of "all",
+        or of "none".
         """
         order = sorted(range(len(batch)), key=lambda index: batch[index][1] != 1)
-        inputs, spans = self._layout([batch[index] for index in order], every_token)
+        inputs, spans = self._layout([batch[index] for index in order], sampled)
         logits = self.model.forward(inputs, self)
         results: list[torch.Tensor] = [logits] * len(batch)
         for index, (start, stop) in zip(order, spans, strict=True):
             results[index] = logits[start:stop]
         return results
 
-    def _layout(
-        self, batch: list[tuple[Row, int]], every_token: bool
-    ) -> tuple[StepInputs, list[tuple[int, int]]]:
+    def _layout(self, batch: list[tuple[Row, int]], which: str) -> tuple[StepInputs, list[tuple[int, int]]]:
         ids, positions, writes, starts, contexts, sampled, spans = [], [], [], [0], [], [], []
         for row, count in batch:
             stop = row.done + count
@@ -204,7 +203,7 @@ class Paged:
                 ids.append(row.tokens[position])
                 positions.append(position)
                 writes.append(row.blocks[position // BLOCK_TOKENS] * BLOCK_TOKENS + position % BLOCK_TOKENS)
-            wanted = range(starts[-1] if every_token else starts[-1] + count - 1, starts[-1] + count)
+            wanted = range(starts[-1], starts[-1] + count)[{"last": -1, "all": 0, "none": count}[which] :]
             spans.append((len(sampled), len(sampled) + len(wanted)))
             sampled += wanted
             starts.append(starts[-1] + count)
@@ -222,7 +221,7 @@ class Paged:
             row_starts=torch.from_numpy(starts_np),
             context_lens=torch.from_numpy(contexts_np),
             block_table=torch.tensor(table, dtype=torch.int32),
-            sample_index=torch.tensor(sampled),
+            sample_index=torch.tensor(sampled, dtype=torch.int64),
             row_starts_np=starts_np,
             context_lens_np=contexts_np,
         )

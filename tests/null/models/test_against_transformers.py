@@ -35,7 +35,7 @@ def check(logits: torch.Tensor, want: torch.Tensor) -> None:
 def test_prefill_logits_of_every_token_equal(case: str, twin: Any, paged: Any) -> None:
     driver = paged(twin(case).ours())
     tokens = prompt(1, 50)
-    (logits,) = driver.step([(driver.row(tokens), 50)], every_token=True)
+    (logits,) = driver.step([(driver.row(tokens), 50)], sampled="all")
     check(logits, twin(case).logits(tokens))
 
 
@@ -73,3 +73,14 @@ def test_batched_rows_equal_rows_alone(case: str, twin: Any, paged: Any) -> None
         assert produced >= 15
         want = twin(case).logits(row.tokens[:-1])[len(tokens) - 1 :]
         assert want.argmax(-1).tolist() == row.tokens[len(tokens) :]
+
+
+def test_chunks_that_sample_nothing_only_write(case: str, twin: Any, paged: Any) -> None:
+    driver = paged(twin(case).ours())
+    tokens = prompt(7, 40)
+    row = driver.row(tokens)
+    for _ in range(3):
+        (logits,) = driver.step([(row, 13)], sampled="none")
+        assert logits.shape == (0, 160)
+    (logits,) = driver.step([(row, 1)])
+    check(logits, twin(case).logits(tokens)[-1:])

@@ -19,7 +19,7 @@ TOKENS = torch.randint(3, 160, (40,), generator=torch.Generator().manual_seed(6)
 def all_logits(model: models.Model, paged: Any) -> torch.Tensor:
     driver = paged(model)
     row = driver.row(TOKENS)
-    first = driver.step([(row, 32)], every_token=True)[0]
+    first = driver.step([(row, 32)], sampled="all")[0]
     rest = [driver.step([(row, 1)])[0] for _ in range(8)]
     return torch.cat((first, *rest))
 
@@ -27,7 +27,7 @@ def all_logits(model: models.Model, paged: Any) -> torch.Tensor:
 def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(case: str, twin: Any, paged: Any) -> None:
     """Both against float32 transformers: our mean error is at most 1.25 times theirs, plus 0.01.
 
-    The mean and not the largest: one expert chosen differently by a rounding moves a whole row, theirs as ours.
+    The mean and not the largest: one expert chosen differently by a rounding moves a whole row, in both.
     """
     want = twin(case).logits(TOKENS)
     ours = (all_logits(twin(case).ours(torch.bfloat16), paged) - want).abs().mean()
@@ -47,7 +47,7 @@ def test_int8_weights_stay_close(case: str, twin: Any, paged: Any) -> None:
 
 
 def test_text_model_of_a_kimi_k25_checkpoint(twin: Any, paged: Any, tmp_path: Path) -> None:
-    """config nested in text_config, weights under language_model., the vision tower left unread and listed."""
+    """A nested config, weights under `language_model.`, the vision tower left unread and listed."""
     source = twin("moonlight")
     tensors = {
         f"language_model.{name}": tensor

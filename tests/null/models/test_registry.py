@@ -67,7 +67,7 @@ def test_context_may_be_shortened_and_not_lengthened() -> None:
     [
         (
             {"architectures": ["GPT2LMHeadModel"]},
-            "architecture GPT2LMHeadModel is not supported; supported: Llama",
+            "GPT2LMHeadModel is not supported; supported: Llama",
         ),
         ({"architectures": []}, "names no architecture"),
         ({"hidden_size": None}, "lacks hidden_size"),

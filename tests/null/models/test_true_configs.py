@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The configs of published models: every supported one builds at its true shapes, and runs at shapes cut to memory."""
+"""Configs of published models: supported ones build at their true shapes, and run at shapes cut to memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_whole_models_have_as_many_parameters_as_published(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SUPPORTED, ids=name_of)
 def test_true_attention_runs_with_vocabulary_and_feed_forward_cut(path: Path, paged: Any) -> None:
-    """Two layers with dummy weights: heads, latents, ropes and top-k as published; V, F and E cut to fit memory."""
+    """Two layers with dummy weights: heads, latents, ropes and top-k as published; V, F and E are cut."""
     config = two_layers(
         read(path),
         vocab_size=512,
