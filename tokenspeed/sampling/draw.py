@@ -42,41 +42,44 @@ class Knobs:
         )
 
 
-def draw(scores: Tensor, knobs: Knobs, narrow_k: int, *, truncated: bool) -> Tensor:
+def draw(
+    scores: Tensor, knobs: Knobs, *, narrow_k: int = 0, top_k: bool = False, top_p: bool = False
+) -> Tensor:
     """Draw a token of each row.
 
-    narrow_k: the largest top_k of the rows if all are at most `NARROW_MAX`, else 0. Otherwise, `truncated`
-    false promises that no row sets top_k or top_p, which is cheaper. A row that is not finite gives some id.
+    narrow_k: the largest top_k of the rows if all are at most `NARROW_MAX`, else 0; then `top_k` and `top_p`
+    say whether any row sets them, which costs. A row that is not finite gives some id.
     """
     size = max(1, CHUNK_ELEMENTS // scores.shape[1])
     chunks = [slice(start, start + size) for start in range(0, scores.shape[0], size)]
-    return torch.cat([_draw(scores[rows], knobs.rows(rows), narrow_k, truncated) for rows in chunks])
+    return torch.cat([_draw(scores[rows], knobs.rows(rows), narrow_k, top_k, top_p) for rows in chunks])
 
 
-def _draw(scores: Tensor, knobs: Knobs, narrow_k: int, truncated: bool) -> Tensor:
-    likely = relative(scores, knobs.temperature)
-    if narrow_k:
-        likely, ids = likeliest(likely, narrow_k)
-        place = torch.arange(narrow_k, device=likely.device)
-        likely = torch.where(place < knobs.top_k[:, None], likely, 0.0)
-        return ids.gather(1, _pick(likely, knobs, top_k=False, top_p=True)[:, None])[:, 0]
-    return _pick(likely, knobs, top_k=truncated, top_p=truncated)
+def _draw(scores: Tensor, knobs: Knobs, narrow_k: int, top_k: bool, top_p: bool) -> Tensor:
+    if not narrow_k:
+        return _pick(relative(scores, knobs.temperature), knobs, top_k=top_k, top_p=top_p)
+    values, ids = likeliest(scores, narrow_k)
+    place = torch.arange(narrow_k, device=scores.device)
+    likely = relative(values, knobs.temperature).masked_fill_(place >= knobs.top_k[:, None], 0.0)
+    return ids.gather(1, _pick(likely, knobs, top_k=False, top_p=True)[:, None])[:, 0]
 
 
 def relative(scores: Tensor, temperature: Tensor) -> Tensor:
     """Return each token's probability over that of the likeliest, in [0, 1]; 0 for what is not a number."""
     shifted = scores - scores.amax(-1, keepdim=True)
-    likely = shifted.div_(temperature.float()[:, None]).exp_()
-    return torch.where(likely > 0, likely, 0.0)
+    return shifted.div_(temperature.float()[:, None]).exp_().nan_to_num_(nan=0.0)
 
 
-def likeliest(likely: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the `count` likeliest tokens of each row and their ids, best first, equals by rising id."""
-    vocab = likely.shape[1]
-    descending_id = torch.arange(vocab - 1, -1, -1, device=likely.device)
-    keys = (likely.view(torch.int32).long() << 32) | descending_id
-    ids = vocab - 1 - (keys.topk(min(count, vocab)).values & 0xFFFFFFFF)
-    return likely.gather(1, ids), ids
+def likeliest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` highest scores of each row and their ids, best first, equals by rising id."""
+    vocab = scores.shape[1]
+    bits = scores.view(torch.int32)
+    # The bits of a float as an integer are in the float's order once those of negative ones are turned over.
+    ordered = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)
+    falling_id = torch.arange(vocab - 1, -1, -1, device=scores.device)
+    keys = ordered.long().bitwise_left_shift_(32).bitwise_or_(falling_id)
+    ids = vocab - 1 - (keys.topk(count).values & 0xFFFFFFFF)
+    return scores.gather(1, ids), ids
 
 
 def _pick(likely: Tensor, knobs: Knobs, *, top_k: bool, top_p: bool) -> Tensor:
@@ -84,15 +87,14 @@ def _pick(likely: Tensor, knobs: Knobs, *, top_k: bool, top_p: bool) -> Tensor:
     weights = (likely * WEIGHT_ONE).long()
     keys = likely.view(torch.int32)  # order of non-negative floats is the order of their bits
     if top_k:
-        kept = keys >= threshold(keys, torch.ones_like(weights), knobs.top_k)[:, None]
-        weights = torch.where(kept, weights, 0)
+        weights.masked_fill_(keys < threshold(keys, torch.ones_like(weights), knobs.top_k)[:, None], 0)
     if top_p:
         target = (weights.sum(-1).double() * knobs.top_p).ceil().long().clamp_min(1)
-        kept = keys >= threshold(keys, weights, target)[:, None]
-        weights = torch.where(kept, weights, 0)
-    weights = torch.where(likely >= knobs.min_p.float()[:, None], weights, 0)
+        weights.masked_fill_(keys < threshold(keys, weights, target)[:, None], 0)
+    weights.masked_fill_(likely < knobs.min_p.float()[:, None], 0)
     reached = weights.cumsum(-1)
-    aim = (reached[:, -1].double() * knobs.chance).long()
+    total = reached[:, -1]
+    aim = torch.minimum((total.double() * knobs.chance).long(), total - 1)
     column = torch.searchsorted(reached, aim[:, None], right=True)[:, 0]
     return column.clamp_max(likely.shape[1] - 1)
 
@@ -108,10 +110,11 @@ def threshold(keys: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     above = torch.zeros(rows, 1, dtype=torch.int64, device=keys.device)
     prefix = torch.zeros(rows, 1, dtype=torch.int32, device=keys.device)
     for shift, bits in ((20, 11), (10, 10), (0, 10)):
-        inside = (keys >> (shift + bits)) == prefix
-        digits = ((keys >> shift) & ((1 << bits) - 1)).long()
+        if shift < 20:
+            weights = weights.masked_fill((keys >> (shift + bits)) != prefix, 0)
+        digits = (keys >> shift).bitwise_and_((1 << bits) - 1).long()
         histogram = torch.zeros(rows, 1 << bits, dtype=torch.int64, device=keys.device)
-        histogram.scatter_add_(1, digits, torch.where(inside, weights, 0))
+        histogram.scatter_add_(1, digits, weights)
         at_least = histogram.flip(-1).cumsum(-1).flip(-1) + above
         digit = ((at_least >= target[:, None]).sum(-1, keepdim=True) - 1).clamp_min(0)
         above = at_least.gather(1, digit) - histogram.gather(1, digit)

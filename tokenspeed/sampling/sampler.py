@@ -14,7 +14,9 @@ for the device. Stop ids and `tokens_max` are judged by the control plane, not h
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -111,18 +113,22 @@ class Sampler:
     def _choose(self, scores: Tensor, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> Tensor:
         """Choose for rows that are not plain greedy."""
         scores = self._with_edits(self._with_penalties(scores, slots), slots, positions)
-        tokens = scores.argmax(-1)
         random, top_k, top_p = self._random[slots], self._knobs[slots, 1], self._knobs[slots, 2]
         narrow = random & (top_k <= NARROW_MAX)
         truncated = random & ~narrow & ((top_k < self._vocab) | (top_p < 1))
-        whole = random & ~narrow & ~truncated
-        for members in (narrow, truncated, whole):
+        sets_k, sets_p = bool((top_k[truncated] < self._vocab).any()), bool((top_p[truncated] < 1).any())
+        ways: tuple[tuple[NDArray[np.bool_], Callable[[Tensor, Knobs], Tensor]], ...] = (
+            (~random, lambda scores, _: scores.argmax(-1)),
+            (narrow, partial(draw, narrow_k=int(top_k[narrow].max(initial=0)))),
+            (truncated, partial(draw, top_k=sets_k, top_p=sets_p)),
+            (random & ~narrow & ~truncated, draw),
+        )
+        tokens = torch.empty(len(slots), dtype=torch.int64, device=self._device)
+        for members, choose in ways:
             rows = np.flatnonzero(members)
             if len(rows):
-                narrow_k = int(top_k[rows].max()) if members is narrow else 0
                 knobs = self._knobs_of(slots[rows], positions[rows])
-                drawn = draw(self._taken(scores, rows), knobs, narrow_k, truncated=members is truncated)
-                tokens = tokens.index_copy(0, self._placed(rows), drawn)
+                tokens[self._placed(rows)] = choose(self._taken(scores, rows), knobs)
         return tokens
 
     def _knobs_of(self, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> Knobs:
