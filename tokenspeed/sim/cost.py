@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What a simulated step costs: a base, a price per token, a price per KV entry read, and seeded jitter.
 
-The prices are of no particular device; they differ by seed so that arrivals, cancels and steps interleave in every
-order. Fitting prices to measured steps is the planner's business, not this file's.
+The prices are of no particular device; they differ by seed so that arrivals, cancels and steps interleave
+in every order. Fitting prices to measured steps is the planner's business, not this file's.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""An executor without a device: it does what a plan says to a model KV memory, and objects to what a plan may not say.
+"""An executor without a device: it does to a model KV memory what a plan says, and objects to a wrong plan.
 
-In: plans and binds, as the real executor gets them. Out: a token per sampled row, drawn from the fingerprint of all the
-context that the row really read through its block table. State per slot: the table as the deltas left it, the history
-as bound and sampled, and how much of it lies in KV. Steps take effect at launch, as on a device stream; their tokens
-are seen at retire, and the clock moves to their end.
+In: plans and binds, as the real executor gets them. Out: a token per sampled row, drawn from the
+fingerprint of all the context that the row really read through its block table. State per slot: the table
+as the deltas left it, the history as bound and sampled, and how much of it lies in KV. Steps take effect at
+launch, as on a device stream; their tokens are seen at retire, and the clock moves to their end.
 
 Checked at every launch, before anything is computed:
-- I5 rows, tokens, prefill tokens, slots, blocks and context are within the limits; decode rows first, one token each;
-- I6 a block written by a step in flight is not given to, read or written by another request, a block read by a step in
-  flight is not written by another, and its slots are not bound again;
-- I7 a row starts where its KV ends, carries the tokens of its history (or -1 for the one sampled last), is sampled
-  exactly when it reaches the end, and writes slots that no other row writes;
+- I5 rows, tokens, prefill tokens, slots, blocks and context are within the limits; decode rows first, one
+  token each;
+- I6 a block written by a step in flight is not given to, read or written by another request, a block read
+  by a step in flight is not written by another, and its slots are not bound again;
+- I7 a row starts where its KV ends, carries the tokens of its history (or -1 for the one sampled last), is
+  sampled exactly when it reaches the end, and writes slots that no other row writes;
 - I9 retires come in launch order;
 - memory: see `memory.py`.
-Whether the tokens are right is the oracle's question. Does not know the scheduler, nor what requests are still alive.
+
+Whether the tokens are right is the oracle's question. Does not know the scheduler, nor which requests live.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ from tokenspeed.sim import model
 from tokenspeed.sim.cost import StepCost
 from tokenspeed.sim.memory import Memory
 from tokenspeed.sim.trace import Trace
-from tokenspeed.sim.violation import Violation
+from tokenspeed.sim.violation import ViolationError
 
 NO_BLOCK: Final = -1
 LAST_SAMPLED: Final = -1
+NOT_FINITE: Final = -1
 SHARED: Final = -1  # in `Flight.reads`: more than one request reads this block
 
 
@@ -76,15 +79,15 @@ class Flight:
     step: int
     end_us: int = 0
     tokens: list[int] = field(default_factory=list)
-    faults: dict[int, int] = field(default_factory=dict)  # position in `tokens` -> request id
+    sampled_ids: list[int] = field(default_factory=list)
     slots: frozenset[int] = frozenset()
     writes: dict[int, int] = field(default_factory=dict)  # block -> request id
     reads: dict[int, int] = field(default_factory=dict)  # block -> request id or SHARED
 
 
 class SimExecutor:
-    """`salt_of` gives the tenant's salt of a request id, which the real executor has no need to know; `faulted` is told
-    the request of each row that comes out as not finite, at its retire."""
+    """`salt_of` gives the tenant's salt of a request id, which the real executor has no need to know;
+    `faulted` is told the request of each row that comes out as not finite, at its retire."""
 
     def __init__(
         self,
@@ -121,16 +124,16 @@ class SimExecutor:
     def bind(self, slot: int, sampling: SamplingParams, prompt: np.ndarray, output: np.ndarray) -> None:
         """Give a slot to a request, with all its tokens so far; the next plan must bind it too."""
         if not 0 <= slot < self._limits.slots_max:
-            raise Violation("I5", f"slot {slot} of {self._limits.slots_max} bound")
+            raise ViolationError("I5", f"slot {slot} of {self._limits.slots_max} bound")
         if slot in self._pending:
-            raise Violation("I7", f"slot {slot} bound twice before one launch")
+            raise ViolationError("I7", f"slot {slot} bound twice before one launch")
         history = prompt.tolist() + output.tolist()
         self._pending[slot] = Occupant(-1, sampling.seed, history, [NO_BLOCK] * self._indexes_max)
 
     def launch(self, plan: Plan) -> Flight:
         """Run a step; its tokens come out of `retire`."""
         if plan.step <= self._last_step:
-            raise Violation("I9", f"step {plan.step} launched after step {self._last_step}")
+            raise ViolationError("I9", f"step {plan.step} launched after step {self._last_step}")
         self._last_step = plan.step
         self._bind_slots(plan)
         self._apply_deltas(plan)
@@ -143,9 +146,8 @@ class SimExecutor:
         for row in rows:
             token = self._compute(row, flight)
             if token is not None:
-                if self._random.random() < self._fault_chance:
-                    flight.faults[len(flight.tokens)] = row.occupant.request_id
                 flight.tokens.append(token)
+                flight.sampled_ids.append(row.occupant.request_id)
         self._time(flight, rows)
         self._flights.append(flight)
         self._count(plan, rows)
@@ -154,30 +156,36 @@ class SimExecutor:
     def retire(self, flight: Flight) -> StepResult:
         """Wait for a step and read its tokens."""
         if not self._flights or flight is not self._flights[0]:
-            raise Violation("I9", f"step {flight.step} retired out of order")
+            raise ViolationError("I9", f"step {flight.step} retired out of order")
         self._flights.popleft()
         self._clock.advance_us(max(0, flight.end_us - self._clock.now_us()))
-        for request_id in flight.faults.values():
-            self._trace.note("request {} is not finite in step {}", request_id, flight.step)
-            self._trace.reached["rows not finite"] += 1
-            self._faulted(request_id)
-        tokens = np.array(flight.tokens, dtype=np.int32)
-        return StepResult(flight.step, tokens, faults=tuple(flight.faults))
+        for index, request_id in enumerate(flight.sampled_ids):
+            if self._random.random() < self._fault_chance:
+                self._trace.note("request {} is not finite in step {}", request_id, flight.step)
+                self._trace.reached["rows not finite"] += 1
+                self._faulted(request_id)
+                flight.tokens[index] = NOT_FINITE
+        return StepResult(flight.step, np.array(flight.tokens, dtype=np.int32))
 
     def _bind_slots(self, plan: Plan) -> None:
         slots = plan.bound_slots.tolist()
         if sorted(slots) != sorted(self._pending):
-            raise Violation("I7", f"step {plan.step} binds slots {slots}, the loop bound {sorted(self._pending)}")
+            raise ViolationError(
+                "I7", f"step {plan.step} binds slots {slots}, the loop bound {sorted(self._pending)}"
+            )
         block_tokens = self._limits.block_tokens
         bound = zip(slots, plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True)
         for slot, request_id, cached in bound:
             occupant = self._pending[slot]
             for flight in self._flights:
                 if slot in flight.slots:
-                    raise Violation("I6", f"slot {slot} given to request {request_id} while step {flight.step} uses it")
+                    raise ViolationError(
+                        "I6", f"slot {slot} given to request {request_id} while step {flight.step} uses it"
+                    )
             if not 0 <= cached < len(occupant.history) or cached % block_tokens:
-                raise Violation(
-                    "cache", f"request {request_id}: a hit of {cached} in a history of {len(occupant.history)} tokens"
+                raise ViolationError(
+                    "cache",
+                    f"request {request_id}: a hit of {cached} in a history of {len(occupant.history)} tokens",
                 )
             occupant.request_id = request_id
             occupant.root = model.root(self._salt_of(request_id))
@@ -191,15 +199,19 @@ class SimExecutor:
         )
         for slot, index, block in deltas:
             occupant = self._occupants[slot] if 0 <= slot < self._limits.slots_max else None
-            if occupant is None or not 0 <= index < self._indexes_max or not 0 <= block < self._limits.blocks_total:
-                raise Violation("I5", f"table[{slot}, {index}] = {block} is out of range")
+            if (
+                occupant is None
+                or not 0 <= index < self._indexes_max
+                or not 0 <= block < self._limits.blocks_total
+            ):
+                raise ViolationError("I5", f"table[{slot}, {index}] = {block} is out of range")
             for flight in self._flights:
                 writer = flight.writes.get(block, occupant.request_id)
                 if writer != occupant.request_id:
-                    raise Violation(
+                    raise ViolationError(
                         "I6",
-                        f"block {block} given to request {occupant.request_id} while step {flight.step} writes it "
-                        f"for request {writer}",
+                        f"block {block} given to request {occupant.request_id} while step {flight.step} "
+                        f"writes it for request {writer}",
                     )
             occupant.table[index] = block
 
@@ -219,14 +231,16 @@ class SimExecutor:
         for request_id, slot, start, length, sampled in facts:
             occupant = self._occupants[slot] if 0 <= slot < self._limits.slots_max else None
             if occupant is None or occupant.request_id != request_id:
-                raise Violation("I7", f"request {request_id} planned in slot {slot}, which is not its own")
+                raise ViolationError(
+                    "I7", f"request {request_id} planned in slot {slot}, which is not its own"
+                )
             if slot in seen:
-                raise Violation("I7", f"two rows for slot {slot}")
+                raise ViolationError("I7", f"two rows for slot {slot}")
             seen.add(slot)
             rows.append(Row(occupant, start, tokens[at : at + length], bool(sampled)))
             at += length
         if at != len(tokens):
-            raise Violation("I7", f"rows of {at} tokens in a plan of {len(tokens)}")
+            raise ViolationError("I7", f"rows of {at} tokens in a plan of {len(tokens)}")
         return rows
 
     def _check_budgets(self, plan: Plan, rows: list[Row]) -> None:
@@ -234,34 +248,34 @@ class SimExecutor:
         tokens = sum(len(row.tokens) for row in rows)
         prefill = tokens - plan.decode_rows
         if not rows or plan.rows != len(rows):
-            raise Violation("I5", f"a plan of {plan.rows} rows holds {len(rows)}")
+            raise ViolationError("I5", f"a plan of {plan.rows} rows holds {len(rows)}")
         if len(rows) > limits.rows_per_step_max:
-            raise Violation("I5", f"{len(rows)} rows, at most {limits.rows_per_step_max}")
+            raise ViolationError("I5", f"{len(rows)} rows, at most {limits.rows_per_step_max}")
         if tokens > limits.tokens_per_step_max:
-            raise Violation("I5", f"{tokens} tokens, at most {limits.tokens_per_step_max}")
+            raise ViolationError("I5", f"{tokens} tokens, at most {limits.tokens_per_step_max}")
         if prefill > limits.prefill_tokens_max:
-            raise Violation("I5", f"{prefill} prefill tokens, at most {limits.prefill_tokens_max}")
+            raise ViolationError("I5", f"{prefill} prefill tokens, at most {limits.prefill_tokens_max}")
         if any(len(row.tokens) != 1 or not row.sampled for row in rows[: plan.decode_rows]):
-            raise Violation("I5", f"the first {plan.decode_rows} rows are not all decodes of one token")
+            raise ViolationError("I5", f"the first {plan.decode_rows} rows are not all decodes of one token")
 
     def _check_row(self, row: Row) -> None:
         occupant, history = row.occupant, row.occupant.history
         who = f"request {occupant.request_id}"
         if not row.tokens:
-            raise Violation("I7", f"{who}: an empty row")
+            raise ViolationError("I7", f"{who}: an empty row")
         if row.start != occupant.context:
-            raise Violation("I7", f"{who} starts at {row.start} with {occupant.context} tokens in KV")
+            raise ViolationError("I7", f"{who} starts at {row.start} with {occupant.context} tokens in KV")
         if row.end > self._limits.context_tokens_max:
-            raise Violation("I5", f"{who} reaches {row.end} of {self._limits.context_tokens_max} tokens")
+            raise ViolationError("I5", f"{who} reaches {row.end} of {self._limits.context_tokens_max} tokens")
         if row.end > len(history):
-            raise Violation("I7", f"{who} computes up to {row.end}, its history ends at {len(history)}")
+            raise ViolationError("I7", f"{who} computes up to {row.end}, its history ends at {len(history)}")
         if row.sampled != (row.end == len(history)):
-            raise Violation("I7", f"{who}: sampled={row.sampled} at {row.end} of {len(history)} tokens")
+            raise ViolationError("I7", f"{who}: sampled={row.sampled} at {row.end} of {len(history)} tokens")
         if row.tokens == [LAST_SAMPLED] and occupant.has_sampled:
             row.tokens[-1] = history[-1]
             self._trace.reached["token taken from the device"] += 1
         if row.tokens != history[row.start : row.end]:
-            raise Violation("I7", f"{who}: the tokens planned at {row.start}:{row.end} are not its own")
+            raise ViolationError("I7", f"{who}: the tokens planned at {row.start}:{row.end} are not its own")
 
     def _claim(self, row: Row, flight: Flight) -> None:
         """Enter the blocks a row writes; none may belong to another row or another step in flight."""
@@ -269,14 +283,20 @@ class SimExecutor:
         block_tokens = self._limits.block_tokens
         for block in table[row.start // block_tokens : (row.end - 1) // block_tokens + 1]:
             if block == NO_BLOCK:
-                raise Violation("I7", f"request {request_id} has no block for tokens {row.start}:{row.end}")
+                raise ViolationError(
+                    "I7", f"request {request_id} has no block for tokens {row.start}:{row.end}"
+                )
             if block in flight.writes:
-                raise Violation("I7", f"requests {flight.writes[block]} and {request_id} both write block {block}")
+                raise ViolationError(
+                    "I7", f"requests {flight.writes[block]} and {request_id} both write block {block}"
+                )
             flight.writes[block] = request_id
             for other in self._flights:
                 users = other.writes.get(block, request_id), other.reads.get(block, request_id)
                 if users != (request_id, request_id):
-                    raise Violation("I6", f"request {request_id} writes block {block}, in use by step {other.step}")
+                    raise ViolationError(
+                        "I6", f"request {request_id} writes block {block}, in use by step {other.step}"
+                    )
 
     def _compute(self, row: Row, flight: Flight) -> int | None:
         """Read the context through the table, write the new KV, sample."""
@@ -305,12 +325,16 @@ class SimExecutor:
 
     def _check_read(self, request_id: int, block: int, flight: Flight) -> None:
         if block == NO_BLOCK:
-            raise Violation("memory", f"request {request_id} reads through a hole in its table")
+            raise ViolationError("memory", f"request {request_id} reads through a hole in its table")
         if flight.writes.get(block, request_id) != request_id:
-            raise Violation("I6", f"request {request_id} reads block {block}, written by another row of its step")
+            raise ViolationError(
+                "I6", f"request {request_id} reads block {block}, written by another row of its step"
+            )
         for other in self._flights:
             if other.writes.get(block, request_id) != request_id:
-                raise Violation("I6", f"request {request_id} reads block {block}, written by step {other.step}")
+                raise ViolationError(
+                    "I6", f"request {request_id} reads block {block}, written by step {other.step}"
+                )
         if flight.reads.setdefault(block, request_id) != request_id:
             flight.reads[block] = SHARED
 

@@ -51,7 +51,8 @@ def _many(first: int, count: int, cut: Cut, *, jobs: int) -> int:
     tally = run_seeds(first, count, cut, jobs=jobs, progress=progress)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    print("\n".join(report.summary(tally, time.monotonic() - start)))
+    print("\n".join(report.summary(tally)))
+    print(f"\n{time.monotonic() - start:.1f} s in {jobs} processes")
     for failed in sorted(tally.failures, key=lambda run: run.seed)[:1]:
         run, least = shrink(failed, cut)
         print()
@@ -61,14 +62,21 @@ def _many(first: int, count: int, cut: Cut, *, jobs: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="tokenspeed sim", description="Run the real control plane and loop over seeded, simulated worlds."
+        prog="tokenspeed sim",
+        description="Run the real control plane and loop over seeded, simulated worlds.",
     )
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many worlds (default 1000)")
-    parser.add_argument("--from", type=int, default=0, dest="first", metavar="SEED", help="the first seed (default 0)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: cores)")
+    parser.add_argument(
+        "--from", type=int, default=0, dest="first", metavar="SEED", help="the first seed (default 0)"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: cores)"
+    )
     parser.add_argument("--seed", type=int, metavar="SEED", help="run this world alone")
     parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
-    parser.add_argument("--without", type=_names, default=frozenset(), metavar="FEATURE,..", help="features to leave out")
+    parser.add_argument(
+        "--without", type=_names, default=frozenset(), metavar="FEATURE,..", help="features to leave out"
+    )
     parser.add_argument("--sessions", type=_indexes, metavar="I,..", help="keep only these sessions")
     return parser
 

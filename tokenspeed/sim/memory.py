@@ -4,17 +4,17 @@
     block 7   head  f0 | slots  f1 f2 f3 .. | chained 3
                         f1 = fold(f0, token at offset 0), f2 = fold(f1, token at offset 1), ...
 
-A slot holds the fingerprint of the whole history up to its token, as a real KV entry depends on all tokens before it.
-`chained` counts the leading slots that follow from one another; slots behind them are of some other history, or were
-never written. Reading a span therefore costs one comparison, and a block that was swapped, overwritten, half filled
-or filled for another tenant cannot be read as if it were right.
+A slot holds the fingerprint of the whole history up to its token, as a real KV entry depends on all tokens
+before it. `chained` counts the leading slots that follow from one another; slots behind them are of some
+other history, or were never written. Reading a span therefore costs one comparison, and a block that was
+swapped, overwritten, half filled or filled for another tenant cannot be read as if it were right.
 
 Does not know requests, tables or ownership: that is the executor's part.
 """
 
 from __future__ import annotations
 
-from tokenspeed.sim.violation import Violation
+from tokenspeed.sim.violation import ViolationError
 
 UNWRITTEN = -1
 
@@ -31,9 +31,13 @@ class Memory:
     def read(self, block: int, count: int, fingerprint: int) -> int:
         """The fingerprint after the first `count` slots, which must continue the history `fingerprint`."""
         if self._chained[block] < count:
-            raise Violation("memory", f"reads {count} slots of block {block}, of which {self._chained[block]} are whole")
+            raise ViolationError(
+                "memory", f"reads {count} slots of block {block}, of which {self._chained[block]} are whole"
+            )
         if self._heads[block] != fingerprint:
-            raise Violation("memory", f"block {block} continues another history than the block before it")
+            raise ViolationError(
+                "memory", f"block {block} continues another history than the block before it"
+            )
         return self._slots[block][count - 1]
 
     def write(self, block: int, offset: int, history: list[int]) -> None:
@@ -42,7 +46,9 @@ class Memory:
         if offset == 0:
             self._heads[block] = history[0]
         elif self._chained[block] < offset or slots[offset - 1] != history[0]:
-            raise Violation("memory", f"block {block}: offset {offset} does not follow what lies before it")
+            raise ViolationError(
+                "memory", f"block {block}: offset {offset} does not follow what lies before it"
+            )
         count = len(history) - 1
         slots[offset : offset + count] = history[1:]
         self._chained[block] = offset + count

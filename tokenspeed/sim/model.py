@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The simulated model: a pure function from a token history to the next token.
 
-A history is folded into a *fingerprint*, one int below 2^61-1: `root(salt)` is the empty history of a tenant, `fold`
-appends tokens. The next token is drawn from the fingerprint and the request's seed. Two different histories have the
-same fingerprint, or the same next token, with a probability of about one in a million, so any confusion about what a
-row has really read shows in what it says.
+A history is folded into a *fingerprint*, one int below 2^61-1: `root(salt)` is the empty history of a
+tenant, `fold` appends tokens. The next token is drawn from the fingerprint and the request's seed. Two
+different histories have the same fingerprint, or the same next token, with a probability of about one in a
+million, so any confusion about what a row has really read shows in what it says.
 
-The executor folds what lies in the blocks a table names; the oracle folds what the request alone would have read.
-Neither knows the other. Tokens are 0 .. VOCAB-1; prompts draw from all of them.
+The executor folds what lies in the blocks a table names; the oracle folds what the request alone would have
+read. Neither knows the other. Tokens are 0 .. VOCAB-1; prompts draw from all of them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """What every request must say and how it must end, known without the control plane.
 
-In: requests before they are sent, then what is heard of them. Out: nothing, or a `Violation`. The answer of a request is
-that of a lone run without a cache: `model.complete` on its own history, cut at the first stop id that counts or at
-`tokens_max`. Batching, chunking, overlap, prefix hits, retraction and other requests must not show in it.
+In: requests before they are sent, then what is heard of them. Out: nothing, or a `ViolationError`.
+The answer of a request is that of a lone run without a cache: `model.complete` on its own history, cut at
+the first stop id that counts or at `tokens_max`. Batching, chunking, overlap, prefix hits, retraction and
+other requests must not show in it.
 
-Each listener has its own `Oracle` over the same expectations: one hears the control plane's outcomes, one hears what
-reaches the clients. Keeps I8: an accepted request is closed exactly once, with the right reason, and then silent.
+Each listener has its own `Oracle` over the same expectations: one hears the control plane's outcomes, one
+hears what reaches the clients. Keeps I8: an accepted request is closed exactly once, with the right reason,
+and then silent.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tokenspeed.sim import model
-from tokenspeed.sim.violation import Violation
+from tokenspeed.sim.violation import ViolationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,26 +89,36 @@ class Oracle:
         """The request is in the engine."""
         request_id = expectation.request_id
         if request_id in self.live or request_id in self.closed:
-            raise Violation("I8", f"{self._who(request_id)} accepted twice")
+            raise ViolationError("I8", f"{self._who(request_id)} accepted twice")
         self.live[request_id] = Account(expectation)
 
     def leave(self, request_id: int, finish: str, *, must: bool) -> None:
-        """The live request may (or must, and then without another token) end with `finish` instead of its own end."""
+        """The live request may (or must, and then without another token) end with `finish` instead of its
+        own end."""
         account = self.live[request_id]
         account.leaving = Leaving.MUST if must else Leaving.MAY
         account.leaving_as = finish
+
+    def stay(self, request_id: int) -> None:
+        """The request goes on after all."""
+        account = self.live[request_id]
+        account.leaving, account.leaving_as = Leaving.NO, ""
 
     def hear(self, request_id: int, tokens: list[int], finish: str | None) -> Account:
         """The request said `tokens`, and ended if `finish` is set."""
         account = self.live.get(request_id)
         if account is None:
             state = self.closed.get(request_id, "never accepted")
-            raise Violation("I8", f"{self._who(request_id)}: {tokens}, finish {finish}, but it was {state}")
+            raise ViolationError(
+                "I8", f"{self._who(request_id)}: {tokens}, finish {finish}, but it was {state}"
+            )
         expectation = account.expectation
         at = account.emitted
         expected = list(expectation.answer[at : at + len(tokens)])
         if tokens != expected:
-            raise Violation("tokens", f"{self._who(request_id)}: {tokens} at {at}, alone it says {expected}")
+            raise ViolationError(
+                "tokens", f"{self._who(request_id)}: {tokens} at {at}, alone it says {expected}"
+            )
         account.emitted += len(tokens)
         self._check_finish(account, tokens, finish)
         if finish is not None:
@@ -117,7 +129,7 @@ class Oracle:
     def close(self) -> None:
         """The world has come to rest: nothing may be open."""
         if self.live:
-            raise Violation("I8", f"{self._listener}: requests {sorted(self.live)} never ended")
+            raise ViolationError("I8", f"{self._listener}: requests {sorted(self.live)} never ended")
 
     def _check_finish(self, account: Account, tokens: list[int], finish: str | None) -> None:
         if finish is not None and finish == account.leaving_as and not tokens:
@@ -125,13 +137,15 @@ class Oracle:
         expectation = account.expectation
         who = self._who(expectation.request_id)
         if account.leaving is Leaving.MUST:
-            raise Violation("I8", f"{who}: {tokens}, finish {finish}, but it must end as {account.leaving_as}")
+            raise ViolationError(
+                "I8", f"{who}: {tokens}, finish {finish}, but it must end as {account.leaving_as}"
+            )
         complete = account.emitted == len(expectation.answer)
         if finish != (expectation.finish if complete else None) or not tokens:
-            raise Violation(
+            raise ViolationError(
                 "I8",
-                f"{who}: finish {finish} at {account.emitted} tokens, alone it ends with {expectation.finish} "
-                f"at {len(expectation.answer)}",
+                f"{who}: finish {finish} at {account.emitted} tokens, "
+                f"alone it ends with {expectation.finish} at {len(expectation.answer)}",
             )
 
     def _who(self, request_id: int) -> str:

@@ -43,10 +43,10 @@ class Tally:
         self.failures.extend(other.failures)
 
 
-def summary(tally: Tally, seconds: float) -> Iterator[str]:
+def summary(tally: Tally) -> Iterator[str]:
     """The report of a run of many seeds, line by line."""
     steps = tally.reached["steps"]
-    yield f"{tally.seeds} seeds, {len(tally.failures)} failed, {steps} steps, {seconds:.1f} s"
+    yield f"{tally.seeds} seeds, {len(tally.failures)} failed, {steps} steps"
     yield ""
     yield f"{'reached':<44}{'times':>12}{'seeds':>10}"
     for name in sorted(tally.reached):

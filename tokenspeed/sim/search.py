@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Running many seeds, and making a failing one small.
 
-In: a range of seeds. Out: a `Tally`; or the least `Cut` of a seed's world that still breaks the same law. Seeds are
-independent, so they are spread over processes in spans; a failure ends the search after the spans in progress.
+In: a range of seeds. Out: a `Tally`; or the least `Cut` of a seed's world that still breaks the same law.
+Seeds are independent, so they are spread over processes in spans; a failure ends the search after the spans
+in progress.
 """
 
 from __future__ import annotations
@@ -75,12 +76,17 @@ def run_seeds(first: int, count: int, cut: Cut, *, jobs: int, progress: Callable
 
 def shrink(failed: Run, cut: Cut) -> tuple[Run, Cut]:
     """Leave out features and sessions one at a time while the same law still breaks."""
-    sessions = range(len(draw(failed.seed, without=cut.without).sessions)) if cut.sessions is None else cut.sessions
+    sessions = (
+        range(len(draw(failed.seed, without=cut.without).sessions)) if cut.sessions is None else cut.sessions
+    )
     cut = replace(cut, sessions=frozenset(sessions))
     changed = True
     while changed:
         changed = False
-        smaller = [replace(cut, sessions=(cut.sessions or frozenset()) - {index}) for index in sorted(cut.sessions or ())]
+        smaller = [
+            replace(cut, sessions=(cut.sessions or frozenset()) - {index})
+            for index in sorted(cut.sessions or ())
+        ]
         smaller += [replace(cut, without=cut.without | {name}) for name in sorted(failed.features)]
         for candidate in smaller:
             again = run_seed(failed.seed, candidate)

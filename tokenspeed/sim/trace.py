@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What happened in a run, in order: the last events always, all of them on request, and counts of what was reached.
+"""What happened in a run, in order: the last events always, all of them on request, and counts of what was
+reached.
 
-Recording is on in every seed, so it must cost little: an event is a tuple, made into words only when somebody reads it.
+Recording is on in every seed, so it must cost little: an event is a tuple, made into words only when
+somebody reads it.
 """
 
 from __future__ import annotations

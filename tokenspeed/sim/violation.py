@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The one way a simulation fails: a law was broken, and this says which and how.
 
-`law` is a short name, the same in code, reports and docs (see `LAWS`). A violation is never caught by the code under
-test: it ends the seed.
+`law` is a short name, the same in code, reports and docs (see `LAWS`). A violation is never caught by the
+code under test: it ends the seed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LAWS: Final[dict[str, str]] = {
 }
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """A broken law; `law` is a key of `LAWS`."""
 
     def __init__(self, law: str, message: str) -> None:

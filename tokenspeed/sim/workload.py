@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What happens in a seed's world: limits, prices, clients and accidents, drawn before it starts.
 
-In: a seed, and what to leave out. Out: a `Scenario`, plain frozen values. Every seed switches each `FEATURES` entry on
-or off by itself (swarm testing): a run that exercises everything at once reaches fewer states than many that each
-exercise some things hard. Every session draws from its own stream, so leaving one out, or switching a feature off,
-changes as little as possible of the rest: that is what makes shrinking work.
+In: a seed, and what to leave out. Out: a `Scenario`, plain frozen values. Every seed switches each
+`FEATURES` entry on or off by itself (swarm testing): a run that exercises everything at once reaches fewer
+states than many that each exercise some things hard. Every session draws from its own stream, so leaving
+one out, or switching a feature off, changes as little as possible of the rest: that is what makes shrinking
+work.
 
 Does not know the scheduler's state and does not react: `clients` does.
 """
@@ -30,7 +31,8 @@ FEATURES: Final[dict[str, str]] = {
     "minimums": "stop ids do not count before tokens_min",
     "cancels": "clients leave, at any moment",
     "strange-calls": "late, repeated and unknown results, cancels and request ids reach the control plane",
-    "tight-pool": "running requests outgrow the pool and are retracted",
+    "tight-pool": "blocks run out: prefixes are evicted, requests retracted",
+    "talkative": "short prompts, long answers, so that requests outgrow what they were admitted with",
     "tight-steps": "few rows and tokens fit a step, prompts come in chunks",
     "tight-queue": "few requests may wait or run",
     "misfits": "prompts that are empty, too long or larger than the pool",
@@ -40,6 +42,9 @@ FEATURES: Final[dict[str, str]] = {
     "flushes": "the prefix tree is emptied while requests run",
 }
 """Switches of a world, and what each brings."""
+
+SELDOM: Final = frozenset({"tight-queue", "talkative", "flushes"})
+"""Features that keep others from being reached."""
 
 TENANTS: Final = (b"", b"tenant-a", b"tenant-b")
 
@@ -88,14 +93,18 @@ def stream(seed: int, name: str) -> Random:
     return Random(f"{seed}/{name}")
 
 
-def draw(seed: int, *, without: frozenset[str] = frozenset(), sessions: frozenset[int] | None = None) -> Scenario:
+def draw(
+    seed: int, *, without: frozenset[str] = frozenset(), sessions: frozenset[int] | None = None
+) -> Scenario:
     """The world of a seed; `without` names features to switch off, `sessions` the only sessions to keep."""
     random = stream(seed, "world")
-    switched = {name for name in FEATURES if random.random() < 0.6}
+    switched = {name for name in FEATURES if random.random() < (0.25 if name in SELDOM else 0.55)}
     features = frozenset(switched - without)
     options = _options(seed, features)
-    system = tuple(random.randrange(model.VOCAB) for _ in range(random.randrange(3 * options.block_tokens + 2)))
-    count = random.randint(1, 6)
+    system = tuple(
+        random.randrange(model.VOCAB) for _ in range(random.randrange(3 * options.block_tokens + 2))
+    )
+    count = random.randint(1, 8)
     drawn = [_session(seed, index, features, options, system) for index in range(count)]
     flushes = tuple(random.randrange(200_000) for _ in range(3)) if "flushes" in features else ()
     return Scenario(
@@ -117,7 +126,7 @@ def _options(seed: int, features: frozenset[str]) -> SchedulerOptions:
     context_blocks = -(-context_tokens_max // block_tokens)
     blocks_total = context_blocks * 12
     if "tight-pool" in features:
-        blocks_total = max(2, int(context_blocks * random.choice((0.7, 1.0, 1.3, 2.0))))
+        blocks_total = max(2, int(context_blocks * random.choice((0.5, 0.7, 1.0, 1.5))))
     slots_max = random.randint(1, 3) if "tight-queue" in features else random.randint(4, 12)
     tight = "tight-steps" in features
     rows_per_step_max = random.randint(1, 4) if tight else slots_max
@@ -129,7 +138,7 @@ def _options(seed: int, features: frozenset[str]) -> SchedulerOptions:
         tokens_per_step_max=tokens_per_step_max,
         rows_per_step_max=rows_per_step_max,
         prefill_tokens_max=random.randint(1, tokens_per_step_max),
-        waiting_max=random.randint(1, 3) if "tight-queue" in features else 64,
+        waiting_max=random.randint(1, 6) if "tight-queue" in features else 64,
         context_tokens_max=context_tokens_max,
         prefix_cache="prefix-cache" in features,
         overlap="overlap" in features,
@@ -170,10 +179,16 @@ def _turn(
 ) -> Turn:
     length = random.choice((1, 2, 5, 12, 30)) + random.randrange(options.block_tokens)
     tokens_max = random.choice((1, 2, 4, 8, 16)) + random.randrange(3)
+    if "talkative" in features:
+        length, tokens_max = random.randint(1, 6), random.randint(8, 40)
     gap_us = 0 if "bursts" in features else random.choice((0, 3_000, 40_000))
     stop_after = random.randrange(2 * tokens_max)
     tokens_min = random.randint(0, tokens_max)
-    cancel, cancel_us, cancel_tokens = random.random(), random.randrange(60_000), random.randrange(tokens_max + 1)
+    cancel, cancel_us, cancel_tokens = (
+        random.random(),
+        random.randrange(60_000),
+        random.randrange(tokens_max + 1),
+    )
     misfit, misfit_tokens = random.random(), random.choice((0, 1, 2))
     priority = random.randint(-2, 2)
     if misfit < 0.1 and "misfits" in features:

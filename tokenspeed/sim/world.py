@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""One seed from beginning to end: the real desk and loop between clients, a watched scheduler and a simulated executor.
+"""One seed from beginning to end: the real desk and loop between clients, a watched scheduler and a
+simulated executor.
 
-In: a `Scenario`. Out: a `Run`, passed or with the law that broke. The clock is the world's own and moves only when a
-step ends or everybody waits. Anything the code under test raises ends the seed, never the simulator.
+In: a `Scenario`. Out: a `Run`, passed or with the law that broke. The clock is the world's own and moves
+only when a step ends or everybody waits. Anything the code under test raises ends the seed, never the
+simulator.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from collections import Counter
 from dataclasses import dataclass
 
 from tokenspeed.base.clock import FakeClock
+from tokenspeed.control import InvariantError
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import Loop
 from tokenspeed.sim import model
 from tokenspeed.sim.clients import Clients
 from tokenspeed.sim.executor import SimExecutor
 from tokenspeed.sim.trace import Trace
-from tokenspeed.sim.violation import Violation
+from tokenspeed.sim.violation import ViolationError
 from tokenspeed.sim.witness import Witness
 from tokenspeed.sim.workload import Scenario, stream
 
@@ -42,12 +45,12 @@ def run(scenario: Scenario, *, aloud: bool = False) -> Run:
     law = message = None
     try:
         _live(scenario, clock, trace)
-    except Violation as violation:
+    except ViolationError as violation:
         law, message = violation.law, str(violation)
-    except Exception as error:  # noqa: BLE001 - whatever the code under test raises is a finding
+    except InvariantError as error:
+        law, message = "check", f"check: {error}"
+    except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
         law, message = "crash", f"crash: {traceback.format_exc()}"
-        if "I" in str(error):
-            law = "check"
     return Run(scenario.seed, scenario.features, law, message, trace.reached, trace.lines())
 
 
@@ -73,5 +76,5 @@ def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
     desk = Desk(witness, vocab_size=model.VOCAB)
     Loop(desk, executor, clients, clients, clock, overlap=scenario.options.overlap).run()
     if executor.flights:
-        raise Violation("leak", f"{executor.flights} steps in flight at rest")
+        raise ViolationError("leak", f"{executor.flights} steps in flight at rest")
     witness.rest()

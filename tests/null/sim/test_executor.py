@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The simulated executor: right plans give the lone run's tokens, each kind of wrong plan is a violation of its law."""
+"""The simulated executor: right plans give the lone run's tokens, each kind of wrong plan is a violation of
+its law."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
 import pytest
 
-from tests.null.sim.plans import HandPlan, Row
 from tokenspeed.base.clock import FakeClock
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.control import SchedulerOptions
@@ -16,11 +17,53 @@ from tokenspeed.sim import model
 from tokenspeed.sim.cost import StepCost
 from tokenspeed.sim.executor import SimExecutor
 from tokenspeed.sim.trace import Trace
-from tokenspeed.sim.violation import Violation
+from tokenspeed.sim.violation import ViolationError
 
 P = 4  # tokens per block
 SALTS = {1: b"", 2: b"", 3: b"other"}
 PROMPT = [11, 12, 13, 14, 15, 16]
+
+
+@dataclass
+class Row:
+    request_id: int
+    slot: int
+    start: int
+    tokens: list[int]
+    sampled: bool
+
+
+@dataclass
+class HandPlan:
+    """The shape of `control.Plan`; deltas are (slot, index, block), bound are (slot, request id, cached
+    tokens)."""
+
+    step: int
+    row_list: list[Row]
+    deltas: list[tuple[int, int, int]] = field(default_factory=list)
+    bound: list[tuple[int, int, int]] = field(default_factory=list)
+    decode_rows: int = 0
+
+    def __post_init__(self) -> None:
+        rows = self.row_list
+        self.rows = len(rows)
+        self.request_ids = np.array([row.request_id for row in rows], dtype=np.uint64)
+        self.slots = _int32(row.slot for row in rows)
+        self.starts = _int32(row.start for row in rows)
+        self.lengths = _int32(len(row.tokens) for row in rows)
+        self.sampled = np.array([row.sampled for row in rows], dtype=np.uint8)
+        self.tokens = _int32(token for row in rows for token in row.tokens)
+        self.table_slots, self.table_indexes, self.table_blocks = (
+            _int32(delta[column] for delta in self.deltas) for column in range(3)
+        )
+        self.bound_slots, self.cached_tokens = (
+            _int32(bound[column] for bound in self.bound) for column in (0, 2)
+        )
+        self.bound_request_ids = np.array([bound[1] for bound in self.bound], dtype=np.uint64)
+
+
+def _int32(values) -> np.ndarray:
+    return np.array(list(values), dtype=np.int32)
 
 
 class Stage:
@@ -83,7 +126,7 @@ def lone(salt: bytes, count: int, seed: int = 7, prompt: list[int] = PROMPT) -> 
 
 
 def breaks(law: str):
-    return pytest.raises(Violation, match=f"^{law}: ")
+    return pytest.raises(ViolationError, match=f"^{law}: ")
 
 
 def test_whole_prompt_and_decode_say_what_the_lone_run_says() -> None:
@@ -125,7 +168,9 @@ def test_resumed_request_continues_its_output() -> None:
     first = stage.prefill()
     stage.bind(2, PROMPT, [first])
     deltas = [(2, 0, 4), (2, 1, 5)]
-    assert stage.run(Row(1, 2, 0, [*PROMPT, first], True), deltas=deltas, bound=[(2, 1, 0)]) == lone(b"", 2)[1:]
+    assert (
+        stage.run(Row(1, 2, 0, [*PROMPT, first], True), deltas=deltas, bound=[(2, 1, 0)]) == lone(b"", 2)[1:]
+    )
 
 
 def test_seed_is_of_the_request_in_the_slot() -> None:
@@ -197,7 +242,7 @@ def test_dropped_delta_of_a_new_block_breaks_i7() -> None:
     ("row", "why"),
     [
         (Row(1, 0, 7, [0], True), "a gap"),
-        (Row(1, 0, 5, PROMPT[5:] + [0], True), "a token again"),
+        (Row(1, 0, 5, [*PROMPT[5:], 0], True), "a token again"),
         (Row(2, 0, 6, [0], True), "another request's slot"),
         (Row(1, 1, 6, [0], True), "a slot of nobody"),
         (Row(1, 0, 6, [], True), "no token"),
