@@ -49,7 +49,7 @@ class GQAttend(Layer):
         super().__init__(build, f"{name}.attend", norms)
         self._shape, self._index, self._rotary = shape, index, rotary
         self._heads = len(local_units(build.mesh, "tp", shape.heads, f"{name} query heads"))
-        self._kv_heads = len(local_units(build.mesh, "tp", shape.kv_heads, f"{name} kv heads"))
+        self._kv_heads = len(local_units(build.mesh, "tp", shape.kv_heads, f"{name} kv heads", repeats=True))
         self.kv_spec = GQA(self._kv_heads, shape.head_dim)
         self._scale = shape.head_dim**-0.5
         self._eps = shape.qk_norm_eps or 0.0
@@ -139,7 +139,7 @@ class GQAttention(Group):
 
     def __init__(self, build: Build, name: str, index: int, shape: GQAShape, rotary: Rotary) -> None:
         projections = [
-            Projection(f"{name}.{which}_proj", heads * shape.head_dim, heads)
+            Projection(f"{name}.{which}_proj", heads * shape.head_dim, heads, repeats=which != "q")
             for which, heads in (("q", shape.heads), ("k", shape.kv_heads), ("v", shape.kv_heads))
         ]
         attend = GQAttend(build, name, index, shape, rotary)

@@ -28,11 +28,15 @@ Spread = Literal["rows", "columns", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Projection:
-    """One weight of the checkpoint (`<source>.weight` [rows, I]); `units` heads are never cut through."""
+    """One weight of the checkpoint (`<source>.weight` [rows, I]); `units` heads are never cut through.
+
+    With `repeats`, fewer heads than ranks are held by several ranks each.
+    """
 
     source: str
     rows: int
     units: int = 0
+    repeats: bool = False
 
 
 _PLACES: dict[Spread, tuple[Layout, Layout, Layout, Layout]] = {
@@ -65,12 +69,16 @@ class Linear(Layer):
         weights = [
             Weight(
                 f"{name}.weight",
-                (tuple(Part(f"{p.source}.weight", (p.rows, columns), p.units) for p in projections),),
+                (
+                    tuple(
+                        Part(f"{p.source}.weight", (p.rows, columns), p.units, p.repeats) for p in projections
+                    ),
+                ),
                 place,
             )
         ]
         if bias:
-            parts = tuple(Part(f"{p.source}.bias", (p.rows,), p.units) for p in projections)
+            parts = tuple(Part(f"{p.source}.bias", (p.rows,), p.units, p.repeats) for p in projections)
             weights.append(Weight(f"{name}.bias", (parts,), bias_place))
         super().__init__(build, name, weights)
         rows_local, columns_local = self.parameters[0].shape

@@ -117,11 +117,7 @@ class _Walk:
                 continue
             kind = MOVES.get((was, now))
             if kind is None or not use.moves(was, now):
-                why = (
-                    "no collective does that"
-                    if kind is None
-                    else "it is packed or fixed and may not be moved"
-                )
+                why = "no collective does that" if kind is None else "it is packed or fixed and stays"
                 raise SetupError(
                     f"{reader}: edge {use.value!r} along {axis} is {was} and is needed as {now}; {why}"
                 )
@@ -225,10 +221,9 @@ def _never(*_: Any) -> Any:
 
 
 def shard(weight: Weight, mesh: Mesh) -> Parameter:
-    """Derive what this rank holds of `weight`: the local shape, and which region of which tensor fills which
-    place.
+    """Derive what this rank holds of `weight`: its local shape, and which region of which tensor goes where.
 
-    Raises SetupError where a dimension cannot be cut evenly, naming weight and axis.
+    Raises SetupError where a dimension cannot be cut evenly, naming the tensor and the axis.
     """
     spread = [(placement, axis) for placement in weight.layout for axis in mesh.base(placement.axis)]
     cuts: dict[int, list[str]] = {}
@@ -238,7 +233,7 @@ def shard(weight: Weight, mesh: Mesh) -> Parameter:
             absent = absent or mesh.index(axis) != 0
         elif placement.lie != "R":
             cuts.setdefault(int(placement.lie[1:]), []).append(axis)
-    rows = _cut(weight, "stack", cuts.pop(0, []), mesh, len(weight.parts)) if weight.stacked else range(1)
+    rows = _cut(weight.name, cuts.pop(0, []), mesh, len(weight.parts)) if weight.stacked else range(1)
     offset = 1 if weight.stacked else 0
     fills: list[Fill] = []
     height = 0
@@ -247,8 +242,7 @@ def shard(weight: Weight, mesh: Mesh) -> Parameter:
         height = 0
         for part in weight.parts[index]:
             take = tuple(
-                _cut_range(weight, part, dim, cuts.get(dim + offset, []), mesh)
-                for dim in range(len(part.shape))
+                _cut_range(part, dim, cuts.get(dim + offset, []), mesh) for dim in range(len(part.shape))
             )
             size = take[0].stop - take[0].start
             widths = tuple(s.stop - s.start for s in take[1:])
@@ -269,37 +263,35 @@ def shard(weight: Weight, mesh: Mesh) -> Parameter:
     )
 
 
-def local_units(mesh: Mesh, axis: str, units: int, what: str) -> range:
+def local_units(mesh: Mesh, axis: str, units: int, what: str, *, repeats: bool = False) -> range:
     """Which of `units` indivisible things (heads, experts, rows) this rank holds along `axis`.
 
-    Fewer units than ranks are repeated: each is held by ranks/units neighbours. Raises SetupError when
-    neither count divides the other.
+    With `repeats`, fewer units than ranks are held by ranks / units neighbours each. Raises SetupError when
+    the units do not spread evenly.
     """
     ranks, index = mesh.size(axis), mesh.index(axis)
     if units % ranks == 0:
         size = units // ranks
         return range(index * size, (index + 1) * size)
-    if ranks % units == 0:
+    if repeats and ranks % units == 0:
         unit = index * units // ranks
         return range(unit, unit + 1)
     raise SetupError(f"{what}: {units} do not spread over {axis}={ranks}; sizes that divide {units} work")
 
 
-def _cut(weight: Weight, what: str, axes: list[str], mesh: Mesh, units: int) -> range:
+def _cut(what: str, axes: list[str], mesh: Mesh, units: int, *, repeats: bool = False) -> range:
     """The units this rank holds, cut along `axes` outermost first."""
     held = range(units)
     for axis in axes:
-        inner = local_units(mesh, axis, len(held), f"{weight.name} ({what})")
+        inner = local_units(mesh, axis, len(held), what, repeats=repeats)
         held = range(held.start + inner.start, held.start + inner.stop)
     return held
 
 
-def _cut_range(weight: Weight, part: Part, dim: int, axes: list[str], mesh: Mesh) -> slice:
+def _cut_range(part: Part, dim: int, axes: list[str], mesh: Mesh) -> slice:
     size = part.shape[dim]
     units = part.units if dim == 0 and part.units else size
-    held = _cut(weight, f"{part.source} dim {dim}", axes, mesh, units)
-    if units == size and axes and len(held) * math.prod(mesh.size(axis) for axis in axes) != size:
-        raise SetupError(f"{weight.name}: {part.source} has {size} along dim {dim}; it does not cut evenly")
+    held = _cut(f"{part.source} dim {dim}", axes, mesh, units, repeats=part.repeats)
     step = size // units
     return slice(held.start * step, held.stop * step)
 

@@ -23,12 +23,14 @@ from tokenspeed.spmd.placement import Layout, Lie, Lies, show
 class Part:
     """One tensor of a checkpoint that fills a region of a weight.
 
-    `units` counts what must not be cut along dim 0 (heads of a projection); 0 means single rows.
+    `units` counts what must not be cut along dim 0 (heads of a projection); 0 means single rows. With
+    `repeats`, fewer units than ranks are held by several ranks each (kv heads); else that is refused.
     """
 
     source: str
     shape: tuple[int, ...]
     units: int = 0
+    repeats: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,8 +182,8 @@ class Paged:
     def step(self, batch: list[tuple[Row, int]], *, sampled: str = "last") -> list[torch.Tensor]:
         """Compute `count` more tokens of each row in one step; return each row's logits, in the order given.
 
-        Rows of one token are decoded, the others extended. Logits are those of the "last" new token, of "all",
-        or of "none".
+        Rows of one token are decoded, the others extended. Logits are those of the "last" new token, of
+        "all", or of "none".
         """
         order = sorted(range(len(batch)), key=lambda index: batch[index][1] != 1)
         inputs, spans = self._layout([batch[index] for index in order], sampled)

@@ -46,7 +46,7 @@ def test_ranks_together_hold_every_element(config: dict[str, Any], mesh: Mesh) -
 
 
 def test_fewer_heads_than_ranks_are_repeated() -> None:
-    assert [local_units(Mesh(tp=8, rank=rank), "tp", 2, "kv heads") for rank in (0, 3, 4, 7)] == [
+    assert [local_units(Mesh(tp=8, rank=rank), "tp", 2, "kv", repeats=True) for rank in (0, 3, 4, 7)] == [
         range(1),
         range(1),
         range(1, 2),
@@ -55,13 +55,19 @@ def test_fewer_heads_than_ranks_are_repeated() -> None:
 
 
 def test_heads_that_do_not_spread_are_refused() -> None:
-    with pytest.raises(SetupError, match=r"kv heads: 6 do not spread over tp=4"):
-        local_units(Mesh(tp=4), "tp", 6, "kv heads")
+    with pytest.raises(SetupError, match=r"kv heads: 6 do not spread over tp=4; sizes that divide 6 work"):
+        local_units(Mesh(tp=4), "tp", 6, "kv heads", repeats=True)
+
+
+def test_query_heads_are_never_repeated(config: dict[str, Any]) -> None:
+    """Two ranks with one query head would add its output twice."""
+    with pytest.raises(SetupError, match=r"8 do not spread over tp=16"):
+        models.build(config, mesh=Mesh(tp=16))
 
 
 def test_uneven_columns_are_refused_by_name() -> None:
     weight = Weight("block.w", ((Part("block.w.weight", (8, 6)),),), (Shard(1, "tp"),))
-    with pytest.raises(SetupError, match=r"block.w.*6.*tp=4"):
+    with pytest.raises(SetupError, match=r"block\.w\.weight dim 1: 6 do not spread over tp=4"):
         shard(weight, Mesh(tp=4))
 
 
