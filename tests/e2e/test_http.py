@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import signal
@@ -12,12 +13,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
 USER = [{"role": "user", "content": "Write a function that reverses a list."}]
+SESSIONS = Path(__file__).parents[3] / "shared" / "data" / "traces" / "dev" / "agent_sessions.jsonl.gz"
 TOOL = {"type": "function", "function": {"name": "read", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -245,6 +249,36 @@ def test_sigterm_lets_an_answer_finish_and_leaves_no_process():
         assert done == "data: [DONE]"
         assert stopping.process.wait(60) == 0
         assert subprocess.run(["kill", "-0", str(core)], capture_output=True, check=False).returncode != 0
+
+
+@pytest.mark.skipif(not SESSIONS.is_file(), reason="the real sessions are not beside the repository")
+def test_ten_calls_of_a_real_session_hit_the_cache_and_answer_the_same_without_it(server, model):
+    session = shortest_session(calls=10)
+    prompts = [session["messages"][: turn["i"]] for turn in session["turns"][:10]]
+    fields = {"model": model, "max_tokens": 6, "temperature": 0, "return_token_ids": True}
+
+    def answers(url: str) -> list[dict[str, Any]]:
+        with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
+            sent = [http.post("/v1/chat/completions", json=fields | {"messages": m}) for m in prompts]
+        assert [answer.status_code for answer in sent] == [200] * len(prompts)
+        return [answer.json() for answer in sent]
+
+    cached = answers(server.url)
+    with running("--no-prefix-cache") as cold_server:
+        cold = answers(cold_server.url)
+    hits = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in cached]
+    assert hits == sorted(hits)
+    assert hits[-1] > 0.8 * cached[-1]["usage"]["prompt_tokens"]
+    assert all(answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0 for answer in cold)
+    assert [a["choices"][0]["token_ids"] for a in cached] == [a["choices"][0]["token_ids"] for a in cold]
+
+
+def shortest_session(calls: int) -> dict[str, Any]:
+    """The recorded session whose first `calls` calls are the shortest."""
+    with gzip.open(SESSIONS, "rt") as lines:
+        sessions = (json.loads(line) for line in lines)
+        long_enough = (session for session in sessions if len(session["turns"]) >= calls)
+        return min(long_enough, key=lambda session: session["turns"][calls - 1]["prompt_tokens"])
 
 
 def children(pid: int) -> list[int]:
