@@ -183,7 +183,7 @@ class PyScheduler {
 
     OutcomeView drain() {
         const std::lock_guard lock(mutex_);
-        scheduler_.drain(outcome_.buffer);
+        dump_on_failure(scheduler_, [this] { scheduler_.drain(outcome_.buffer); });
         return copy_outcome();
     }
 
@@ -202,7 +202,7 @@ class PyScheduler {
 
     std::int32_t flush_prefix() {
         const std::lock_guard lock(mutex_);
-        return scheduler_.flush_prefix();
+        return dump_on_failure(scheduler_, [this] { return scheduler_.flush_prefix(); });
     }
 
     void check() const {
@@ -405,9 +405,8 @@ void bind_scheduler(nb::module_& m) {
 NB_MODULE(_control, m) {
     using namespace tokenspeed;
     m.doc() = "The C++ control plane.";
-    m.attr("PLANT") = kPlant;
 #ifdef TOKENSPEED_PLANTS
-    m.def("plant", [](int number) { plant_in_effect = number; }, "number"_a);
+    m.def("plant", [](int number) { plant_in_effect = static_cast<Plant>(number); }, "number"_a);
 #endif
     nb::exception<Failure>(m, "InvariantError", PyExc_RuntimeError);
     bind_options(m);

@@ -8,7 +8,6 @@ done in C++ (`csrc/sched`); this package re-exports it and knows no tensors, no 
 """
 
 from tokenspeed.control._control import (
-    PLANT,
     Finish,
     InvariantError,
     Outcome,
@@ -20,7 +19,6 @@ from tokenspeed.control._control import (
 )
 
 __all__ = [
-    "PLANT",
     "Finish",
     "InvariantError",
     "Outcome",

@@ -9,8 +9,6 @@ import numpy.typing
 from numpy.typing import NDArray
 
 
-PLANT: int = 0
-
 class InvariantError(RuntimeError):
     pass
 

@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Planted bugs for the mutation test: built with -DTOKENSPEED_PLANT=<n>, exactly one defect is compiled in.
-// 0 is the product. Each plant is a mistake someone could make; the simulator must catch every one of them.
+// Planted bugs for the mutation test. A build with TOKENSPEED_PLANTS holds them all and has one in effect, chosen at run
+// time (_control.plant); the product holds none. Each is a mistake someone could make; the simulator must catch it.
 #pragma once
 
-#ifndef TOKENSPEED_PLANT
-#define TOKENSPEED_PLANT 0
-#endif
-
 namespace tokenspeed {
-
-inline constexpr int kPlant = TOKENSPEED_PLANT;
 
 enum class Plant : int {
     none = 0,
@@ -31,14 +25,11 @@ enum class Plant : int {
     slot_reused_early = 16,  // the slot of a request that ended in flight is free at once
 };
 
-inline constexpr int kPlantLast = static_cast<int>(Plant::slot_reused_early);
-static_assert(kPlant >= 0 && kPlant <= kPlantLast, "unknown TOKENSPEED_PLANT");
-
 #ifdef TOKENSPEED_PLANTS
-inline int plant_in_effect = kPlant;  // a test build holds every plant; _control.plant(n) chooses one
-constexpr bool planted(Plant plant) { return plant != Plant::none && plant_in_effect == static_cast<int>(plant); }
+inline Plant plant_in_effect = Plant::none;
+constexpr bool planted(Plant plant) { return plant != Plant::none && plant == plant_in_effect; }
 #else
-constexpr bool planted(Plant plant) { return kPlant == static_cast<int>(plant); }
+constexpr bool planted(Plant /*plant*/) { return false; }
 #endif
 
 }  // namespace tokenspeed
