@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The whole core in one process, on tiny checkpoints in the true format, against transformers and against itself.
+"""The whole core in one process, on tiny checkpoints in the true format, against transformers and against
+itself.
 
-Greedy tokens equal transformers' own, and every way to run the same requests gives the same tokens: overlapped or
-not, prompts in chunks or whole, prefixes found or computed, together or alone, sent back for want of blocks or not.
+Greedy tokens equal transformers' own, and every way to run the same requests gives the same tokens:
+overlapped or not, prompts in chunks or whole, prefixes found or computed, together or alone, sent back for
+want of blocks or not.
 """
 
 from __future__ import annotations
@@ -277,12 +279,13 @@ def test_stop_ids_end_an_answer(llama: Checkpoint, overlap: str) -> None:
     assert answer.ids == llama.expected[0][: llama.expected[0].index(stop) + 1]
     assert answer.finish == "stop"
     (longer,) = world.answers_to(llama.prompts[:1], stop_ids=(stop,), tokens_min=NEW_TOKENS)
-    assert longer.ids == llama.expected[0]
+    assert stop not in longer.ids[:-1]
+    assert len(longer.ids) == NEW_TOKENS
 
 
 @pytest.mark.parametrize("overlap", ["off", "on"])
 def test_aborts_at_any_turn_free_everything(llama: Checkpoint, overlap: str) -> None:
-    for turns in range(0, 12):
+    for turns in range(12):
         world = World(llama.directory, overlap=overlap, prefill_tokens_max=16)
         ids = [world.submit(prompt) for prompt in llama.prompts]
         for _ in range(turns):
@@ -307,7 +310,7 @@ def test_a_row_that_is_not_finite_ends_alone(name: str, overlap: str, tmp_path: 
 
     _make_poisoned(name, tmp_path / "poisoned", plant)
     world = World(tmp_path / "poisoned", overlap=overlap, kv_cache_bytes=None, max_model_len=256)
-    sick = [prompt[: len(prompt) // 2] + [poison] + prompt[len(prompt) // 2 :] for prompt in clean.prompts]
+    sick = [[*prompt[:len(prompt) // 2], poison, *prompt[len(prompt) // 2:]] for prompt in clean.prompts]
     for _ in range(3):  # later rounds run on blocks the sick ones left
         ids = [world.submit(prompt) for pair in zip(sick, clean.prompts, strict=True) for prompt in pair]
         world.finish()

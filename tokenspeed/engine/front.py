@@ -221,6 +221,8 @@ class AsyncEngine:
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until no stream is open; False if `timeout_s` passed first."""
+        if self._drained.is_set():
+            return True
         try:
             await asyncio.wait_for(self._drained.wait(), timeout_s)
         except TimeoutError:
