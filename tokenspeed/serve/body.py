@@ -9,6 +9,7 @@ field that is null is absent.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any, Final, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from tokenspeed.base.errors import RequestError
 from tokenspeed.base.log import get_logger
 
 _log = get_logger("serve")
+BODY_S: Final = 60.0  # a body that takes longer holds memory for nothing
 _NAMES_LOGGED_MAX: Final = 1000  # then silence: names come from outside
 _NAME_CHARACTERS_MAX: Final = 64
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
@@ -30,6 +32,10 @@ class Body(Protocol):
     ignored: frozenset[str]
 
 
+_DECODER: Final = msgspec.json.Decoder(dict[str, Any])
+_ESCAPE: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."
+)
 _B = TypeVar("_B", bound=msgspec.Struct)
 
 
@@ -60,11 +66,16 @@ class BodyReader:
         pieces: list[bytes] = []
         length = 0
         try:
-            async for piece in request.stream():
-                length += len(piece)
-                if length > self._bytes_max:
-                    raise self._too_large()
-                pieces.append(piece)
+            async with asyncio.timeout(BODY_S):
+                async for piece in request.stream():
+                    length += len(piece)
+                    if length > self._bytes_max:
+                        raise self._too_large()
+                    pieces.append(piece)
+        except TimeoutError as error:
+            raise RequestError(
+                f"the body did not arrive within {BODY_S:.0f} s", code="body_timeout", status=408
+            ) from error
         except ClientDisconnect as error:
             raise RequestError("the client left", code="client_closed", status=499) from error
         return b"".join(pieces)
@@ -99,9 +110,19 @@ class BodyReader:
 
 
 def decode_object(data: bytes) -> dict[str, Any]:
-    """A JSON object; `RequestError` for anything else."""
+    """A JSON object; `RequestError` for anything else.
+
+    Clients that cut text between the halves of a surrogate pair send a lone half, which is no Unicode; it is
+    read as U+FFFD, as a history once written must stay readable.
+    """
     try:
-        return msgspec.json.decode(data, type=dict[str, Any])
+        return _DECODER.decode(data)
+    except msgspec.MsgspecError:
+        mended = _ESCAPE.sub(_mend, data)
+    except (UnicodeDecodeError, RecursionError):
+        mended = data
+    try:
+        return _DECODER.decode(mended)
     except msgspec.ValidationError as error:
         raise RequestError(
             f"the body must be a JSON object: {_plain(str(error))}", code="invalid_json"
@@ -110,6 +131,11 @@ def decode_object(data: bytes) -> dict[str, Any]:
         raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
     except RecursionError as error:
         raise _too_deep() from error
+
+
+def _mend(escape: re.Match[bytes]) -> bytes:
+    """A JSON escape, or U+FFFD's where it is half a surrogate pair."""
+    return rb"\ufffd" if escape["lone"] else escape[0]
 
 
 def _too_deep() -> RequestError:

@@ -28,6 +28,7 @@ DEFAULT: Final = "default"
 TOOL_USE: Final = "tool_use"
 _log = get_logger("text")
 
+_RESERVED: Final = frozenset({"messages", "tools", "add_generation_prompt"})
 _PROBE: Final = "probe-9f2c"
 _PROBE_TOOL: Final = {
     "type": "function",
@@ -86,6 +87,13 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """The prompt's text. Raises `RequestError` (code `invalid_messages`) if the template refuses it."""
+        taken = _RESERVED & (variables or {}).keys()
+        if taken:
+            raise RequestError(
+                f"chat_template_kwargs cannot set {', '.join(sorted(taken))}; the request itself does",
+                code="invalid_value",
+                param="chat_template_kwargs",
+            )
         shaped = [self._shape(message) for message in messages]
         extra = {"add_generation_prompt": add_generation_prompt} | (variables or {})
         try:

@@ -112,6 +112,22 @@ def test_bodies_that_are_no_json_object(http, data):
     assert error_of(answer, 400)["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize(
+    ("escaped", "text"),
+    [
+        (r"a\ud83d", "a\ufffd"),
+        (r"\ude00b", "\ufffdb"),
+        (r"\ud83d\ud83d\ude00", "\ufffd😀"),
+        (r"\\ud83d", "\\ud83d"),
+    ],
+)
+def test_half_a_surrogate_pair_is_read_as_a_replacement(http, server, escaped, text):
+    body = '{"prompt": "%s", "bad": "\\ud800"}'.replace("%s", escaped)
+    headers = {"Content-Type": "application/json"}
+    assert http.post("/v1/completions", content=body, headers=headers).status_code == 200
+    assert server.service.text.tokenizer.decode(server.engine.calls[0][0]) == text
+
+
 def test_deeply_nested_tools_do_not_hurt(http):
     nested = '{"a":' * 400 + "1" + "}" * 400
     tool = '{"type": "function", "function": {"name": "f", "parameters": ' + nested + "}}"

@@ -8,9 +8,13 @@ import json
 import pytest
 
 from tokenspeed.base.errors import RequestError, SetupError
+from tokenspeed.engine.source import BUNDLED
+from tokenspeed.text.events import ArgumentsDelta, Reasoning, merged
+from tokenspeed.text.output import OutputOptions, OutputReader, content_of
 from tokenspeed.text.plane import TextPlane
 from tokenspeed.text.tools.spec import PLAIN
 
+TOOL = {"type": "function", "function": {"name": "write", "parameters": {"type": "object"}}}
 USER = [{"role": "user", "content": "the cat"}]
 
 
@@ -25,6 +29,31 @@ def test_plane_reads_a_directory(model_directory):
         plane.tokenizer.decode(prompt.ids) == "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n"
     )
     assert not prompt.in_reasoning
+
+
+@pytest.mark.parametrize("reasoning", ["", "which one?\n\nthat"])
+@pytest.mark.parametrize("content", ["", "Reading <a> & {b}.", "two\nlines"])
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_reading_the_bundled_template_inverts_it(reasoning, content, calls):
+    plane = TextPlane.load(BUNDLED)
+    call = {"function": {"name": "write", "arguments": {"text": '</tool_call>\n"}', "n": [1, {"é": None}]}}}
+    answer = {
+        "role": "assistant",
+        "content": content,
+        "reasoning_content": reasoning,
+        "tool_calls": [call] * calls,
+    }
+    before = plane.prompt_of_chat(USER, tools=[TOOL]).ids
+    whole = plane.prompt_of_chat([*USER, answer], tools=[TOOL], add_generation_prompt=False).ids
+    assert whole[: len(before)] == before
+    reader = OutputReader(plane.tokenizer, OutputOptions(dialect=plane.dialect, calls=True))
+    ids = whole[len(before) : whole.index(plane.stop_ids[0], len(before)) + 1]
+    events = merged(reader.feed(ids, "stop"))
+    assert "".join(e.text for e in events if isinstance(e, Reasoning)) == reasoning
+    assert content_of(events) == content
+    written = [e.text for e in events if isinstance(e, ArgumentsDelta)]
+    assert [json.loads(text) for text in written] == [call["function"]["arguments"]] * calls
+    assert reader.finish == ("tool_calls" if calls else "stop")
 
 
 def test_prompt_that_opens_reasoning_is_noticed(model_directory, tmp_path):

@@ -132,6 +132,11 @@ def test_named_templates_are_chosen_by_tools(tmp_path):
     assert loaded.render([], tools=[TOOL]) == "read"
 
 
+def test_variables_cannot_replace_what_the_request_says():
+    with pytest.raises(RequestError, match="messages, tools"):
+        rendered("x", tools=[], messages=[])
+
+
 def test_model_without_a_template_has_none(tmp_path):
     assert ChatTemplate.load(tmp_path, {}) is None
 
