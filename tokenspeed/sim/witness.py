@@ -7,8 +7,8 @@ strange, it makes calls that must mean nothing: repeated, late and unknown resul
 nobody.
 
 Judged here: admission (against the documented bounds), I8 and tokens of every outcome (an `Oracle` of its
-own), I9, I10, prefix hits (against what was really computed and committed), and that nothing leaks. Knows
-the plan's rows but not what they compute: that is the executor's part.
+own), I9, I10 and prefix hits (`laws`), and that nothing leaks. Knows a plan's rows but not what they compute:
+that is the executor's part.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Final
 import numpy as np
 
 from tokenspeed.control import Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
-from tokenspeed.sim import model
+from tokenspeed.sim.laws import HitLaw, ProgressLaw
 from tokenspeed.sim.oracle import Expectation, Oracle
 from tokenspeed.sim.trace import Trace
 from tokenspeed.sim.violation import ViolationError
@@ -31,18 +31,16 @@ from tokenspeed.sim.violation import ViolationError
 FINISHES: Final = (None, "stop", "length", "cancelled", "error")
 NOBODY: Final = 1 << 40  # a request id that no client has
 NO_STEP: Final = 1 << 40
-PLACES_PER_PRIORITY: Final = 64
 PLANS_MAX: Final = 20_000
 
 
 @dataclass(slots=True)
 class Launched:
-    """A step between plan and commit: its rows as (request id, tokens in KV after it), and those that are
-    sampled."""
+    """A step between plan and commit."""
 
     step: int
-    ends: list[tuple[int, int]]
-    samples: list[int]
+    ends: dict[int, int]  # request id -> its tokens in KV after this step
+    sampled_ids: list[int]
 
 
 class Witness(Scheduler):
@@ -64,18 +62,13 @@ class Witness(Scheduler):
         self._strange_chance = strange_chance
         self._random = random
         self._trace = trace
-        self._ranks: dict[int, tuple[int, int]] = {}
+        self._hit_law = HitLaw(options, expectations)
+        self._progress_law = ProgressLaw(options)
         self._launched: deque[Launched] = deque()
         self._committed = NO_STEP
-        self._computed: set[int] = set()  # fingerprints at the ends of blocks whose steps are committed
-        self._boundaries: dict[int, list[int]] = {}
         self._bound: set[int] = set()
-        self._failed: set[int] = (
-            set()
-        )  # open after a failed row: sent back before it was known, or wrongly so
+        self._failed: set[int] = set()  # open after a failed row: sent back before that, or wrongly
         self._plans = 0
-        self._leader_waits = 0
-        self._leader_waits_max = _leader_waits_max(options)
         self._hit_tokens = 0
         self._rebinds = 0
         self._cancels = 0
@@ -111,7 +104,7 @@ class Witness(Scheduler):
             raise ViolationError("admission", f"request {request_id}: {status.name}, {due.name} was due")
         if status == SubmitStatus.ACCEPTED:
             self.oracle.accept(self._expectations[request_id])
-            self._ranks[request_id] = (len(self._ranks) - PLACES_PER_PRIORITY * priority, len(self._ranks))
+            self._progress_law.accept(request_id, priority)
         self.check()
         return status
 
@@ -141,7 +134,8 @@ class Witness(Scheduler):
         self.check()
         if plan is not None:
             self._note_plan(plan)
-        self._check_progress(set() if plan is None else set(plan.request_ids.tolist()))
+        busy_ids = {request_id for launched in self._launched for request_id in launched.ends}
+        self._progress_law.check(self._open_ids(), self._bound, busy_ids)
         return plan
 
     def commit(self, step: int, tokens: np.ndarray) -> Outcome:
@@ -149,8 +143,8 @@ class Witness(Scheduler):
         launched = self._launched[0]
         if launched.step != step:
             raise ViolationError("I9", f"the loop commits step {step} before step {launched.step}")
-        live = {request_id for request_id, account in self.oracle.live.items() if not account.leaving_as}
-        failed = {launched.samples[index] for index in np.flatnonzero(tokens < 0).tolist()} & live
+        open_ids = self._open_ids()
+        failed = {launched.sampled_ids[index] for index in np.flatnonzero(tokens < 0).tolist()} & open_ids
         for request_id in failed:
             self.oracle.leave(request_id, "error", must=False)
         if self._is_strange():
@@ -159,9 +153,8 @@ class Witness(Scheduler):
         self._launched.popleft()
         self._committed = step
         self.check()
-        for request_id, end in launched.ends:
-            if request_id in live - failed:
-                self._computed.update(self._boundaries_of(request_id)[: end // self._options.block_tokens])
+        for request_id in launched.ends.keys() & open_ids - failed:
+            self._hit_law.commit(request_id, launched.ends[request_id])
         self._hear(outcome)
         for request_id in failed & self.oracle.live.keys():
             self.oracle.stay(request_id)
@@ -233,74 +226,30 @@ class Witness(Scheduler):
 
     def _note_plan(self, plan: Plan) -> None:
         request_ids, starts, lengths = plan.request_ids.tolist(), plan.starts.tolist(), plan.lengths.tolist()
-        bound = zip(
-            plan.bound_request_ids.tolist(),
-            plan.bound_slots.tolist(),
-            plan.cached_tokens.tolist(),
-            strict=True,
-        )
-        for request_id, slot, cached in bound:
-            self._trace.note("bind request {} to slot {}, {} tokens cached", request_id, slot, cached)
-            self._check_hit(request_id, cached)
-            self._hit_tokens += cached
-            self._failed.discard(request_id)
-            if request_id in self._bound:
-                self._rebinds += 1
+        bound = zip(plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True)
+        if ended := set(request_ids) - self._open_ids():
+            raise ViolationError("I8", f"step {plan.step} runs requests {ended}, which have ended")
+        for request_id, cached in bound:
+            self._trace.note("bind request {}, {} tokens cached", request_id, cached)
+            self._note_hit(request_id, cached)
+            self._rebinds += request_id in self._bound
             self._bound.add(request_id)
+            self._failed.discard(request_id)
+        if running := self._failed & set(request_ids):
+            raise ViolationError("I8", f"step {plan.step} goes on with requests {running} after a failed row")
         rows = list(zip(request_ids, starts, lengths, strict=True))
         self._trace.note("step {}: (request, start, length) {}", plan.step, rows)
-        for request_id in request_ids:
-            account = self.oracle.live.get(request_id)
-            if account is None or account.leaving_as:
-                raise ViolationError("I8", f"step {plan.step} runs request {request_id}, which has ended")
-            if request_id in self._failed:
-                raise ViolationError(
-                    "I8", f"step {plan.step} runs request {request_id} on, though a row of it failed"
-                )
-        ends = [(request_id, start + length) for request_id, start, length in rows]
-        samples = [
-            request_id
-            for request_id, sampled in zip(request_ids, plan.sampled.tolist(), strict=True)
-            if sampled
-        ]
-        self._launched.append(Launched(plan.step, ends, samples))
+        ends = {request_id: start + length for request_id, start, length in rows}
+        sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
+        self._launched.append(Launched(plan.step, ends, sampled_ids))
 
-    def _check_hit(self, request_id: int, cached: int) -> None:
-        boundaries = self._boundaries_of(request_id)
-        block_tokens = self._options.block_tokens
-        most = 0
-        for fingerprint in boundaries[: (len(self.oracle.live[request_id].history) - 1) // block_tokens]:
-            if fingerprint not in self._computed:
-                break
-            most += block_tokens
-        if not self._options.prefix_cache:
-            most = 0
-        # What was evicted is gone; the last step of a retracted request was computed but is not kept.
-        stats = self.stats()
-        least = 0 if stats.evictions or stats.retractions else most
-        self._trace.reached["prefix hits known to be complete"] += least > 0
-        if not least <= cached <= most:
-            raise ViolationError(
-                "cache", f"request {request_id}: a hit of {cached} tokens, {least} to {most} are possible"
-            )
+    def _note_hit(self, request_id: int, cached: int) -> None:
+        history_tokens = len(self.oracle.live[request_id].history)
+        complete = self._hit_law.check(request_id, cached, history_tokens, self.stats())
+        self._hit_tokens += cached
+        self._trace.reached["prefix hits known to be complete"] += complete
         self._trace.reached["prefix hits"] += cached > 0
         self._trace.reached["prefix hit tokens"] += cached
-
-    def _check_progress(self, planned: set[int]) -> None:
-        """I10: of the open requests that have run, or of all where none has, the first by rank is planned,
-        or waits for a step in flight. Those behind it follow, since it ends after finitely many plans."""
-        open_ids = [request_id for request_id, account in self.oracle.live.items() if not account.leaving_as]
-        ran_ids = [request_id for request_id in open_ids if request_id in self._bound]
-        leader = min(ran_ids or open_ids, key=self._ranks.__getitem__, default=None)
-        waits = leader is not None and leader not in planned
-        if waits and not any(leader == request_id for step in self._launched for request_id, _ in step.ends):
-            self._leader_waits += 1
-        else:
-            self._leader_waits = 0
-        if self._leader_waits > self._leader_waits_max:
-            raise ViolationError(
-                "I10", f"request {leader} is first and was not planned {self._leader_waits} times"
-            )
 
     def _hear(self, outcome: Outcome) -> None:
         rows = zip(
@@ -316,16 +265,9 @@ class Witness(Scheduler):
     def _call_strangely(self) -> None:
         """A cancel of nobody, and an id that is in use."""
         self.cancel(NOBODY)
-        for request_id, account in self.oracle.live.items():
-            if account.leaving_as:
-                self.cancel(request_id)
-                break
-        for request_id, account in self.oracle.live.items():
-            if account.leaving_as:
-                continue
-            none = np.array([], dtype=np.int32)
-            self.submit(request_id, np.array([1], dtype=np.int32), tokens_max=1, stop_ids=none, now_us=0)
-            break
+        for request_id in sorted(self._open_ids())[:1]:
+            one, none = np.ones(1, dtype=np.int32), np.zeros(0, dtype=np.int32)
+            self.submit(request_id, one, tokens_max=1, stop_ids=none, now_us=0)
 
     def _commit_strangely(self) -> None:
         """A result that came before, one of no step, one that overtakes the step it follows, one of the
@@ -337,29 +279,24 @@ class Witness(Scheduler):
         if len(outcome.request_ids) or _counters(self) != before:
             raise ViolationError("I9", f"a strange result of step {step} was taken")
         if self._launched:
+            oldest = self._launched[0]
             with suppress(ValueError):
-                super().commit(
-                    self._launched[0].step, np.full(len(self._launched[0].samples) + 1, 1, dtype=np.int32)
-                )
+                super().commit(oldest.step, np.full(len(oldest.sampled_ids) + 1, 1, dtype=np.int32))
                 raise ViolationError("I9", "a result of the wrong size was taken")
         self._trace.reached["strange results"] += 1
 
     def _overtaking(self) -> list[tuple[int, int]]:
-        return [(launched.step, len(launched.samples)) for launched in list(self._launched)[1:]]
+        return [(launched.step, len(launched.sampled_ids)) for launched in list(self._launched)[1:]]
+
+    def _open_ids(self) -> set[int]:
+        """Requests that have neither ended nor been cancelled."""
+        return {request_id for request_id, account in self.oracle.live.items() if not account.leaving_as}
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._options.block_tokens)
 
-    def _boundaries_of(self, request_id: int) -> list[int]:
-        """Fingerprints of a request's history, answer included, at the end of each full block."""
-        if request_id not in self._boundaries:
-            expectation = self._expectations[request_id]
-            history = model.fold(model.root(expectation.salt), expectation.prompt + expectation.answer)
-            self._boundaries[request_id] = history[self._options.block_tokens :: self._options.block_tokens]
-        return self._boundaries[request_id]
-
     def _phase(self, request_id: int) -> str:
-        if any(request_id == planned for step in self._launched for planned, _ in step.ends):
+        if any(request_id in launched.ends for launched in self._launched):
             return "in flight"
         return "running" if request_id in self._bound else "waiting"
 
@@ -374,14 +311,3 @@ def _counters(scheduler: Scheduler) -> tuple[int, ...]:
         stats.blocks_in_flight,
         stats.steps,
     )
-
-
-def _leader_waits_max(options: SchedulerOptions) -> int:
-    """K of I10: how many plans in a row may pass over the first of the running requests.
-
-    Its block may be held by the steps in flight, at most two. Where a step has fewer rows than there are
-    requests, the rows go round. With a single row, decoding goes before prefill, and ends within a context.
-    """
-    if options.rows_per_step_max == 1:
-        return options.context_tokens_max
-    return 2 + -(-options.slots_max // options.rows_per_step_max)

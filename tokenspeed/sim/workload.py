@@ -98,7 +98,7 @@ def draw(
 ) -> Scenario:
     """The world of a seed; `without` names features to switch off, `sessions` the only sessions to keep."""
     random = stream(seed, "world")
-    switched = {name for name in FEATURES if random.random() < (0.25 if name in SELDOM else 0.55)}
+    switched = {name for name in FEATURES if random.random() < (0.3 if name in SELDOM else 0.55)}
     features = frozenset(switched - without)
     options = _options(seed, features)
     system = tuple(
@@ -180,7 +180,7 @@ def _turn(
     length = random.choice((1, 2, 5, 12, 30)) + random.randrange(options.block_tokens)
     tokens_max = random.choice((1, 2, 4, 8, 16)) + random.randrange(3)
     if "talkative" in features:
-        length, tokens_max = random.randint(1, 6), random.randint(8, 40)
+        length, tokens_max = random.randint(1, 6), random.randint(8, 48)
     gap_us = 0 if "bursts" in features else random.choice((0, 3_000, 40_000))
     stop_after = random.randrange(2 * tokens_max)
     tokens_min = random.randint(0, tokens_max)
