@@ -143,8 +143,8 @@ def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOpt
         tokens_per_step_max=resolved.tokens_per_step_max,
         rows_per_step_max=resolved.slots_max,
         prefill_tokens_max=resolved.prefill_tokens_max,
-        # The front admits waiting_max beside those that run. A burst of all of them waits for one step, and so the
-        # core never refuses what the front admitted: 429 is always answered before any work.
+        # The front admits waiting_max beside those that run; all of them at once wait for a step. So the core
+        # never refuses what the front admitted, and 429 is answered before any work.
         waiting_max=resolved.waiting_max + resolved.slots_max,
         context_tokens_max=resolved.context_tokens_max,
         prefix_cache=config.cache.prefix_cache,

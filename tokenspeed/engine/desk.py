@@ -180,7 +180,7 @@ class Desk:
         self._open[message.request_id] = _Open(sampling, len(tokens), message.arrival_us)
 
     def _fail(self, request_id: int) -> None:
-        """End a request whose prompt failed midway; before the commit, so that nobody comes to share its blocks."""
+        """End a request whose prompt failed midway, before the commit would let others share its blocks."""
         request = self._open.get(request_id)
         if request is not None:
             request.failed = True

@@ -63,7 +63,7 @@ class Arena:
     def finite_at(self, write_index: torch.Tensor) -> torch.Tensor:
         """[T] bool: the KV just written at `write_index` [T] is finite.
 
-        Looks at the last layer alone: what is not finite in a layer reaches every later one through the residual.
+        Looks at the last layer alone: what is not finite in one layer reaches the next through the residual.
         """
         last = self.layers[-1]
         sums = [

@@ -5,9 +5,9 @@ In: plans of the control plane. Out: `StepResult`. A step is: lay the plan out, 
 note them as their slots' last, start their copy to the host; none of it waits for the device. `retire` waits.
 The same lines run on a CPU, where every operation is done when it returns. Flights retire in launch order.
 
-A row is at fault if its logits, or the KV it wrote, are not finite. It is reported, so that nobody comes to
-share its blocks, and its blocks are cleared of what is not finite (finite values, which other rows may read, keep
-their bits). No other row is touched.
+A row is at fault if its logits are not finite or, where it is not sampled, the KV it wrote. It is reported,
+so that nobody comes to share its blocks, and its blocks are cleared of what is not finite (finite values,
+which other rows may read, keep their bits). No other row is touched.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class InFlight:
     plan: Plan
     tokens: torch.Tensor
     """[S] int32, -1 where the row's logits were not finite."""
-    finite: torch.Tensor
-    """[T] bool: the KV written for this token is finite."""
+    finite: torch.Tensor | None
+    """[T] bool: the KV written for this token is finite. Only where a row is not sampled: in others not
+    finite KV reaches the logits.
+    """
     sampled: Sampled
     copied: torch.Event | None
     """Recorded behind the copies; None where they are done at launch."""
@@ -67,7 +69,9 @@ class DeviceExecutor:
         sampled = self._sampler.sample(logits, plan.slots[mask], inputs.context_lens_np[mask])
         self._batch.note_last(sampled.tokens)
         tokens = self._to_host(torch.where(sampled.fault, _FAULT, sampled.tokens).to(torch.int32))
-        finite = self._to_host(self._arena.finite_at(inputs.write_index))
+        finite = None
+        if plan.samples < plan.rows:
+            finite = self._to_host(self._arena.finite_at(inputs.write_index))
         copied = None
         if self._asynchronous:
             copied = torch.Event(self._model.device)
@@ -79,10 +83,11 @@ class DeviceExecutor:
         """Wait for a flight's tokens. Comes before the commit of its plan."""
         if flight.copied is not None:
             flight.copied.synchronize()
-        tokens, finite = flight.tokens.numpy(), flight.finite.numpy()
+        tokens = flight.tokens.numpy()
+        finite = None if flight.finite is None else flight.finite.numpy()
         faults: tuple[int, ...] = ()
-        if not finite.all() or (tokens < 0).any():
-            tokens, faults = self._isolate(flight.plan, tokens, finite)
+        if (tokens < 0).any() or (finite is not None and not finite.all()):
+            faults = self._isolate(flight.plan, tokens, finite)
         return StepResult(flight.plan.step, tokens, self._sampler.logprobs(flight.sampled), faults)
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -91,16 +96,17 @@ class DeviceExecutor:
         return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
     def _isolate(
-        self, plan: Plan, tokens: NDArray[np.int32], finite: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int32], tuple[int, ...]]:
-        """Find the rows at fault and clear their blocks; tokens [S] with -1 for them, and the unsampled ones."""
-        starts = np.cumsum(plan.lengths) - plan.lengths
-        faulty = ~np.logical_and.reduceat(finite, starts)
+        self, plan: Plan, tokens: NDArray[np.int32], finite: NDArray[np.bool_] | None
+    ) -> tuple[int, ...]:
+        """Clear the blocks of the rows at fault, and name those that are not sampled."""
         mask = plan.sampled.view(np.bool_)
-        faulty[mask] |= tokens < 0
+        faulty = np.zeros(plan.rows, np.bool_)
+        if finite is not None:
+            faulty = ~np.logical_and.reduceat(finite, np.cumsum(plan.lengths) - plan.lengths) & ~mask
+        unsampled = tuple(np.flatnonzero(faulty).tolist())
+        faulty[mask] = tokens < 0
         for row in np.flatnonzero(faulty).tolist():
             context_tokens = int(plan.starts[row] + plan.lengths[row])
             blocks = self._batch.blocks_of(int(plan.slots[row]), context_tokens)
             self._arena.scrub(torch.from_numpy(blocks).long().to(self._model.device))
-        isolated = np.where(faulty[mask], np.int32(_FAULT), tokens)
-        return isolated, tuple(np.flatnonzero(faulty & ~mask).tolist())
+        return unsampled
