@@ -52,7 +52,6 @@ void apply(World& world, Event event) {
             world.drain();
             break;
     }
-    world.scheduler.check();
 }
 
 std::vector<Event> menu(const World& world, std::int32_t steps_max) {
@@ -122,7 +121,9 @@ bool explore(const Small& small, std::size_t states_max, std::int32_t steps_max)
             longer.push_back(event);
             ++transitions;
             try {
-                const auto world = rebuild(longer);
+                const auto world = rebuild(path);
+                apply(*world, event);
+                world->scheduler.check();
                 if (seen.insert(digest(*world)).second) {
                     frontier.push_back(longer);
                     world->run_out();
