@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 import zmq
 
-from tokenspeed.base import log
+from tokenspeed.base import env, log
 from tokenspeed.base.clock import MonotonicClock
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
@@ -30,9 +30,11 @@ from tokenspeed.engine import launch, wire
 from tokenspeed.engine.boot import Core, boot
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import STATS_EVERY_US, Loop
+from tokenspeed.obs.timeline import Timeline
 
 _log = log.get_logger("engine")
 MESSAGES_PER_TURN: Final = 1024
+STEPS_DUMPED: Final = 8
 LINGER_MS: Final = 1000
 EXIT_SETUP: Final = 2
 
@@ -99,10 +101,22 @@ def _serve(core: Core, link: Link) -> None:
     try:
         loop.run()
     except BaseException:
-        _log.error("the loop failed after step %s; last steps follow", core.scheduler.stats().steps)
-        for record in list(loop.timeline.recent)[-8:]:
-            _log.error("%s", record)
+        _dump(core, loop.timeline)
         raise
+
+
+def _dump(core: Core, timeline: Timeline) -> None:
+    """Leave what is needed to find out why a loop failed: its last steps, and the scheduler's event log."""
+    for record in list(timeline.recent)[-STEPS_DUMPED:]:
+        _log.error("%s", record)
+    directory = Path(env.get("TOKENSPEED_CACHE_DIR") or "~/.cache/tokenspeed").expanduser()
+    path = directory / f"failed-{os.getpid()}.events"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(core.scheduler.log())
+        _log.error("the loop failed; the scheduler's event log is %s", path)
+    except OSError as error:
+        _log.error("the loop failed; its event log cannot be written: %s", error)
 
 
 def _adopt_stdin() -> socket.socket:

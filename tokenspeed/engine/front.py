@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.engine import admission, launch, wire
 from tokenspeed.obs.metrics import Metrics
+from tokenspeed.obs.timeline import RequestRecord
 
 _log = get_logger("engine")
 HEALTH_S: Final = 10.0  # a core that reported nothing for so long is not healthy
@@ -49,6 +51,7 @@ class Stream:
         self._engine = engine
         self._arrival_us = arrival_us
         self._last_us = arrival_us
+        self._queue_us = self._first_token_us = -1
         self._pending: wire.Delta | None = None
         self._error: TokenSpeedError | None = None
         self._ended = False  # the closing message is here, though perhaps not read
@@ -94,10 +97,13 @@ class Stream:
         metrics = self._engine.metrics
         if delta.queue_us is not None:
             metrics.queue_s.observe(delta.queue_us / 1e6)
+            self._queue_us = delta.queue_us
             self.cached_tokens = delta.cached_tokens or 0
         if tokens:
             series = metrics.inter_token_s if self.output_tokens else metrics.first_token_s
             series.observe((now_us - self._last_us) / 1e6 / (tokens if self.output_tokens else 1))
+            if not self.output_tokens:
+                self._first_token_us = now_us - self._arrival_us
             self._last_us = now_us
             self.output_tokens += tokens
         self._pending = delta if self._pending is None else _merged(self._pending, delta)
@@ -118,6 +124,20 @@ class Stream:
         metrics.request_s.observe((now_us - self._arrival_us) / 1e6)
         metrics.output_tokens.observe(self.output_tokens)
         metrics.open.dec()
+        if _log.isEnabledFor(logging.DEBUG):
+            _log.debug("%s", self._record(reason, now_us))
+
+    def _record(self, reason: str, now_us: int) -> RequestRecord:
+        return RequestRecord(
+            self.request_id,
+            self._queue_us,
+            self._first_token_us,
+            now_us - self._arrival_us,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.output_tokens,
+            reason,
+        )
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The recent past of the core, step by step, and the distribution of step durations since start.
+"""The recent past, step by step and request by request, and the distribution of step durations since start.
 
-In: one record per retired step, from the loop. Out: counts per bucket (they travel in `wire.Stats`) and the
-last records, for a crash report or a debugger. Does not talk to Prometheus and holds no token. Costs one
-tuple and one bisection a step.
+In: one record per retired step, from the loop; one per ended request, from the front. Out: counts per bucket
+(they travel in `obs.sample`), and lines for a crash report or a debug log. Does not talk to Prometheus and
+holds no token. A step costs one tuple and one bisection.
 """
 
 from __future__ import annotations
@@ -29,6 +29,26 @@ class StepRecord(NamedTuple):
     retired_us: int
     rows: int
     tokens: int
+
+
+class RequestRecord(NamedTuple):
+    """One ended request. Durations count from its arrival; -1 where it did not get so far."""
+
+    request_id: int
+    queue_us: int
+    first_token_us: int
+    end_us: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"request {self.request_id}: {self.reason} after {self.end_us / 1000:.1f} ms "
+            f"(queue {self.queue_us / 1000:.1f}, first token {self.first_token_us / 1000:.1f}); "
+            f"{self.prompt_tokens} prompt tokens, {self.cached_tokens} cached, {self.output_tokens} out"
+        )
 
 
 class Timeline:

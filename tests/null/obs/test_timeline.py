@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tokenspeed.obs.timeline import STEP_BUCKETS_US, STEPS_KEPT, StepRecord, Timeline
+from tokenspeed.obs.timeline import STEP_BUCKETS_US, STEPS_KEPT, RequestRecord, StepRecord, Timeline
 
 
 def test_a_step_falls_into_the_bucket_that_bounds_it() -> None:
@@ -30,3 +30,10 @@ def test_the_record_is_bounded() -> None:
         timeline.add(StepRecord(step, step, step, step, 1, 1))
     assert len(timeline.recent) == STEPS_KEPT
     assert timeline.recent[0].step == 5
+
+
+def test_a_request_record_is_one_line_of_numbers() -> None:
+    record = RequestRecord(7, 1500, 20_000, 90_000, 100, 64, 12, "stop")
+    assert str(record) == (
+        "request 7: stop after 90.0 ms (queue 1.5, first token 20.0); 100 prompt tokens, 64 cached, 12 out"
+    )
