@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,7 +22,7 @@ from tokenspeed.base.errors import RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
 from tokenspeed.obs.metrics import CONTENT_TYPE
 from tokenspeed.serve.answer import json_response
-from tokenspeed.serve.auth import KeyCheck
+from tokenspeed.serve.auth import guard
 from tokenspeed.serve.errors import ApiError
 from tokenspeed.serve.openai import chat, completions, tokens
 from tokenspeed.serve.service import Service
@@ -51,10 +50,9 @@ def build(service: Service) -> Starlette:
     }
     routes = [Route(path, _with_service(service, handler), methods=["GET"]) for path, handler in gets.items()]
     routes += [Route(path, _with_body(service, handler), methods=["POST"]) for path, handler in POSTS.items()]
-    key = service.config.server.api_key
     app = Starlette(
         routes=routes,
-        middleware=[] if key is None else [Middleware(KeyCheck, key=key)],
+        middleware=guard(service.config.server),
         exception_handlers={
             TokenSpeedError: _on_error,
             HTTPException: _Unrouted([*gets, *POSTS]),

@@ -2,7 +2,9 @@
 """Who may ask: a key, or loopback.
 
 With a key, every route but /health and /ready wants it, as `Authorization: Bearer KEY` or `x-api-key: KEY`,
-compared in constant time. Without one the server listens on loopback only, unless told otherwise (rule R5).
+compared in constant time. Without one the server listens on loopback only, unless told otherwise (rule R5),
+and answers only to addresses and `localhost`: a page whose name was pointed at loopback (DNS rebinding) is
+turned away.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from typing import Final
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokenspeed.base.config import ServerConfig
@@ -30,6 +34,13 @@ def check_exposure(config: ServerConfig) -> None:
             f"--host {config.host} lets others in without a key; add --api-key KEY (or TOKENSPEED_API_KEY), "
             "or --insecure if that is meant"
         )
+
+
+def guard(config: ServerConfig) -> list[Middleware]:
+    """What stands before the routes."""
+    if config.api_key is not None:
+        return [Middleware(KeyCheck, key=config.api_key)]
+    return [] if config.insecure else [Middleware(HostCheck)]
 
 
 def _is_loopback(host: str) -> bool:
@@ -61,3 +72,31 @@ class KeyCheck:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key)
+
+
+class HostCheck:
+    """ASGI middleware that turns away requests meant for another name than this machine's."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or _is_local_name(Headers(scope=scope).get("host", "")):
+            await self._app(scope, receive, send)
+            return
+        error = RequestError(
+            "without a key this server answers to 127.0.0.1 and localhost only; start it with --api-key KEY, "
+            "or with --insecure",
+            code="unknown_host",
+            status=403,
+        )
+        await ApiError.of(error).response()(scope, receive, send)
+
+
+def _is_local_name(host: str) -> bool:
+    """An address, localhost, or nothing."""
+    try:
+        name = urlsplit(f"//{host}").hostname or "localhost"
+        return name == "localhost" or name.endswith(".localhost") or bool(ipaddress.ip_address(name).packed)
+    except ValueError:
+        return False

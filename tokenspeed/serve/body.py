@@ -48,10 +48,11 @@ class BodyReader:
 
     async def read(self, request: Request) -> bytes:
         """The whole body; `RequestError` 413 or 415."""
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not kind.endswith("+json"):
+            # Also a guard: a page in a browser can post any other type to a server on loopback unasked.
             raise RequestError(
-                f"the body is sent as {kind[:_NAME_CHARACTERS_MAX]}; send JSON with "
+                f"the body is sent as {kind[:_NAME_CHARACTERS_MAX] or 'no type'}; send JSON with "
                 "'Content-Type: application/json'",
                 code="unsupported_media_type",
                 status=415,

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -40,17 +41,17 @@ _BACKLOG: Final = 2048
 def serve(config: EngineConfig) -> None:
     """Serve until told to stop; `SetupError` if it cannot begin."""
     check_exposure(config.server)
+    directory = locate(config.model.model)
     loop_factory = uvicorn.Config("", loop="uvloop").get_loop_factory()
     with (
         _claim(config.server.host, config.server.port) as listener,
         asyncio.Runner(loop_factory=loop_factory) as runner,
     ):
-        runner.run(_serve(config, listener))
+        runner.run(_serve(config, directory, listener))
 
 
-async def _serve(config: EngineConfig, listener: socket.socket) -> None:
+async def _serve(config: EngineConfig, directory: Path, listener: socket.socket) -> None:
     started_s = time.monotonic()
-    directory = locate(config.model.model)
     engine, text = await start(config, directory)
     ending = _Ending(engine)
     try:
@@ -63,6 +64,7 @@ async def _serve(config: EngineConfig, listener: socket.socket) -> None:
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(DRAIN_S) + _CLOSE_S,
             backlog=_BACKLOG,
@@ -83,7 +85,8 @@ async def _serve(config: EngineConfig, listener: socket.socket) -> None:
 async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, TextPlane]:
     """Start a core and load the text plane of a model, side by side; `SetupError` from whichever fails."""
     tokenizer = None if config.model.tokenizer is None else locate(config.model.tokenizer)
-    starting = asyncio.create_task(AsyncEngine.start(config))
+    found = replace(config, model=replace(config.model, model=str(directory)))  # the core need not look again
+    starting = asyncio.create_task(AsyncEngine.start(found))
     try:
         text = await asyncio.to_thread(TextPlane.load, directory, tokenizer_directory=tokenizer)
     except BaseException:

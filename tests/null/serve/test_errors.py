@@ -139,6 +139,7 @@ def test_deeply_nested_tools_do_not_hurt(http):
 def test_wrong_media_types_are_refused(http):
     answer = http.post(CHAT, content=b"{}", headers={"Content-Type": "application/x-www-form-urlencoded"})
     assert "Content-Type: application/json" in str(error_of(answer, 415)["message"])
+    error_of(http.post(CHAT, content=b"{}"), 415)
     answer = http.post(
         CHAT, content=b"{}", headers={"Content-Type": "application/json", "Content-Encoding": "gzip"}
     )

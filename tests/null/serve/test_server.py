@@ -57,7 +57,8 @@ def test_disconnect_aborts_the_request(server, stream):  # R9
     server.engine.script = Script("some words", hangs=True)
     body = json.dumps({"messages": USER, "stream": stream}).encode()
     host, port = server.url.removeprefix("http://").split(":")
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port)), timeout=10) as client:
         client.sendall(head.encode() + body)
         if stream:
@@ -106,6 +107,14 @@ def test_key_is_wanted_everywhere_but_for_health():  # R5
             assert refused.status_code == 401
             assert refused.json()["error"]["code"] == "invalid_api_key"
         assert httpx.get(guarded.url + "/health", trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:1", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("evil.example", 403), ("[oops", 403)],
+)
+def test_only_local_names_are_answered_without_a_key(http, host, status):
+    assert http.get("/v1/models", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     """Answer one request."""
     body, raw = service.bodies.parse(data, ChatBody)
     service.check_model(body.model)
+    check_common(body, raw, service.bodies)
     _check(body)
     tools = plain_tools(body.tools, raw) if body.tool_choice != "none" else None
     messages = plain_messages(body.messages, raw, service.bodies)
@@ -69,7 +70,6 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
 
 def _check(body: ChatBody) -> None:
     """Refuse what this server does not do, by name."""
-    check_common(body)
     if not body.messages:
         raise out_of_range("messages", "empty", "a list of at least one message")
     if body.functions is not None or body.function_call is not None:

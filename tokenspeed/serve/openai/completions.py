@@ -41,9 +41,9 @@ TOKENS_DEFAULT: Final = 16  # the API's own default
 
 async def handle(request: Request, service: Service, data: bytes) -> Response:
     """Answer one request."""
-    body, _ = service.bodies.parse(data, CompletionBody)
+    body, raw = service.bodies.parse(data, CompletionBody)
     service.check_model(body.model)
-    check_common(body)
+    check_common(body, raw, service.bodies)
     if body.suffix:
         raise refused("suffix", "filling in the middle is not offered by this version")
     if body.echo and body.logprobs is not None:

@@ -13,9 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, SamplingParams
+from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Choice, Origin
-from tokenspeed.serve.openai.schema import SamplingBody
+from tokenspeed.serve.openai.schema import SamplingBody, StreamOptions
 from tokenspeed.text.generation_config import GenerationDefaults
 from tokenspeed.text.output import OutputOptions
 
@@ -35,8 +36,10 @@ _GRAMMAR_FIELDS: Final = (
 _GRAMMAR_REASON: Final = "constrained output is not offered by this version; ask for the format in the prompt"
 
 
-def check_common(body: SamplingBody) -> None:
+def check_common(body: SamplingBody, raw: dict[str, Any], bodies: BodyReader) -> None:
     """Refuse what the shared fields ask for and this server does not do."""
+    if body.stream_options is not None:
+        bodies.note_unknown(raw["stream_options"], StreamOptions, "stream_options.")
     for name in _GRAMMAR_FIELDS:
         if getattr(body, name) is not None:
             raise refused(name, _GRAMMAR_REASON)
