@@ -95,7 +95,7 @@ def faults(op: Op, kernel: Kernel, traits: Traits, sizes: Sizes, device: Device,
     found: list[str] = []
     for way in _ways(inputs):
         with poisoned():
-            got = _run(kernel.build(traits, device), inputs, _twin, way, op.result_dtype(traits))
+            got = _run(kernel.build(traits, device), inputs, twin, way, op.result_dtype(traits))
         found += [f"{way}: {fault}" for fault in _compare(op, traits, inputs, way, got, want)]
     return found
 
@@ -174,10 +174,10 @@ def _difference(got: Tensor, want: Tensor, dtype: torch.dtype, tolerance: Tolera
 
 
 def _doubled(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else _twin(value)
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else twin(value)
 
 
-def _twin(value: Any) -> Any:
+def twin(value: Any) -> Any:
     """Copy a tensor with its strides; what lies between its elements stays unset, that is, poisoned."""
     if not isinstance(value, Tensor):
         return value

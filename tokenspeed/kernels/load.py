@@ -111,7 +111,7 @@ def _nothing_to_prepare(op: str) -> Callable[..., Any]:
 def _backend_kernels(name: str) -> tuple[Kernel, ...]:
     try:
         return tuple(importlib.import_module(name).KERNELS)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
         get_logger("kernels").warning("backend %s is left out: %s", name, error)
         return ()
 

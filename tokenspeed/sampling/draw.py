@@ -22,6 +22,10 @@ NARROW_MAX = 256
 """Up to this top_k, a row is cut to its k likeliest tokens at once and the rest never looked at again."""
 CHUNK_ELEMENTS = 1 << 21
 """Elements handled at a time, to bound the memory of intermediates."""
+KEY_BITS = 31
+DIGITS = ((20, 11), (10, 10), (0, 10))
+"""How `threshold` cuts the bits of a key: (shift, bits), highest first."""
+BUCKETS_MAX = 1 << 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def draw(
     narrow_k: the largest top_k of the rows if all are at most `NARROW_MAX`, else 0; then `top_k` and `top_p`
     say whether any row sets them, which costs. A row that is not finite gives some id.
     """
-    size = max(1, CHUNK_ELEMENTS // scores.shape[1])
+    size = max(1, CHUNK_ELEMENTS // max(scores.shape[1], BUCKETS_MAX))
     chunks = [slice(start, start + size) for start in range(0, scores.shape[0], size)]
     return torch.cat([_draw(scores[rows], knobs.rows(rows), narrow_k, top_k, top_p) for rows in chunks])
 
@@ -109,8 +113,8 @@ def threshold(keys: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     rows = keys.shape[0]
     above = torch.zeros(rows, 1, dtype=torch.int64, device=keys.device)
     prefix = torch.zeros(rows, 1, dtype=torch.int32, device=keys.device)
-    for shift, bits in ((20, 11), (10, 10), (0, 10)):
-        if shift < 20:
+    for shift, bits in DIGITS:
+        if shift + bits < KEY_BITS:
             weights = weights.masked_fill((keys >> (shift + bits)) != prefix, 0)
         digits = (keys >> shift).bitwise_and_((1 << bits) - 1).long()
         histogram = torch.zeros(rows, 1 << bits, dtype=torch.int64, device=keys.device)

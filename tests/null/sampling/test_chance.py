@@ -8,7 +8,6 @@ import pytest
 
 from tokenspeed.sampling.chance import uniform
 
-
 PINNED = [0.6524484863740322, 0.7012121095215252, 0.36818951565166946, 0.39854775898749717]
 
 
