@@ -22,7 +22,8 @@ from typing import Final
 from tokenspeed.base.errors import SetupError
 
 AXES: Final = ("dp", "tp", "ep", "sp")
-_BASE: Final = ("dp", "tp")
+BASE_AXES: Final = ("dp", "tp")
+"""The laid-out axes, outermost first: where both cut one dimension, tp cuts what dp left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Mesh:
         """The laid-out axes that `axis` covers, outermost first; empty when its size is one."""
         if self.size(axis) == 1:
             return ()
-        covered = {"dp": ("dp",), "tp": ("tp",), "ep": _BASE, "sp": ("tp",)}[axis]
+        covered = {"dp": ("dp",), "tp": ("tp",), "ep": BASE_AXES, "sp": ("tp",)}[axis]
         return tuple(name for name in covered if self.size(name) > 1)
 
     def index(self, axis: str) -> int:

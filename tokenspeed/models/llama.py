@@ -58,11 +58,15 @@ def parse_trunk(fields: Fields, context_tokens: int | None) -> Trunk:
 
 
 def model_context_tokens(fields: Fields) -> int:
-    """The longest context the config promises; `dynamic` rope stretches what was trained by its factor."""
+    """The longest context the config promises, by its own word or by how far its rope stretches."""
     own = fields.count("max_position_embeddings")
     rope = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type")
-    return int(own * rope.get("factor", 1)) if kind == "dynamic" else own
+    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor") or 1
+    if kind == "dynamic":
+        return int(own * factor)
+    if kind == "yarn":
+        return max(own, int(rope.get("original_max_position_embeddings", 0) * factor))
+    return own
 
 
 def parse_attention(fields: Fields) -> GQAShape:

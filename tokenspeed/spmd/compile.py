@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.dist.mesh import Mesh
+from tokenspeed.dist.mesh import BASE_AXES, Mesh
 from tokenspeed.spmd.placement import Layout, Lie, Lies, along, resolve, show
 from tokenspeed.spmd.program import Call, Collective, Edge, Part, Program, Step, Use, Weight
 from tokenspeed.spmd.verify import MOVES, RULES, Rule, verify
@@ -41,7 +41,7 @@ def compile_program(
     `item_bytes` is the size of one element of the activations, for the printed cost. Raises SetupError on any
     declaration that is inconsistent with the rules, naming the call and the edge.
     """
-    axes = tuple(axis for axis in ("dp", "tp") if mesh.size(axis) > 1)
+    axes = tuple(axis for axis in BASE_AXES if mesh.size(axis) > 1)
     walk = _Walk(mesh, axes, item_bytes)
     for edge in inputs:
         walk.write(walk.use(edge, _full(resolve(edge.layout, mesh), axes)))
@@ -110,11 +110,8 @@ class _Walk:
             self.write(use)
 
     def move(self, reader: str, use: Use, goal: Lies) -> Use:
-        """Append the collectives that bring `use` to `goal`, innermost axis first; return the moved value."""
-        for axis in reversed(self.axes):
-            was, now = use.lies[axis], goal[axis]
-            if was == now:
-                continue
+        """Append the collectives that bring `use` to `goal`; return the moved value."""
+        for axis, was, now in self._route(use.lies, goal):
             kind = MOVES.get((was, now))
             if kind is None or not use.moves(was, now):
                 why = "no collective does that" if kind is None else "it is packed or fixed and stays"
@@ -128,6 +125,31 @@ class _Walk:
             self.forms[use.value.split("@")[0]].append(moved)
             use = moved
         return use
+
+    def _route(self, start: Lies, goal: Lies) -> list[tuple[str, Lie, Lie]]:
+        """The moves from `start` to `goal`, in an order that keeps slices of slices in axis order.
+
+        Where two axes cut one dimension, the inner one cuts what the outer one left: the outer cut can change
+        only while the inner one is open. Else inner axes go first, so that reductions precede gathers.
+        """
+        lies, moves = dict(start), list[tuple[str, Lie, Lie]]()
+
+        def go(axis: str, to: Lie) -> None:
+            if lies[axis] != to:
+                moves.append((axis, lies[axis], to))
+                lies[axis] = to
+
+        order = tuple(reversed(self.axes))
+        for index, inner in enumerate(self.axes):
+            changed = {lie for a in self.axes[:index] if start[a] != goal[a] for lie in (start[a], goal[a])}
+            cuts = {lie for lie in changed if lie.startswith("S")}
+            if start[inner] in cuts:
+                go(inner, "R")
+            if goal[inner] in cuts:
+                order = self.axes
+        for axis in order:
+            go(axis, goal[axis])
+        return moves
 
     def _rule(self, call: Call, axis: str) -> Rule:
         """The legal rule along `axis` that agrees with the declaration and is cheapest to reach."""
@@ -233,6 +255,9 @@ def shard(weight: Weight, mesh: Mesh) -> Parameter:
             absent = absent or mesh.index(axis) != 0
         elif placement.lie != "R":
             cuts.setdefault(int(placement.lie[1:]), []).append(axis)
+    cuts = {
+        dim: sorted(axes, key=BASE_AXES.index) for dim, axes in cuts.items()
+    }  # outermost first, as values
     rows = _cut(weight.name, cuts.pop(0, []), mesh, len(weight.parts)) if weight.stacked else range(1)
     offset = 1 if weight.stacked else 0
     fills: list[Fill] = []

@@ -104,7 +104,7 @@ def verify(program: Program) -> None:
                         f"as {was}; missing: {MOVES.get((was, wants), 'a move that no collective makes')}"
                     )
         for axis in program.axes:
-            _verify_axis(step, axis)
+            _verify_axis(step, axis, program.axes)
         for edge in step.writes:
             # A new value makes every moved form of the old one stale.
             values = {name: lies for name, lies in values.items() if not name.startswith(edge.value + "@")}
@@ -116,11 +116,12 @@ def verify(program: Program) -> None:
         raise SetupError(f"the program does not end in {result.value!r} as declared")
 
 
-def _verify_axis(step: Step, axis: str) -> None:
+def _verify_axis(step: Step, axis: str, axes: tuple[str, ...]) -> None:
     reads: tuple[Lie, ...] = tuple(along(edge.lies, axis) for edge in step.reads)
     writes: tuple[Lie, ...] = tuple(along(edge.lies, axis) for edge in step.writes)
     if step.collective is not None:
         _verify_collective(step, step.collective, axis, reads[0], writes[0])
+        _verify_nesting(step, step.collective, axes)
         return
     weights: tuple[Lie, ...] = tuple(along(lies, axis) for lies in step.weights)
     if Rule(reads, weights, writes) not in RULES[step.op]:
@@ -138,3 +139,14 @@ def _verify_collective(step: Step, collective: Collective, axis: str, was: Lie, 
             )
     elif MOVES.get((was, now)) != collective.kind:
         raise SetupError(f"{step.name}: {collective.kind} over {axis} cannot do {was} -> {now}")
+
+
+def _verify_nesting(step: Step, collective: Collective, axes: tuple[str, ...]) -> None:
+    """A cut of a dimension changes only while no inner axis cuts the same dimension."""
+    touched = {along(edge.lies, collective.axis) for edge in (*step.reads, *step.writes)} - {"R", "P"}
+    for inner in axes[axes.index(collective.axis) + 1 :]:
+        if along(step.reads[0].lies, inner) in touched:
+            raise SetupError(
+                f"{step.name}: {collective.kind} over {collective.axis} of {step.reads[0].value!r} changes "
+                f"a cut that {inner} cuts further; open {inner} first"
+            )

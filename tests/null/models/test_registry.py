@@ -63,6 +63,19 @@ def test_context_may_be_shortened_and_not_lengthened() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rope", "tokens"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 256),
+        ({"rope_type": "dynamic", "factor": 2.0}, 512),
+        ({"rope_type": "linear", "factor": 2.0}, 256),
+    ],
+)
+def test_rope_scaling_stretches_the_context_where_the_config_has_not(rope: Any, tokens: int) -> None:
+    assert facts(rope_scaling=rope).context_tokens == tokens
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         (

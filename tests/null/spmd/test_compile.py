@@ -170,3 +170,15 @@ def test_executable_drops_values_after_their_last_reader() -> None:
     program = compile_program("t", calls, Mesh(), inputs=(Edge("x"),), output=Edge("out"), item_bytes=2)
     program.lower().run(None, 1)
     assert seen == ["used", "dropped", "last"]
+
+
+def test_slices_of_slices_are_cut_outermost_first_and_opened_innermost_first() -> None:
+    """dp cuts the columns, tp what dp left; the other way round each rank would hold another's columns."""
+    mesh = Mesh(dp=2, tp=2, ep=4)
+    cut = call("matmul", [Edge("x")], [Edge("out", (), 8)], (weight((Shard(1, "ep"),)),))
+    program = compiled([cut], mesh)
+    assert [(c.kind, c.axis) for c in program.collectives] == [("slice", "dp"), ("slice", "tp")]
+    wide = call("matmul", [Edge("x")], [Edge("h", (), 8)], (weight((Shard(0, "ep"),)),))
+    norm = call("norm", [Edge("h", (Replicate("ep"),))], [Edge("out", (), 8)], (weight(),))
+    program = compiled([wide, norm], mesh)
+    assert [(c.kind, c.axis) for c in program.collectives] == [("all_gather", "tp"), ("all_gather", "dp")]

@@ -46,4 +46,5 @@ def test_gloo_moves_as_declared(tp: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(moves, (port, tp), nprocs=RANKS)
+    # Forked, not spawned: a child that imports torch anew costs seconds.
+    mp.start_processes(moves, (port, tp), nprocs=RANKS, start_method="fork")
