@@ -59,6 +59,7 @@ async def _serve(config: EngineConfig, directory: Path, listener: socket.socket)
         settings = uvicorn.Config(
             app.build(service),
             http="httptools",
+            ws="none",
             lifespan="off",
             log_config=None,
             log_level="warning",

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
+from openai import OpenAI
 from scripted import Script
 
 USER = [{"role": "user", "content": "hi"}]
@@ -85,6 +87,25 @@ def test_streamed_answer_joins_to_the_whole_one(http, server, per_delta):
     assert together["tool_calls"] == [call["function"] for call in message["tool_calls"]]
     assert together["finish"] == "tool_calls"
     assert sum(bool(c["choices"][0]["finish_reason"]) for c in chunks) == 1
+
+
+def test_the_sdk_accumulates_a_stream_into_the_whole(server):
+    server.engine.script = Script(THOUGHT)
+    with httpx.Client(trust_env=False) as transport:
+        client = OpenAI(base_url=server.url + "/v1", api_key="unused", http_client=transport)
+        options = {"include_usage": True}
+        with client.chat.completions.stream(
+            model="demo", messages=USER, tools=[TOOL], stream_options=options, logprobs=True
+        ) as events:
+            final = events.get_final_completion()
+        plain = client.chat.completions.create(model="demo", messages=USER, tools=[TOOL], logprobs=True)
+    one, other = final.choices[0], plain.choices[0]
+    assert one.message.content == other.message.content == "Looking."
+    functions = [[call.function.model_dump() for call in c.message.tool_calls or []] for c in (one, other)]
+    assert [f["arguments"] for f in functions[0]] == [f["arguments"] for f in functions[1]]
+    assert one.finish_reason == other.finish_reason == "tool_calls"
+    assert len(one.logprobs.content) == len(other.logprobs.content)
+    assert final.usage == plain.usage
 
 
 def test_tool_calls_without_text_have_null_content(http, server):
