@@ -6,8 +6,8 @@ In: token ids and sampling. Out: a `Stream` per request. Checks what can be chec
 or know API dialects.
 
 Invariants: one asyncio loop owns an engine; nothing here blocks it. Every stream ends exactly once: with a
-delta whose `finish` is set, or by raising `CapacityError`, `RequestError` or `EngineDeadError`. A stream
-nobody reads holds one merged delta, whose size `tokens_max` bounds; the core never waits for a reader.
+delta whose `finish` is set, or by raising `CapacityError`, `RequestError` or `EngineDeadError`. What a
+stream holds for a reader that does not come is bounded by `tokens_max`; the core never waits for a reader.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Stream:
         self._arrival_us = arrival_us
         self._last_us = arrival_us
         self._queue_us = self._first_token_us = -1
-        self._pending: wire.Delta | None = None
+        self._pending: list[wire.Delta] = []
         self._error: TokenSpeedError | None = None
         self._ended = False  # the closing message is here, though perhaps not read
         self._wake: asyncio.Future[None] | None = None
@@ -81,15 +81,15 @@ class Stream:
         return self
 
     async def __anext__(self) -> wire.Delta:
-        while self._pending is None:
+        while not self._pending:
             if self._error is not None:
                 raise self._error
             if self._ended:
                 raise StopAsyncIteration
             self._wake = asyncio.get_running_loop().create_future()
             await self._wake
-        delta, self._pending = self._pending, None
-        return delta
+        deltas, self._pending = self._pending, []
+        return deltas[0] if len(deltas) == 1 else _merged(deltas)
 
     def put(self, delta: wire.Delta, now_us: int) -> None:
         """Called by the engine: the core has something to say."""
@@ -106,7 +106,7 @@ class Stream:
                 self._first_token_us = now_us - self._arrival_us
             self._last_us = now_us
             self.output_tokens += tokens
-        self._pending = delta if self._pending is None else _merged(self._pending, delta)
+        self._pending.append(delta)
         if delta.finish is not None:
             self._close(delta.finish, now_us)
         self._notify()
@@ -328,17 +328,19 @@ class AsyncEngine:
         self._drained.set()
 
 
-def _merged(first: wire.Delta, then: wire.Delta) -> wire.Delta:
-    """One delta that says what both say."""
-    logprobs = [*(first.logprobs or ()), *(then.logprobs or ())] or None
+def _merged(deltas: list[wire.Delta]) -> wire.Delta:
+    """One delta that says what all say."""
+    first, last = deltas[0], deltas[-1]
+    told = next((delta for delta in deltas if delta.queue_us is not None), first)
+    logprobs = [entry for delta in deltas for entry in delta.logprobs or ()]
     return wire.Delta(
         first.request_id,
-        first.ids + then.ids,
-        logprobs,
-        then.finish,
-        first.cached_tokens if first.cached_tokens is not None else then.cached_tokens,
-        then.error,
-        first.queue_us if first.queue_us is not None else then.queue_us,
+        b"".join(delta.ids for delta in deltas),
+        logprobs or None,
+        last.finish,
+        told.cached_tokens,
+        last.error,
+        told.queue_us,
     )
 
 

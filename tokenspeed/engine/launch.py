@@ -127,9 +127,8 @@ class CoreProcess:
                 return
             except zmq.ZMQError:  # closed by `stop` while this call was queued
                 return
-            self._loop.call_soon(
-                self._handle, frame
-            )  # so that a failing receiver loses one report, not the edge
+            # Not called from here: a receiver that fails must lose one report, not the edge.
+            self._loop.call_soon(self._handle, frame)
         self._loop.call_soon(self._on_readable)
 
     def _handle(self, frame: bytes) -> None:
@@ -168,9 +167,7 @@ class CoreProcess:
 
 
 def _private_directory() -> tempfile.TemporaryDirectory[str]:
-    """A fresh directory of mode 0700, short enough for a socket's path; removed with the process at the
-    latest.
-    """
+    """A fresh directory of mode 0700, its path short enough for sockets; removed at exit at the latest."""
     base = Path(tempfile.gettempdir())
     if len(bytes(base)) + len("/tokenspeed-12345678/") + len(REQUESTS) > _SOCKET_PATH_MAX:
         base = Path("/tmp")
