@@ -12,36 +12,43 @@ namespace tokenspeed::cpu::TS_ISA {
 namespace {
 
 constexpr i64 gqa_segment = 512;
-constexpr i64 mla_segment = 128;
 constexpr i64 extend_rows_max = 384;
 
-struct Slice {
-  std::int32_t row, segment, segments;
-};
-
-// One slice per (row, segment); returns how many. `to` may be null to count only.
-i64 slice_rows(const Paged& paged, i64 segment, Slice* to) {
-  i64 count = 0;
-  for (i64 row = 0; row < paged.rows; ++row) {
-    const i64 segments = (paged.context[row] + segment - 1) / segment;
-    for (i64 s = 0; s < segments; ++s, ++count) {
-      if (to != nullptr) to[count] = {static_cast<std::int32_t>(row), static_cast<std::int32_t>(s), static_cast<std::int32_t>(segments)};
-    }
-  }
-  return count;
+// Latent decode: short contexts are cut finely, so that threads share them; long ones coarsely, so that folding is seldom.
+// Depends on the row's own context only.
+i64 mla_segment(i64 context) {
+  const i64 spans = context / 512;
+  return span * (spans < 1 ? 1 : spans > 8 ? 8 : spans);
 }
 
-template <class E>
-void prefetch_row(const E* row, i64 width) {
-  for (i64 i = 0; i < width; i += 64 / static_cast<i64>(sizeof(E))) prefetch(row + i);
+struct Slice {
+  std::int32_t row;
+  std::int32_t begin, end;  // tokens
+  std::int32_t index, count;  // among the slices of its row
+};
+
+// One slice per (row, segment), segment(context) tokens each; returns how many. `to` may be null to count only.
+template <class Segment>
+i64 slice_rows(const Paged& paged, const Segment& segment, Slice* to) {
+  i64 total = 0;
+  for (i64 row = 0; row < paged.rows; ++row) {
+    const i64 context = paged.context[row], tokens = segment(context), count = (context + tokens - 1) / tokens;
+    for (i64 i = 0; i < count; ++i, ++total) {
+      if (to == nullptr) continue;
+      const i64 end = (i + 1) * tokens < context ? (i + 1) * tokens : context;
+      to[total] = {static_cast<std::int32_t>(row), static_cast<std::int32_t>(i * tokens), static_cast<std::int32_t>(end),
+                   static_cast<std::int32_t>(i), static_cast<std::int32_t>(count)};
+    }
+  }
+  return total;
 }
 
 // --- decode ---------------------------------------------------------------------------------------------------------
 
 // Runs attend(slice, group, part) for every slice and group of heads, then folds the parts of each row and head.
 //   part: [heads of the group][width + 2] floats: unnormalised sum, max, sum of weights.
-template <class E, class Attend>
-void decode_slices(const Paged& paged, i64 segment, i64 groups, i64 group_heads, i64 value_dim, E* y, Attend&& attend) {
+template <class E, class Segment, class Attend>
+void decode_slices(const Paged& paged, const Segment& segment, i64 groups, i64 group_heads, i64 value_dim, E* y, Attend&& attend) {
   const i64 width = round_up(value_dim, lanes);
   const i64 part_floats = group_heads * (width + lanes);
   const i64 count = slice_rows(paged, segment, nullptr);
@@ -53,11 +60,11 @@ void decode_slices(const Paged& paged, i64 segment, i64 groups, i64 group_heads,
     attend(slices[task / groups], task % groups, parts + task * part_floats, thread);
   });
   auto fold_slices = [&](i64 slice, int thread) {
-    if (slices[slice].segment != 0) return;
+    if (slices[slice].index != 0) return;
     float* total = static_cast<float*>(thread_scratch(thread, static_cast<std::size_t>(width) * 4));
     for (i64 head = 0; head < groups * group_heads; ++head) {
       float most = minus_infinity, sum = 0.0f;
-      for (i64 s = slice; s < slice + slices[slice].segments; ++s) {
+      for (i64 s = slice; s < slice + slices[slice].count; ++s) {
         const float* part = parts + (s * groups + head / group_heads) * part_floats + head % group_heads * (width + lanes);
         fold(most, sum, total, part[width], part[width + 1], part, width);
       }
@@ -75,30 +82,27 @@ template <class E>
 void gqa_decode(const GqaAttention& p) {
   const i64 group = p.heads / p.kv_heads, D = p.head_dim, stride = p.kv_heads * D;
   const i64 width = round_up(D, lanes);
-  decode_slices<E>(p.paged, gqa_segment, p.kv_heads, group, D, static_cast<E*>(p.y),
+  decode_slices<E>(p.paged, [](i64) { return gqa_segment; }, p.kv_heads, group, D, static_cast<E*>(p.y),
                    [&](const Slice& slice, i64 kv_head, float* part, int thread) {
     Flash<E> flash(group, D, D);
     Carver carver(thread_scratch(thread, Flash<E>::bytes(group, D, D)));
     flash.place(carver);
     const i64 context = p.paged.context[slice.row];
-    const i64 begin = slice.segment * gqa_segment;
-    const i64 end = begin + gqa_segment < context ? begin + gqa_segment : context;
+    const i64 end = slice.end;
     const E* q = static_cast<const E*>(p.q) + slice.row * p.q_stride + kv_head * group * D;
     const E* k = static_cast<const E*>(p.k_arena) + kv_head * D;
     const E* v = static_cast<const E*>(p.v_arena) + kv_head * D;
     const Locate locate(p.paged, slice.row);
     flash.start([&](i64 i) { return q + i * D; }, [&](i64) { return context - 1; });
-    flash.segment(begin, end, p.scale * log2_e, [&](i64 token, i64 count) {
+    flash.segment(slice.begin, end, p.scale * log2_e, [&](i64 token, i64 count) {
       const E* rows[span];
-      const i64 next = end - token - count < span ? end - token - count : span;
-      locate.rows(k, stride, token + span, next, rows);
-      for (i64 i = 0; i < next; ++i) prefetch_row(rows[i], D);
+      const E* ahead[span];
       locate.rows(k, stride, token, count, rows);
-      flash.fill_keys(rows, count, D);
-      locate.rows(v, stride, token + span, next, rows);
-      for (i64 i = 0; i < next; ++i) prefetch_row(rows[i], D);
+      locate.rows_ahead(k, stride, token + span, end, ahead);
+      flash.fill_keys(rows, count, D, 0, ahead);
       locate.rows(v, stride, token, count, rows);
-      flash.fill_values(rows, count);
+      locate.rows_ahead(v, stride, token + span, end, ahead);
+      flash.fill_values(rows, count, ahead);
     });
     for (i64 i = 0; i < group; ++i) flash.export_part(i, part + i * (width + lanes));
   });
@@ -121,14 +125,15 @@ void mla_decode_of(const MlaDecode& p) {
                   static_cast<std::size_t>(p.rope_dim) * sizeof(E));
     }
     const i64 context = p.paged.context[slice.row];
-    const i64 begin = slice.segment * mla_segment;
-    const i64 end = begin + mla_segment < context ? begin + mla_segment : context;
+    const i64 end = slice.end;
     const Locate locate(p.paged, slice.row);
     flash.start([&](i64 i) { return queries + i * K; }, [&](i64) { return context - 1; });
-    flash.segment(begin, end, p.scale * log2_e, [&](i64 token, i64 count) {
+    flash.segment(slice.begin, end, p.scale * log2_e, [&](i64 token, i64 count) {
       const E* rows[span];
+      const E* ahead[span];
       locate.rows(static_cast<const E*>(p.arena), K, token, count, rows);
-      flash.fill_keys(rows, count, K);
+      locate.rows_ahead(static_cast<const E*>(p.arena), K, token + span, end, ahead);
+      flash.fill_keys(rows, count, K, 0, ahead);
       flash.fill_values(rows, count);
     });
     for (i64 h = 0; h < p.heads; ++h) flash.export_part(h, part + h * (width + lanes));

@@ -122,6 +122,8 @@ void experts(Address x, i64 tokens, i64 width, i64 ffn, i64 experts_count, i64 t
                                  at<const float>(weights), at(w13), at(w2), at(y), Dtype(dtype), Format(format)});
 }
 
+void stream(Address data, i64 bytes) { run(&Kernels::stream, Stream{at(data), bytes}); }
+
 // Asks for huge pages behind a buffer that is not yet written: prefetchers stop at page ends, and translations cost.
 void advise_huge_pages(Address address, std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -151,6 +153,7 @@ NB_MODULE(_cpu, m) {
   m.def("mla_extend", &mla_extend);
   m.def("route", &route);
   m.def("experts", &experts);
+  m.def("stream", &stream);
   m.def("advise_huge_pages", &advise_huge_pages);
   m.def("set_threads", [](int threads, int spin_us) { nb::gil_scoped_release released; Busy busy; set_threads(threads, spin_us); },
         nb::arg("threads"), nb::arg("spin_us") = 200);

@@ -24,19 +24,23 @@ namespace tokenspeed::cpu::TS_ISA {
 
 #if defined(TS_AVX512)
 inline constexpr int rows_max = 12;  // 12 x 2 accumulators of 32 registers
-constexpr int panels_for(int rows) { return rows <= 6 ? 4 : 2; }
+inline constexpr int tile_max = 16;  // rows up to here are one tile rather than two: panels are read once
+constexpr int panels_for(int rows) { return rows <= 6 ? 4 : rows <= 12 ? 2 : 1; }
 #elif defined(TS_AVX2)
 inline constexpr int rows_max = 6;  // 6 x 1 accumulators of two registers each, of 16
+inline constexpr int tile_max = rows_max;
 constexpr int panels_for(int rows) { return rows <= 1 ? 4 : rows <= 2 ? 2 : 1; }
 #else
 inline constexpr int rows_max = 4;
+inline constexpr int tile_max = rows_max;
 constexpr int panels_for(int) { return 1; }
 #endif
 
 // How rows_total rows fall into tiles: as few as possible, as equal as possible.
 struct Tiling {
   i64 rows, count;
-  explicit Tiling(i64 rows_total) : rows(rows_total), count((rows_total + rows_max - 1) / rows_max) {}
+  explicit Tiling(i64 rows_total)
+      : rows(rows_total), count(rows_total <= tile_max ? (rows_total > 0) : (rows_total + rows_max - 1) / rows_max) {}
   i64 begin(i64 tile) const { return tile * (rows / count) + (tile < rows % count ? tile : rows % count); }
   int size(i64 tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
 };
@@ -49,15 +53,16 @@ void for_each(i64 tasks, const Body& body) {
   parallel(tasks, run_one, &body);
 }
 
-// acc[M][N] += tile x N panels. Word w of row r of the tile lies at a[w * SW + r * SR].
-template <class E, int M, int N, int SW, int SR>
+// acc[M][N] += tile x N panels. Word w of row r of the tile lies at a[w * SW + r * SR]. `Streamed`: the panels come from
+// memory and are fetched ahead, because hardware prefetchers stop at each page; else they lie in cache.
+template <class E, int M, int N, int SW, int SR, bool Streamed = false>
 TS_INLINE void accumulate(const u32* a, const u32* b, i64 b_stride, i64 words, vf (&acc)[M][N]) {
-  constexpr int ahead = 2048 / 64;  // vectors; hardware prefetchers stop at each page
+  constexpr int ahead = 2048 / 64;  // vectors
   for (i64 w = 0; w < words; ++w) {
     vw panel[N];
     TS_UNROLL for (int n = 0; n < N; ++n) {
       panel[n] = load_words(b + n * b_stride + w * lanes);
-      if constexpr (M <= 2) prefetch(b + n * b_stride + (w + ahead) * lanes);
+      if constexpr (Streamed) prefetch(b + n * b_stride + (w + ahead) * lanes);
     }
     TS_UNROLL for (int r = 0; r < M; ++r) {
       const vw row = splat_word(a[w * SW + r * SR]);
@@ -66,26 +71,40 @@ TS_INLINE void accumulate(const u32* a, const u32* b, i64 b_stride, i64 words, v
   }
 }
 
-// Lays up to 16 rows of `elements` elements out by words: word w of row r at to[w * stride + r]. Rows past `count` are zero
-// when `stride` is 16 (a panel) and absent otherwise (a tile).
+// Lays up to 16 rows of `elements` elements out by words: word w of row r at to[w * stride + r]. `stride` is 16 for a panel,
+// whose missing rows become zero, and `count` for a tile, which has none. Where given, `ahead` are 16 rows that come next:
+// they are fetched into cache meanwhile, line by line, so that memory is busy while shuffles are.
 template <class E>
-void transpose_rows(const E* const* rows, int count, i64 elements, u32* to, int stride) {
+void transpose_rows(const E* const* rows, int count, i64 elements, u32* to, int stride, const E* const* ahead = nullptr) {
   const i64 words = words_of<E>(elements);
+  const bool panel = stride == lanes;
+  const E* at[lanes];
+  for (int r = 0; r < lanes; ++r) at[r] = count == 0 ? nullptr : rows[r < count ? r : 0];
   for (i64 w = 0; w < words; w += lanes) {
     vw block[lanes];
-    const i64 from = w * per_word<E>;
-    for (int r = 0; r < lanes; ++r) block[r] = r < count ? load_row(rows[r] + from, elements - from) : zero_words();
+    const i64 from = w * per_word<E>, left = elements - from;
+    if (ahead != nullptr) {
+      TS_UNROLL for (int r = 0; r < lanes; ++r) prefetch(ahead[r] + from);
+    }
+    if (left >= lanes * per_word<E> && (count == lanes || !panel)) {
+      TS_UNROLL for (int r = 0; r < lanes; ++r) block[r] = load_words(reinterpret_cast<const u32*>(at[r] + from));
+    } else {
+      TS_UNROLL for (int r = 0; r < lanes; ++r) block[r] = r < count ? load_row(at[r] + from, left) : zero_words();
+    }
     transpose(block);
+    u32* line = to + w * stride;
     const i64 most = words - w < lanes ? words - w : lanes;
-    for (i64 i = 0; i < most; ++i) {
-      u32* line = to + (w + i) * stride;
-      if (stride == lanes) store_words(line, block[i]);
-      else store_words(line, block[i], count);
+    if (panel && most == lanes) {
+      TS_UNROLL for (int i = 0; i < lanes; ++i) store_words(line + i * lanes, block[i]);
+    } else if ((words - w - lanes) * stride >= lanes) {  // each line overwrites what the one before wrote too much
+      TS_UNROLL for (int i = 0; i < lanes; ++i) store_words(line + i * stride, block[i]);
+    } else {
+      for (i64 i = 0; i < most; ++i) store_words(line + i * stride, block[i], stride);
     }
   }
 }
 
-template <class E>
+template <class E, bool Streamed = true>
 struct Native {
   using Element = E;
   static i64 panel_words(i64 inputs) { return words_of<E>(inputs) * lanes; }
@@ -104,7 +123,7 @@ struct Native {
 
   template <int M, int N>
   static TS_INLINE void product(const u32* a, const u32* b, i64 b_stride, i64 inputs, vf (&acc)[M][N]) {
-    accumulate<E, M, N, M, 1>(a, b, b_stride, words_of<E>(inputs), acc);
+    accumulate<E, M, N, M, 1, Streamed>(a, b, b_stride, words_of<E>(inputs), acc);
   }
 };
 
@@ -216,7 +235,7 @@ struct Int8<bf16> : Int8Panel<bf16> {
         vw panel[N];
         TS_UNROLL for (int n = 0; n < N; ++n) {
           panel[n] = widen(bytes + n * b_stride * 4 + w * 2 * lanes);
-          if constexpr (M <= 2) prefetch(bytes + n * b_stride * 4 + w * 2 * lanes + ahead);
+          prefetch(bytes + n * b_stride * 4 + w * 2 * lanes + ahead);
         }
         TS_UNROLL for (int r = 0; r < M; ++r) {
           const vw row = splat_word(x[w * M + r]);
@@ -260,7 +279,7 @@ void product_rows(const u32* a, const u32* b, i64 b_stride, int panels, i64 inpu
 }
 
 // out[m][16 panels] (rows `ld` floats apart) = a tile of m rows times panels that lie `b_stride` words apart.
-template <class F, int M = rows_max>
+template <class F, int M = tile_max>
 void product(int m, const u32* a, const u32* b, i64 b_stride, int panels, i64 inputs, float* out, i64 ld) {
   if (m == M) return product_rows<F, M>(a, b, b_stride, panels, inputs, out, ld);
   if constexpr (M > 1) product<F, M - 1>(m, a, b, b_stride, panels, inputs, out, ld);

@@ -118,7 +118,7 @@ class Flash {
     for (i64 token = begin; token < end; token += span) {
       fill(token, end - token < span ? end - token : span);
       for (i64 t = 0; t < tiling_.count; ++t) {
-        if (last_[tiling_.begin(t + 1) - 1] >= token) attend<rows_max>(tiling_.size(t), tiling_.begin(t), token, end, scale);
+        if (last_[tiling_.begin(t + 1) - 1] >= token) attend<tile_max>(tiling_.size(t), tiling_.begin(t), token, end, scale);
       }
     }
   }
@@ -143,20 +143,33 @@ class Flash {
     for (i64 i = 0; i < width; i += lanes) store(to + i, load(total + i) * inverse, width - i);
   }
 
-  // Keys from 16 rows a panel; rows past `count` are zero.
-  void fill_keys(const E* const* rows, i64 count, i64 width, i64 from_word = 0) {
+  // Keys from 16 rows a panel; rows past `count` are zero. `ahead`: a span of rows to fetch into cache, or null.
+  void fill_keys(const E* const* rows, i64 count, i64 width, i64 from_word = 0, const E* const* ahead = nullptr) {
     for (int n = 0; n < span_panels; ++n) {
       const i64 here = count - n * lanes;
       transpose_rows(rows + n * lanes, static_cast<int>(here < 0 ? 0 : here > lanes ? lanes : here), width,
-                     keys(n) + from_word * lanes, lanes);
+                     keys(n) + from_word * lanes, lanes, ahead == nullptr ? nullptr : ahead + n * lanes);
     }
   }
 
   // Values from rows, tokens paired into words; rows past `count` are zero.
-  void fill_values(const E* const* rows, i64 count) {
+  void fill_values(const E* const* rows, i64 count, const E* const* ahead = nullptr) {
     const i64 words = words_of<E>(count);
     for (i64 w = 0; w < words; ++w) {
-      for (i64 n = 0; n * lanes < value_dim_; ++n)
+      i64 n = 0;
+      if constexpr (per_word<E> == 2) {
+        for (; 2 * w + 1 < count && (n + 2) * lanes <= value_dim_; n += 2) {
+          if (ahead != nullptr) {
+            prefetch(ahead[2 * w] + n * lanes);
+            prefetch(ahead[2 * w + 1] + n * lanes);
+          }
+          vw first_half, second_half;
+          zip(rows[2 * w] + n * lanes, rows[2 * w + 1] + n * lanes, first_half, second_half);
+          store_words(values(n) + w * lanes, first_half);
+          store_words(values(n + 1) + w * lanes, second_half);
+        }
+      }
+      for (; n * lanes < value_dim_; ++n)
         store_words(values(n) + w * lanes, value_word(rows, count, w, n * lanes, value_dim_ - n * lanes));
     }
     for (i64 n = 0; n * lanes < value_dim_; ++n)
@@ -184,7 +197,7 @@ class Flash {
     alignas(64) float scores[M][span];
     alignas(64) E weights[M][span];
     alignas(64) float correction[lanes] = {};
-    product_rows<Native<E>, M>(queries_ + row * key_words_, keys_, key_words_ * lanes, span_panels, key_dim_, scores[0], span);
+    product_rows<Native<E, false>, M>(queries_ + row * key_words_, keys_, key_words_ * lanes, span_panels, key_dim_, scores[0], span);
     for (int r = 0; r < M; ++r) {
       const i64 seen = (last_[row + r] + 1 < end ? last_[row + r] + 1 : end) - token;
       vf most = splat(minus_infinity);
@@ -245,17 +258,26 @@ struct Locate {
   i64 block_tokens;
   Locate(const Paged& p, i64 row) : table(p.block_table + row * p.table_stride), block_tokens(p.block_tokens) {}
 
-  // rows[i] = base + stride * arena index of token `token + i`.
+  // to[i] = base + stride * arena index of token `token + i`.
   template <class E>
   void rows(const E* base, i64 stride, i64 token, i64 count, const E** to) const {
-    i64 block = token / block_tokens, offset = token % block_tokens;
-    for (i64 i = 0; i < count; ++i) {
-      to[i] = base + (table[block] * block_tokens + offset) * stride;
-      if (++offset == block_tokens) {
-        offset = 0;
-        ++block;
+    i64 block = token / block_tokens, left = block_tokens - token % block_tokens;
+    const E* row = base + (table[block] * block_tokens + token % block_tokens) * stride;
+    for (i64 i = 0; i < count; ++i, row += stride) {
+      if (left-- == 0) {
+        row = base + table[++block] * block_tokens * stride;
+        left = block_tokens - 1;
       }
+      to[i] = row;
     }
+  }
+
+  // The span that follows `token` as far as `end` goes; beyond it the rows repeat.
+  template <class E>
+  void rows_ahead(const E* base, i64 stride, i64 token, i64 end, const E** to) const {
+    const i64 count = end - token < span ? end - token : span;
+    if (count > 0) rows(base, stride, token, count, to);
+    for (i64 i = count > 0 ? count : 0; i < span; ++i) to[i] = i > 0 ? to[i - 1] : base;
   }
 };
 

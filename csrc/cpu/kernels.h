@@ -148,6 +148,12 @@ struct Experts {
   Format format;
 };
 
+// Reads a buffer once and does nothing with it: the ceiling that memory-bound kernels are measured against.
+struct Stream {
+  const void* data;
+  std::int64_t bytes;  // a multiple of 64
+};
+
 struct Kernels {
   const char* isa;
   std::int64_t (*packed_bytes)(const Pack&);
@@ -163,6 +169,7 @@ struct Kernels {
   void (*mla_extend)(const MlaExtend&);
   void (*route)(const Route&);
   void (*experts)(const Experts&);
+  void (*stream)(const Stream&);
 };
 
 }  // namespace tokenspeed::cpu

@@ -79,7 +79,7 @@ void run(const Linear& p) {
     const u32* weight = static_cast<const u32*>(p.weight) + (head * panels + panel) * panel_words;
     const i64 column = head * p.outputs + panel * lanes;
     const i64 last = (block + 1) * block_tiles < tiling.count ? (block + 1) * block_tiles : tiling.count;
-    alignas(64) float sums[rows_max * task_panels * lanes];
+    alignas(64) float sums[tile_max * task_panels * lanes];
     for (i64 t = block * block_tiles; t < last; ++t) {
       const i64 begin = tiling.begin(t);
       const int rows = tiling.size(t);

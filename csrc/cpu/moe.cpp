@@ -124,8 +124,8 @@ void experts_chunk(const Experts& p, i64 first, i64 tokens) {
     const i64 expert = pairs.tiles[pairs.first_tile[which]].expert;
     const u32* gate_weight = static_cast<const u32*>(p.w13) + (2 * expert * up_panels + panel) * up_words;
     const u32* up_weight = gate_weight + up_panels * up_words;
-    alignas(64) float gate[rows_max * task_columns];
-    alignas(64) float up[rows_max * task_columns];
+    alignas(64) float gate[tile_max * task_columns];
+    alignas(64) float up[tile_max * task_columns];
     for (i64 t = pairs.first_tile[which]; t < pairs.first_tile[which + 1]; ++t) {
       const Tile& tile = pairs.tiles[t];
       product<F>(tile.rows, tile_at[t], gate_weight, up_words, here, p.width, gate, task_columns);

@@ -20,6 +20,7 @@ void mla_decode(const MlaDecode& p);
 void mla_extend(const MlaExtend& p);
 void route(const Route& p);
 void experts(const Experts& p);
+void stream(const Stream& p);
 Kernels table();
 
 }  // namespace tokenspeed::cpu::TS_ISA

@@ -67,6 +67,25 @@ void embedding_of(const Embedding& p) {
 
 }  // namespace
 
+void stream(const Stream& p) {
+  constexpr i64 chunk = 128 * 1024 / 4;  // words a task
+  constexpr i64 ahead = 2048 / 4;
+  const i64 words = p.bytes / 4;
+  for_each((words + chunk - 1) / chunk, [&](i64 task, int) {
+    vf total[4] = {zero(), zero(), zero(), zero()};
+    const float* from = static_cast<const float*>(p.data) + task * chunk;
+    const i64 count = words - task * chunk < chunk ? words - task * chunk : chunk;
+    const i64 quarter = count / 4 / lanes * lanes;
+    for (i64 i = 0; i < quarter; i += lanes) {
+      TS_UNROLL for (int s = 0; s < 4; ++s) {
+        prefetch(from + s * quarter + i + ahead);
+        total[s] = max(total[s], load(from + s * quarter + i));
+      }
+    }
+    asm volatile("" : : "r"(&total) : "memory");
+  });
+}
+
 void norm(const Norm& p) { p.dtype == Dtype::f32 ? norm_of<float>(p) : norm_of<bf16>(p); }
 void silu_mul(const SiluMul& p) { p.dtype == Dtype::f32 ? silu_mul_of<float>(p) : silu_mul_of<bf16>(p); }
 void embedding(const Embedding& p) { p.dtype == Dtype::f32 ? embedding_of<float>(p) : embedding_of<bf16>(p); }

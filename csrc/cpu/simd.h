@@ -79,8 +79,9 @@ TS_INLINE vf load(const bf16* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
-TS_INLINE vf load(const float* p, i64 n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+TS_INLINE vf load(const float* p, i64 n) { return n >= lanes ? load(p) : vf{_mm512_maskz_loadu_ps(first(n), p)}; }
 TS_INLINE vf load(const bf16* p, i64 n) {
+  if (n >= lanes) return load(p);
   const __m256i half = _mm256_maskz_loadu_epi16(first(n), p);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
@@ -88,8 +89,9 @@ TS_INLINE void store(float* p, vf a) { _mm512_storeu_ps(p, a.v); }
 TS_INLINE void store(bf16* p, vf a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
 }
-TS_INLINE void store(float* p, vf a, i64 n) { _mm512_mask_storeu_ps(p, first(n), a.v); }
+TS_INLINE void store(float* p, vf a, i64 n) { n >= lanes ? store(p, a) : _mm512_mask_storeu_ps(p, first(n), a.v); }
 TS_INLINE void store(bf16* p, vf a, i64 n) {
+  if (n >= lanes) return store(p, a);
   _mm256_mask_storeu_epi16(p, first(n), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
 }
 TS_INLINE vf operator+(vf a, vf b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -117,9 +119,12 @@ TS_INLINE vw load_words(const u32* p) { return {_mm512_loadu_si512(p)}; }
 TS_INLINE vw splat_word(u32 w) { return {_mm512_set1_epi32(static_cast<int>(w))}; }
 TS_INLINE void store_words(u32* p, vw a) { _mm512_storeu_si512(p, a.v); }
 TS_INLINE void store_words(u32* p, vw a, i64 n) { _mm512_mask_storeu_epi32(p, first(n), a.v); }
-TS_INLINE vw load_row(const float* p, i64 n) { return {_mm512_maskz_loadu_epi32(first(n), p)}; }
+TS_INLINE vw load_row(const float* p, i64 n) {
+  return {n >= lanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(n), p)};
+}
 TS_INLINE vw load_row(const bf16* p, i64 n) {
-  return {_mm512_maskz_loadu_epi16(n >= 32 ? ~__mmask32{0} : static_cast<__mmask32>((1u << n) - 1u), p)};
+  if (n >= 2 * lanes) return {_mm512_loadu_si512(p)};
+  return {_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1u << n) - 1u), p)};
 }
 TS_INLINE vw widen(const std::int8_t* p) {  // 32 int8 -> 16 words of two int16
   return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
@@ -151,10 +156,20 @@ TS_INLINE vf dot<float>(vf acc, vw a, vw b) {
 }
 
 // Words (low[i], high[i]) of 16 elements of two neighbouring rows of the summed dimension.
+TS_INLINE __m256i load_half(const bf16* p, i64 n) {
+  return n >= lanes ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)) : _mm256_maskz_loadu_epi16(first(n), p);
+}
 TS_INLINE vw zip(const bf16* low, const bf16* high, i64 n) {
-  const __m512i a = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), low));
-  const __m512i b = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), high));
+  const __m512i a = _mm512_cvtepu16_epi32(load_half(low, n));
+  const __m512i b = _mm512_cvtepu16_epi32(load_half(high, n));
   return {_mm512_or_si512(a, _mm512_slli_epi32(b, 16))};
+}
+TS_INLINE void zip(const bf16* low, const bf16* high, vw& first_half, vw& second_half) {  // the same of 32
+  const __m512i a = _mm512_loadu_si512(low), b = _mm512_loadu_si512(high);
+  const __m512i pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36,
+                                         4, 35, 3, 34, 2, 33, 1, 32, 0);
+  first_half.v = _mm512_permutex2var_epi16(a, pairs, b);
+  second_half.v = _mm512_permutex2var_epi16(a, _mm512_add_epi16(pairs, _mm512_set1_epi16(16)), b);
 }
 TS_INLINE vw zip(vf low, vf high) {  // rounded to bf16
   const __m512i a = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(low.v)));
@@ -428,6 +443,10 @@ TS_INLINE vw zip(const bf16* low, const bf16* high, i64 n) {
   for (i64 i = 0; i < (n < lanes ? n : lanes); ++i)
     whole[i] = static_cast<u32>(low[i].bits) | static_cast<u32>(high[i].bits) << 16;
   return load_words(whole);
+}
+TS_INLINE void zip(const bf16* low, const bf16* high, vw& first_half, vw& second_half) {
+  first_half = zip(low, high, lanes);
+  second_half = zip(low + lanes, high + lanes, lanes);
 }
 TS_INLINE void transpose(vw (&r)[16]) {
   u32 from[16][16];

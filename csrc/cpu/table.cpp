@@ -25,6 +25,7 @@ Kernels table() {
       .mla_extend = mla_extend,
       .route = route,
       .experts = experts,
+      .stream = stream,
   };
 }
 
