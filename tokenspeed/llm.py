@@ -156,7 +156,7 @@ class LLM:
     ) -> list[SamplingParams]:
         """One complete `SamplingParams` per prompt."""
         if sampling is None:
-            sampling = self._recommended()
+            sampling = self.text.defaults.sampling()
         each = [sampling] * len(prompts) if isinstance(sampling, SamplingParams) else list(sampling)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
@@ -166,17 +166,6 @@ class LLM:
         return [
             msgspec.structs.replace(s, stop_ids=tuple(dict.fromkeys((*s.stop_ids, *stop_ids)))) for s in each
         ]
-
-    def _recommended(self) -> SamplingParams:
-        defaults = self.text.defaults
-        values: dict[str, Any] = {
-            "temperature": defaults.temperature,
-            "top_p": defaults.top_p,
-            "top_k": defaults.top_k,
-            "min_p": defaults.min_p,
-            "repetition": defaults.repetition_penalty,
-        }
-        return SamplingParams(**{name: value for name, value in values.items() if value is not None})
 
     async def _generate_all(
         self, prompts: list[list[int]], sampling: list[SamplingParams], options: OutputOptions, bar: _Bar
@@ -231,13 +220,9 @@ async def _read(stream: Stream, reader: OutputReader, params: SamplingParams, ba
         ids: list[int] = wire.ids_array(delta.ids).tolist()
         bar.add_tokens(len(ids))
         answer.error = delta.error
-        pieces = [ids] if not reader.may_end_early else [[i] for i in ids] or [[]]
-        for index, piece in enumerate(pieces):
-            last = index == len(pieces) - 1
-            answer.text.append(content_of(reader.feed(piece, delta.finish if last else None)))
-            answer.ids += piece
-            if reader.finish is not None:
-                break
+        events, taken = reader.read(ids, delta.finish)
+        answer.text.append(content_of(events))
+        answer.ids += ids[:taken]
         answer.logprobs += delta.logprobs or ()
         if reader.finish is not None:
             break

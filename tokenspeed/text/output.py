@@ -54,14 +54,10 @@ class OutputReader:
     def stop_string(self) -> str | None:
         return self._stops.hit
 
-    @property
-    def may_end_early(self) -> bool:
-        """The text may end the answer; then ids are best fed one by one, as `read` does."""
-        return bool(self._options.stops) or self._options.one_call
-
     def read(self, ids: Sequence[int], finish: EngineFinish | None = None) -> tuple[list[Event], int]:
         """Like `feed`, and say how many of the ids belong to the answer: none is taken past its end."""
-        if not self.may_end_early or len(ids) < 2:
+        text_may_end_it = bool(self._options.stops) or self._options.one_call
+        if not text_may_end_it or len(ids) < 2:
             return self.feed(ids, finish), len(ids)
         events: list[Event] = []
         for index in range(len(ids)):
