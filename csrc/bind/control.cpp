@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The one file that knows Python exists: the scheduler as a Python object, its plans as numpy views without copies.
+// The one file that knows Python exists: the scheduler as a Python object, its plans as numpy views without
+// copies.
 //
-// Memory: plan and outcome buffers are numpy arrays made once; the scheduler writes into them and an accessor is a
-// slice. As many plan buffers as steps that may be in flight, and one more: a plan is valid until its commit.
-// The GIL is released inside submit, plan and commit; a mutex makes calls from two threads wait, not race.
+// Memory: plan and outcome buffers are numpy arrays made once; the scheduler writes into them and an accessor
+// is a slice. As many plan buffers as steps that may be in flight, and one more: a plan is valid until its
+// commit. The GIL is released inside submit, plan and commit. One thread plans and commits; a mutex lets any
+// other submit, cancel and look meanwhile.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -16,6 +18,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -35,11 +38,17 @@ std::span<const std::int32_t> view(const Tokens& array) { return {array.data(), 
 template <class T>
 const char* dtype_name();
 template <>
-const char* dtype_name<std::uint64_t>() { return "uint64"; }
+const char* dtype_name<std::uint64_t>() {
+    return "uint64";
+}
 template <>
-const char* dtype_name<std::int32_t>() { return "int32"; }
+const char* dtype_name<std::int32_t>() {
+    return "int32";
+}
 template <>
-const char* dtype_name<std::uint8_t>() { return "uint8"; }
+const char* dtype_name<std::uint8_t>() {
+    return "uint8";
+}
 
 // A numpy array of `capacity` values, as the memory of a Bounded.
 template <class T>
@@ -65,8 +74,9 @@ struct Backed {
     std::vector<nb::object> arrays;
 
     explicit Backed(const Options& options) {
-        buffer.visit([this](auto& list, std::size_t capacity) { arrays.push_back(make_memory(list, capacity)); },
-                     options);
+        buffer.visit(
+            [this](auto& list, std::size_t capacity) { arrays.push_back(make_memory(list, capacity)); },
+            options);
     }
 };
 
@@ -122,7 +132,7 @@ auto dump_on_failure(const Scheduler& scheduler, Body&& body) {
 }
 
 class PyScheduler {
-   public:
+ public:
     explicit PyScheduler(const Options& options) : scheduler_(checked(options)), outcome_(options) {
         for (std::int32_t i = 0; i <= options.steps_in_flight_max(); ++i) {
             plans_.push_back(std::make_unique<BackedPlan>(options));
@@ -130,8 +140,8 @@ class PyScheduler {
     }
 
     SubmitStatus submit(std::uint64_t request_id, const Tokens& tokens, std::int32_t tokens_max,
-                        std::int32_t tokens_min, const Tokens& stop_ids, const nb::bytes& salt, std::int32_t priority,
-                        std::uint64_t now_us) {
+                        std::int32_t tokens_min, const Tokens& stop_ids, const nb::bytes& salt,
+                        std::int32_t priority, std::uint64_t now_us) {
         const auto stops = view(stop_ids);
         const Submission submission{.id = RequestId{request_id},
                                     .prompt = view(tokens),
@@ -139,42 +149,29 @@ class PyScheduler {
                                     .salt = {static_cast<const std::uint8_t*>(salt.data()), salt.size()},
                                     .priority = priority,
                                     .now_us = now_us};
-        const nb::gil_scoped_release released;
-        const std::lock_guard lock(mutex_);
-        return dump_on_failure(scheduler_, [&] { return scheduler_.submit(submission); });
+        return without_gil([&] { return scheduler_.submit(submission); });
     }
 
     bool cancel(std::uint64_t request_id) {
-        const std::lock_guard lock(mutex_);
-        return dump_on_failure(scheduler_, [&] { return scheduler_.cancel(RequestId{request_id}); });
+        return locked([&] { return scheduler_.cancel(RequestId{request_id}); });
     }
 
     static nb::object plan(nb::handle_t<PyScheduler> self, std::uint64_t now_us) {
         PyScheduler& own = nb::cast<PyScheduler&>(self);
         BackedPlan& backed = *own.plans_[own.plan_next_];
-        bool planned = false;
-        {
-            const nb::gil_scoped_release released;
-            const std::lock_guard lock(own.mutex_);
-            planned = dump_on_failure(own.scheduler_, [&] { return own.scheduler_.plan(backed.buffer, now_us); });
-        }
+        const bool planned = own.without_gil([&] { return own.scheduler_.plan(backed.buffer, now_us); });
         if (!planned) {
             return nb::none();
         }
         own.plan_next_ = (own.plan_next_ + 1) % own.plans_.size();
         const PlanBuffer& buffer = backed.buffer;
-        return nb::cast(PlanView{&backed, nb::borrow(self), buffer.step.value, buffer.rows(), buffer.decode_rows,
-                                 buffer.samples});
+        return nb::cast(PlanView{&backed, nb::borrow(self), buffer.step.value, buffer.rows(),
+                                 buffer.decode_rows, buffer.samples});
     }
 
     OutcomeView commit(std::uint64_t step, const Tokens& tokens) {
-        CommitStatus status{};
-        {
-            const nb::gil_scoped_release released;
-            const std::lock_guard lock(mutex_);
-            status = dump_on_failure(
-                scheduler_, [&] { return scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer); });
-        }
+        const CommitStatus status =
+            without_gil([&] { return scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer); });
         if (status == CommitStatus::wrong_size) {
             throw nb::value_error("commit takes one token per sampled row of the plan");
         }
@@ -182,36 +179,58 @@ class PyScheduler {
     }
 
     OutcomeView drain() {
-        const std::lock_guard lock(mutex_);
-        dump_on_failure(scheduler_, [this] { scheduler_.drain(outcome_.buffer); });
+        locked([this] { scheduler_.drain(outcome_.buffer); });
         return copy_outcome();
     }
 
     nb::object tokens(std::uint64_t request_id) const {
-        const auto known = scheduler_.tokens(RequestId{request_id});
-        auto memory = std::make_unique<std::int32_t[]>(known.size() + 1);
-        std::ranges::copy(known, memory.get());
-        const nb::capsule owner(memory.get(), [](void* p) noexcept { delete[] static_cast<std::int32_t*>(p); });
-        return nb::cast(nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>(memory.release(), {known.size()}, owner));
+        std::size_t count = 0;
+        std::unique_ptr<std::int32_t[]> memory;
+        locked([&] {
+            const auto known = scheduler_.tokens(RequestId{request_id});
+            count = known.size();
+            memory = std::make_unique<std::int32_t[]>(count + 1);
+            std::ranges::copy(known, memory.get());
+        });
+        const nb::capsule owner(memory.get(),
+                                [](void* p) noexcept { delete[] static_cast<std::int32_t*>(p); });
+        return nb::cast(nb::ndarray<nb::numpy, std::int32_t, nb::ndim<1>>(memory.release(), {count}, owner));
     }
 
     nb::bytes log() const {
-        const std::vector<std::uint8_t> bytes = scheduler_.log();
+        const std::vector<std::uint8_t> bytes = locked([this] { return scheduler_.log(); });
         return nb::bytes(bytes.data(), bytes.size());
     }
 
     std::int32_t flush_prefix() {
-        const std::lock_guard lock(mutex_);
-        return dump_on_failure(scheduler_, [this] { return scheduler_.flush_prefix(); });
+        return locked([this] { return scheduler_.flush_prefix(); });
     }
 
     void check() const {
-        dump_on_failure(scheduler_, [this] { scheduler_.check(); });
+        locked([this] { scheduler_.check(); });
     }
 
-    [[nodiscard]] const Scheduler& scheduler() const { return scheduler_; }
+    bool idle() const {
+        return locked([this] { return scheduler_.idle(); });
+    }
+    Stats stats() const {
+        return locked([this] { return scheduler_.stats(); });
+    }
+    const Options& options() const { return scheduler_.options(); }
 
-   private:
+ private:
+    template <class Body>
+    std::invoke_result_t<Body&> locked(Body&& body) const {
+        const std::lock_guard lock(mutex_);
+        return dump_on_failure(scheduler_, body);
+    }
+    // The mutex is free again before the GIL is asked for, so neither can wait for the other.
+    template <class Body>
+    std::invoke_result_t<Body&> without_gil(Body&& body) const {
+        const nb::gil_scoped_release released;
+        return locked(body);
+    }
+
     static const Options& checked(const Options& options) {
         if (const std::string fault = options.fault(); !fault.empty()) {
             throw nb::value_error(fault.c_str());
@@ -221,9 +240,12 @@ class PyScheduler {
 
     // An outcome outlives the next commit, so it owns copies: a few hundred bytes.
     [[nodiscard]] OutcomeView copy_outcome() const {
-        const auto copy = [](const nb::object& array, std::size_t count) { return first(array, count).attr("copy")(); };
+        const auto copy = [](const nb::object& array, std::size_t count) {
+            return first(array, count).attr("copy")();
+        };
         const OutcomeBuffer& buffer = outcome_.buffer;
-        return {copy(outcome_.arrays[0], buffer.request_ids.size()), copy(outcome_.arrays[1], buffer.tokens.size()),
+        return {copy(outcome_.arrays[0], buffer.request_ids.size()),
+                copy(outcome_.arrays[1], buffer.tokens.size()),
                 copy(outcome_.arrays[2], buffer.finishes.size())};
     }
 
@@ -235,8 +257,9 @@ class PyScheduler {
 };
 
 Options make_options(std::int32_t blocks_total, std::int32_t block_tokens, std::int32_t slots_max,
-                     std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max, std::int32_t prefill_tokens_max,
-                     std::int32_t waiting_max, std::int32_t context_tokens_max, bool prefix_cache, bool overlap,
+                     std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max,
+                     std::int32_t prefill_tokens_max, std::int32_t waiting_max,
+                     std::int32_t context_tokens_max, bool prefix_cache, bool overlap,
                      const nb::bytes& hash_key, std::int32_t log_bytes, std::uint64_t seed) {
     HashKey key;
     if (hash_key.size() != sizeof(key)) {
@@ -260,20 +283,23 @@ Options make_options(std::int32_t blocks_total, std::int32_t block_tokens, std::
 
 void bind_options(nb::module_& m) {
     nb::class_<Options>(m, "SchedulerOptions", "Budgets of a scheduler; plain values, read once.")
-        .def("__init__",
-             [](Options* self, std::int32_t blocks_total, std::int32_t block_tokens, std::int32_t slots_max,
-                std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max, std::int32_t prefill_tokens_max,
-                std::int32_t waiting_max, std::int32_t context_tokens_max, bool prefix_cache, bool overlap,
-                const nb::bytes& hash_key, std::int32_t log_bytes, std::uint64_t seed) {
-                 new (self) Options(make_options(blocks_total, block_tokens, slots_max, tokens_per_step_max,
-                                                 rows_per_step_max, prefill_tokens_max, waiting_max,
-                                                 context_tokens_max, prefix_cache, overlap, hash_key, log_bytes,
-                                                 seed));
-             },
-             nb::kw_only(), "blocks_total"_a, "block_tokens"_a, "slots_max"_a, "tokens_per_step_max"_a,
-             "rows_per_step_max"_a, "prefill_tokens_max"_a, "waiting_max"_a, "context_tokens_max"_a,
-             "prefix_cache"_a = true, "overlap"_a = false, "hash_key"_a = nb::bytes("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16),
-             "log_bytes"_a = 1 << 20, "seed"_a = 0)
+        .def(
+            "__init__",
+            [](Options* self, std::int32_t blocks_total, std::int32_t block_tokens, std::int32_t slots_max,
+               std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max,
+               std::int32_t prefill_tokens_max, std::int32_t waiting_max, std::int32_t context_tokens_max,
+               bool prefix_cache, bool overlap, const nb::bytes& hash_key, std::int32_t log_bytes,
+               std::uint64_t seed) {
+                new (self) Options(make_options(blocks_total, block_tokens, slots_max, tokens_per_step_max,
+                                                rows_per_step_max, prefill_tokens_max, waiting_max,
+                                                context_tokens_max, prefix_cache, overlap, hash_key,
+                                                log_bytes, seed));
+            },
+            nb::kw_only(), "blocks_total"_a, "block_tokens"_a, "slots_max"_a, "tokens_per_step_max"_a,
+            "rows_per_step_max"_a, "prefill_tokens_max"_a, "waiting_max"_a, "context_tokens_max"_a,
+            "prefix_cache"_a = true, "overlap"_a = false,
+            "hash_key"_a = nb::bytes("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16), "log_bytes"_a = 1 << 20,
+            "seed"_a = 0)
         .def_ro("blocks_total", &Options::blocks_total)
         .def_ro("block_tokens", &Options::block_tokens)
         .def_ro("slots_max", &Options::slots_max)
@@ -297,19 +323,23 @@ void def_array(nb::class_<PlanView>& cls, const char* name, const char* sig, con
 }
 
 void bind_plan(nb::module_& m) {
-    nb::class_<PlanView> plan(m, "Plan", "One step, as arrays over R rows, T tokens, D deltas, A bound requests. Valid until its commit.");
+    nb::class_<PlanView> plan(
+        m, "Plan",
+        "One step, as arrays over R rows, T tokens, D deltas, A bound requests. Valid until its commit.");
     plan.def_ro("step", &PlanView::step)
         .def_ro("rows", &PlanView::rows)
         .def_ro("decode_rows", &PlanView::decode_rows, "Rows of one token each that come first.")
         .def_ro("samples", &PlanView::samples, "Rows that yield a token: the size of the result.");
-#define TS_ARRAY(index, name, type, doc) \
-    def_array<index, &PlanBuffer::name>(plan, #name, "def " #name "(self) -> numpy.typing.NDArray[numpy." type "]", doc)
+#define TS_ARRAY(index, name, type, doc)             \
+    def_array<index, &PlanBuffer::name>(plan, #name, \
+                                        "def " #name "(self) -> numpy.typing.NDArray[numpy." type "]", doc)
     TS_ARRAY(0, request_ids, "uint64", "[R] the request of each row");
     TS_ARRAY(1, slots, "int32", "[R] its slot");
     TS_ARRAY(2, starts, "int32", "[R] position of its first new token: the context already in KV");
     TS_ARRAY(3, lengths, "int32", "[R] its new tokens");
     TS_ARRAY(4, sampled, "uint8", "[R] 1 where the row yields a token");
-    TS_ARRAY(5, tokens, "int32", "[T] token ids, row after row; -1 is the slot's last sampled token, still in flight");
+    TS_ARRAY(5, tokens, "int32",
+             "[T] token ids, row after row; -1 is the slot's last sampled token, still in flight");
     TS_ARRAY(6, table_slots, "int32", "[D] deltas, in order: table[slot, index] = block");
     TS_ARRAY(7, table_indexes, "int32", "[D]");
     TS_ARRAY(8, table_blocks, "int32", "[D]");
@@ -321,14 +351,17 @@ void bind_plan(nb::module_& m) {
 
 void bind_outcome(nb::module_& m) {
     nb::class_<OutcomeView>(m, "Outcome", "What a commit told: K rows of (request, token, finish).")
-        .def_prop_ro("request_ids", [](const OutcomeView& o) { return o.request_ids; },
-                     nb::for_getter(nb::sig("def request_ids(self) -> numpy.typing.NDArray[numpy.uint64]")), "[K]")
-        .def_prop_ro("tokens", [](const OutcomeView& o) { return o.tokens; },
-                     nb::for_getter(nb::sig("def tokens(self) -> numpy.typing.NDArray[numpy.int32]")),
-                     "[K] the token to emit, -1 for none")
-        .def_prop_ro("finish", [](const OutcomeView& o) { return o.finish; },
-                     nb::for_getter(nb::sig("def finish(self) -> numpy.typing.NDArray[numpy.uint8]")),
-                     "[K] Finish values");
+        .def_prop_ro(
+            "request_ids", [](const OutcomeView& o) { return o.request_ids; },
+            nb::for_getter(nb::sig("def request_ids(self) -> numpy.typing.NDArray[numpy.uint64]")), "[K]")
+        .def_prop_ro(
+            "tokens", [](const OutcomeView& o) { return o.tokens; },
+            nb::for_getter(nb::sig("def tokens(self) -> numpy.typing.NDArray[numpy.int32]")),
+            "[K] the token to emit, -1 for none")
+        .def_prop_ro(
+            "finish", [](const OutcomeView& o) { return o.finish; },
+            nb::for_getter(nb::sig("def finish(self) -> numpy.typing.NDArray[numpy.uint8]")),
+            "[K] Finish values");
 }
 
 void bind_values(nb::module_& m) {
@@ -376,7 +409,8 @@ void bind_values(nb::module_& m) {
 }
 
 void bind_scheduler(nb::module_& m) {
-    nb::class_<PyScheduler>(m, "Scheduler", "The control plane: requests and blocks in, plans and outcomes out.")
+    nb::class_<PyScheduler>(m, "Scheduler",
+                            "The control plane: requests and blocks in, plans and outcomes out.")
         .def(nb::init<const Options&>(), "options"_a)
         .def("submit", &PyScheduler::submit, "request_id"_a, "tokens"_a, nb::kw_only(), "tokens_max"_a,
              "tokens_min"_a = 0, "stop_ids"_a, "salt"_a = nb::bytes("", 0), "priority"_a = 0, "now_us"_a,
@@ -392,9 +426,9 @@ void bind_scheduler(nb::module_& m) {
              nb::sig("def tokens(self, request_id: int) -> numpy.typing.NDArray[numpy.int32]"),
              "Prompt and output of a live request, copied; empty for any other.")
         .def("flush_prefix", &PyScheduler::flush_prefix, "Drop every cached block that no request uses.")
-        .def_prop_ro("idle", [](const PyScheduler& s) { return s.scheduler().idle(); })
-        .def_prop_ro("options", [](const PyScheduler& s) { return s.scheduler().options(); })
-        .def("stats", [](const PyScheduler& s) { return s.scheduler().stats(); })
+        .def_prop_ro("idle", &PyScheduler::idle, "Nothing waits, runs or is in flight.")
+        .def_prop_ro("options", &PyScheduler::options)
+        .def("stats", &PyScheduler::stats)
         .def("check", &PyScheduler::check, "Assert the invariants I1-I10; raises InvariantError.")
         .def("log", &PyScheduler::log, "The event log: its last events, as bytes.");
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// floor: kv. A list of leases is moved, never copied (a vector of a move-only type would claim to be copyable).
+// floor: kv. A list of leases is moved, never copied (a vector of a move-only type would claim to be
+// copyable).
 #include <utility>
 
 #include "kv/pool.h"

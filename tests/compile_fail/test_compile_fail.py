@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What must not compile does not. Each file here is compiled twice: without WRONG it must compile, with WRONG it must not.
+"""What must not compile does not. Each file is compiled twice: it must compile, and with WRONG it must not.
 
-The first run keeps the second honest: a broken header would make every wrong program "fail as expected". The line
-`// floor: NAME.` says which floor's include roots the file sees: its own and those below.
+The first run keeps the second honest: a broken header would make every wrong program "fail as expected". The
+line `// floor: NAME.` says which floor's include roots the file sees: its own and those below.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A test runner: TEST(name) { EXPECT(...); } and one main. Prints failures with their place; exit status 1 on any.
+// A test runner: TEST(name) { EXPECT(...); } and one main. Prints failures with their place; exit status 1 on
+// any.
 #pragma once
 
 #include <cstdio>
@@ -59,19 +60,19 @@ inline int run_all(int argc, char** argv) {
 
 }  // namespace test
 
-#define TEST(name)                                               \
-    static void name();                                          \
+#define TEST(name)                                                \
+    static void name();                                           \
     static const bool name##_added = ::test::add(#name, &(name)); \
     static void name()
 #define EXPECT(...) ::test::expect(static_cast<bool>(__VA_ARGS__), #__VA_ARGS__, __FILE__, __LINE__)
-#define EXPECT_THROWS(type, ...)                                             \
-    do {                                                                     \
-        bool thrown = false;                                                 \
-        try {                                                                \
-            __VA_ARGS__;                                                     \
-        } catch (const type&) {                                              \
-            thrown = true;                                                   \
-        }                                                                    \
+#define EXPECT_THROWS(type, ...)                                                   \
+    do {                                                                           \
+        bool thrown = false;                                                       \
+        try {                                                                      \
+            __VA_ARGS__;                                                           \
+        } catch (const type&) {                                                    \
+            thrown = true;                                                         \
+        }                                                                          \
         ::test::expect(thrown, #__VA_ARGS__ " throws " #type, __FILE__, __LINE__); \
     } while (false)
 

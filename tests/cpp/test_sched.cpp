@@ -16,12 +16,23 @@ using world::World;
 namespace {
 
 Options options_of(bool overlap = false) {
-    return {.blocks_total = 32, .block_tokens = 4, .slots_max = 4, .tokens_per_step_max = 16, .rows_per_step_max = 4,
-            .prefill_tokens_max = 12, .waiting_max = 8, .context_tokens_max = 64, .prefix_cache = true,
-            .overlap = overlap, .hash_key = {3, 4}, .log_bytes = 4096, .seed = 11};
+    return {.blocks_total = 32,
+            .block_tokens = 4,
+            .slots_max = 4,
+            .tokens_per_step_max = 16,
+            .rows_per_step_max = 4,
+            .prefill_tokens_max = 12,
+            .waiting_max = 8,
+            .context_tokens_max = 64,
+            .prefix_cache = true,
+            .overlap = overlap,
+            .hash_key = {3, 4},
+            .log_bytes = 4096,
+            .seed = 11};
 }
 
-Request request(std::int32_t prompt_tokens, std::int32_t tokens_max, std::string salt = "", std::int32_t priority = 0) {
+Request request(std::int32_t prompt_tokens, std::int32_t tokens_max, std::string salt = "",
+                std::int32_t priority = 0) {
     Request made;
     made.prompt.resize(static_cast<std::size_t>(prompt_tokens));
     std::iota(made.prompt.begin(), made.prompt.end(), 0);
@@ -58,7 +69,8 @@ TEST(a_submission_is_refused_with_a_value) {
     Options options = options_of();
     options.waiting_max = 1;
     options.blocks_total = 8;
-    World world(options, {request(3, 2), request(60, 5), request(30, 5), request(0, 5), request(3, 0), request(3, 2)});
+    World world(options,
+                {request(3, 2), request(60, 5), request(30, 5), request(0, 5), request(3, 0), request(3, 2)});
     EXPECT(world.submit(0) == SubmitStatus::accepted);
     EXPECT(world.submit(0) == SubmitStatus::duplicate);
     EXPECT(world.submit(1) == SubmitStatus::too_long);
@@ -122,7 +134,8 @@ TEST(a_prefix_hit_covers_whole_blocks_and_never_the_last_token) {
     Started world(options, {request(8, 1), request(8, 1), request(8, 1, "other tenant")});
     EXPECT(world.step() && values(world.plan_last().cached_tokens) == std::vector{0});
     EXPECT(world.step() && values(world.plan_last().cached_tokens) == std::vector{4});
-    EXPECT(values(world.plan_last().starts) == std::vector{4} && values(world.plan_last().lengths) == std::vector{4});
+    EXPECT(values(world.plan_last().starts) == std::vector{4} &&
+           values(world.plan_last().lengths) == std::vector{4});
     EXPECT(world.step() && values(world.plan_last().cached_tokens) == std::vector{0});
 }
 
@@ -135,7 +148,8 @@ TEST(the_next_turn_of_a_session_hits_prompt_and_answer) {
     EXPECT(world.scheduler.stats().blocks_frozen == 4);  // 16 positions of 10 + 7 - 1
     std::vector<std::int32_t> turn = request(10, 1).prompt;
     turn.insert(turn.end(), world.emitted(0).begin(), world.emitted(0).end());
-    const auto status = world.scheduler.submit({.id = RequestId{9}, .prompt = turn, .ask = {1, 0, {}}, .salt = {}});
+    const auto status =
+        world.scheduler.submit({.id = RequestId{9}, .prompt = turn, .ask = {1, 0, {}}, .salt = {}});
     world::Owned<PlanBuffer> plan(world.scheduler.options());
     EXPECT(status == SubmitStatus::accepted && world.scheduler.plan(plan.buffer, 0));
     EXPECT(values(plan.buffer.cached_tokens) == std::vector{16});
@@ -213,7 +227,8 @@ TEST(more_requests_than_rows_take_turns) {
     Options options = options_of();
     options.rows_per_step_max = 2;
     options.slots_max = 5;
-    Started world(options, {request(3, 9), request(3, 9, "b"), request(3, 9, "c"), request(3, 9, "d"), request(3, 9, "e")});
+    Started world(options, {request(3, 9), request(3, 9, "b"), request(3, 9, "c"), request(3, 9, "d"),
+                            request(3, 9, "e")});
     world.run_out();
     EXPECT(world.emitted(4).size() == 9);
 }
@@ -264,7 +279,8 @@ TEST(the_log_keeps_the_last_events_whole) {
 
 TEST(a_step_costs_at_most_200_bytes_of_log) {
     Options options = options_of();
-    options.slots_max = options.rows_per_step_max = options.tokens_per_step_max = options.prefill_tokens_max = 256;
+    options.slots_max = options.rows_per_step_max = options.tokens_per_step_max = options.prefill_tokens_max =
+        256;
     options.blocks_total = 4096;
     options.waiting_max = 256;
     options.log_bytes = 1 << 20;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // A world for the real scheduler: an executor made of arithmetic, and a front that knows every right answer.
 //
-// KV of a position is a hash of the tenant's salt and every token up to it; a sampled token is a function of the KV it
-// attends to. So a wrong block, a stale block, a missing delta, another tenant's block, or a token of the past shows as
-// a wrong value, without looking inside the scheduler. The executor runs in stream order but lets go of a step's blocks
-// and slots only when it retires (I6).
+// KV of a position is a hash of the tenant's salt and every token up to it; a sampled token is a function of
+// the KV it attends to. So a wrong block, a stale block, a missing delta, another tenant's block, or a token
+// of the past shows as a wrong value, without looking inside the scheduler. The executor runs in stream order
+// but lets go of a step's blocks and slots only when it retires (I6).
 #pragma once
 
 #include <cstdint>
@@ -50,13 +50,13 @@ inline std::int32_t sample(std::uint64_t kv) { return static_cast<std::int32_t>(
 // Memory for a plan or an outcome.
 template <class Buffer>
 class Owned {
-   public:
+ public:
     Buffer buffer;
     explicit Owned(const Options& options) {
         buffer.visit([this](auto& list, std::size_t n) { back(list, n); }, options);
     }
 
-   private:
+ private:
     template <class T>
     void back(Bounded<T>& list, std::size_t n) {
         memory_.push_back(std::make_unique<std::uint64_t[]>(n));
@@ -66,7 +66,7 @@ class Owned {
 };
 
 class World {
-   public:
+ public:
     World(const Options& options, std::vector<Request> requests)
         : scheduler(options),
           requests_(std::move(requests)),
@@ -136,11 +136,13 @@ class World {
     void commit_late() {
         const std::uint64_t before = scheduler.digest();
         for (const StepId step : {step_last_, StepId{0}, StepId{1U << 20U}}) {
-            require(scheduler.commit(step, last_, outcome_.buffer) == CommitStatus::late, "a late result is taken");
+            require(scheduler.commit(step, last_, outcome_.buffer) == CommitStatus::late,
+                    "a late result is taken");
             require(outcome_.buffer.request_ids.size() == 0, "a late result has an outcome");
         }
         if (flights_.size() == 2) {
-            const CommitStatus status = scheduler.commit(flights_[1].step, flights_[1].tokens, outcome_.buffer);
+            const CommitStatus status =
+                scheduler.commit(flights_[1].step, flights_[1].tokens, outcome_.buffer);
             require(status == CommitStatus::late, "a result is taken before an older one");
         }
         require(scheduler.digest() == before, "a late result changes the state");
@@ -157,7 +159,8 @@ class World {
             require(turn < 2000, "the scheduler does not come to an end");
             const bool planned = plan();
             require(planned || !flights_.empty(), "requests wait, nothing runs, nothing is in flight");
-            if (!planned || static_cast<std::int32_t>(flights_.size()) == scheduler.options().steps_in_flight_max()) {
+            if (!planned ||
+                static_cast<std::int32_t>(flights_.size()) == scheduler.options().steps_in_flight_max()) {
                 commit();
             }
             scheduler.check();
@@ -177,15 +180,18 @@ class World {
     [[nodiscard]] std::size_t flights() const { return flights_.size(); }
     [[nodiscard]] std::size_t requests() const { return requests_.size(); }
     [[nodiscard]] const std::vector<std::int32_t>& emitted(std::size_t i) const { return emitted_[i]; }
-    [[nodiscard]] const PlanBuffer& plan_last() const { return plans_[(plan_next_ + plans_.size() - 1) % plans_.size()]->buffer; }
+    [[nodiscard]] const PlanBuffer& plan_last() const {
+        return plans_[(plan_next_ + plans_.size() - 1) % plans_.size()]->buffer;
+    }
 
     Scheduler scheduler;
 
-   private:
+ private:
     struct Slot {
         std::size_t request = 0;
         std::map<std::int32_t, std::int32_t> table;
-        std::vector<std::int32_t> tokens;  // as the device knows them: sampled ones are there before control sees them
+        std::vector<std::int32_t>
+            tokens;  // as the device knows them: sampled ones are there before control sees them
     };
     struct Flight {
         StepId step;
@@ -206,7 +212,8 @@ class World {
             const std::int32_t slot = plan.bound_slots.values()[i];
             const std::uint64_t request = plan.bound_request_ids.values()[i];
             for (const Flight& flight : flights_) {
-                require(!flight.rows.contains(slot), "I6: a slot is bound while a step with a row of it is in flight");
+                require(!flight.rows.contains(slot),
+                        "I6: a slot is bound while a step with a row of it is in flight");
             }
             const auto known = scheduler.tokens(RequestId{request});
             slots_[static_cast<std::size_t>(slot)] = {request, {}, {known.begin(), known.end()}};
@@ -262,13 +269,15 @@ class World {
         }
         const bool sampled = plan.sampled.values()[row] != 0;
         if (sampled) {
-            require(start + length == static_cast<std::int32_t>(slot.tokens.size()), "a row samples too early");
+            require(start + length == static_cast<std::int32_t>(slot.tokens.size()),
+                    "a row samples too early");
             slot.tokens.push_back(sample(value));
             flight.tokens.push_back(slot.tokens.back());
         }
     }
 
-    void write(Slot& slot, std::int32_t position, std::uint64_t value, std::uint64_t request, Flight& flight) {
+    void write(Slot& slot, std::int32_t position, std::uint64_t value, std::uint64_t request,
+               Flight& flight) {
         const std::int32_t block = slot.table.at(position / scheduler.options().block_tokens);
         for (const Flight& other : flights_) {
             const auto writer = other.writers.find(block);
@@ -286,8 +295,10 @@ class World {
             const std::uint64_t id = outcome.request_ids.values()[i];
             const std::int32_t token = outcome.tokens.values()[i];
             const auto finish = static_cast<FinishReason>(outcome.finishes.values()[i]);
-            require(state_[id] != State::finished && state_[id] != State::unborn, "I8: an outcome after the end");
-            require(state_[id] != State::cancelling || finish == FinishReason::cancelled, "a token after a cancel");
+            require(state_[id] != State::finished && state_[id] != State::unborn,
+                    "I8: an outcome after the end");
+            require(state_[id] != State::cancelling || finish == FinishReason::cancelled,
+                    "a token after a cancel");
             require(finish != FinishReason::error || failed, "a row fails by itself");
             if (token >= 0) {
                 hear_token(id, token, finish);

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Every reachable state of small worlds (up to 3 requests, 3 blocks, 6 steps on a path), in every order of events:
-// submit, cancel, plan, result, failed result, late and duplicated results. After each event: I1-I10, and the arithmetic
-// executor's own judgement. From each state: everything must come to an end with every block given back.
-// Then large worlds at random. Usage: control_worlds [states_max per world] [random transitions]
+// Every reachable state of small worlds (up to 3 requests, 3 blocks, 6 steps on a path), in every order of
+// events: submit, cancel, plan, result, failed result, late and duplicated results. After each event: I1-I10,
+// and the arithmetic executor's own judgement. From each state: everything must come to an end with every
+// block given back. Then large worlds at random.
+//
+// Usage: control_worlds [states_max per world] [random transitions] [planted bug]; exit status 1 on a violation
 #include <cstdlib>
 #include <string>
 #include <unordered_set>
 
+#include "base/plant.h"
 #include "base/random.h"
 #include "world.h"
 
@@ -24,14 +27,16 @@ struct Event {
 };
 
 const char* name(Kind kind) {
-    constexpr const char* kNames[] = {"submit", "cancel", "plan", "commit", "commit_failed", "commit_late", "drain"};
+    constexpr const char* kNames[] = {"submit",        "cancel",      "plan", "commit",
+                                      "commit_failed", "commit_late", "drain"};
     return kNames[static_cast<std::size_t>(kind)];
 }
 
 void apply(World& world, Event event) {
     switch (event.kind) {
         case Kind::submit:
-            world::require(world.submit(event.request) == SubmitStatus::accepted, "a small request is refused");
+            world::require(world.submit(event.request) == SubmitStatus::accepted,
+                           "a small request is refused");
             break;
         case Kind::cancel:
             (void)world.cancel(event.request);
@@ -64,7 +69,8 @@ std::vector<Event> menu(const World& world, std::int32_t steps_max) {
         }
     }
     const Stats stats = world.scheduler.stats();
-    if (stats.counters.steps < steps_max && stats.steps_in_flight < world.scheduler.options().steps_in_flight_max()) {
+    if (stats.counters.steps < steps_max &&
+        stats.steps_in_flight < world.scheduler.options().steps_in_flight_max()) {
         events.push_back({Kind::plan, 0});
     }
     if (world.flights() > 0) {
@@ -140,14 +146,24 @@ bool explore(const Small& small, std::size_t states_max, std::int32_t steps_max)
 }
 
 Options small_options(bool overlap, bool prefix_cache) {
-    return {.blocks_total = 3, .block_tokens = 2, .slots_max = 2, .tokens_per_step_max = 4, .rows_per_step_max = 2,
-            .prefill_tokens_max = 3, .waiting_max = 3, .context_tokens_max = 8, .prefix_cache = prefix_cache,
-            .overlap = overlap, .hash_key = {1, 2}, .log_bytes = 1024};
+    return {.blocks_total = 3,
+            .block_tokens = 2,
+            .slots_max = 2,
+            .tokens_per_step_max = 4,
+            .rows_per_step_max = 2,
+            .prefill_tokens_max = 3,
+            .waiting_max = 3,
+            .context_tokens_max = 8,
+            .prefix_cache = prefix_cache,
+            .overlap = overlap,
+            .hash_key = {1, 2},
+            .log_bytes = 1024};
 }
 
 using Ids = std::vector<std::int32_t>;
 
-Request ask(Ids prompt, std::int32_t tokens_max, std::int32_t tokens_min = 0, Ids stop_ids = {}, std::string salt = "") {
+Request ask(Ids prompt, std::int32_t tokens_max, std::int32_t tokens_min = 0, Ids stop_ids = {},
+            std::string salt = "") {
     Request request;
     request.prompt = std::move(prompt);
     request.ask.tokens_max = tokens_max;
@@ -168,9 +184,13 @@ std::vector<Small> small_worlds() {
         for (const bool prefix : {false, true}) {
             const Options options = small_options(overlap, prefix);
             worlds.push_back({overlap ? (prefix ? "overlap prefix same" : "overlap same")
-                                      : (prefix ? "prefix same" : "same"), options, {a, same, longer}});
+                                      : (prefix ? "prefix same" : "same"),
+                              options,
+                              {a, same, longer}});
             worlds.push_back({overlap ? (prefix ? "overlap prefix strangers" : "overlap strangers")
-                                      : (prefix ? "prefix strangers" : "strangers"), options, {a, stranger, even}});
+                                      : (prefix ? "prefix strangers" : "strangers"),
+                              options,
+                              {a, stranger, even}});
         }
     }
     Options narrow = small_options(true, true);
@@ -190,10 +210,17 @@ void wander(std::uint64_t seed, std::size_t& transitions) {
     const auto between = [&](std::uint64_t low, std::uint64_t high) {
         return static_cast<std::int32_t>(low + random.below(high - low + 1));
     };
-    Options options{.blocks_total = between(4, 24), .block_tokens = between(1, 5), .slots_max = between(1, 6),
-                    .rows_per_step_max = between(1, 6), .waiting_max = between(2, 8), .context_tokens_max = 64,
-                    .prefix_cache = random.below(4) > 0, .overlap = random.below(2) > 0, .hash_key = {seed, 7},
-                    .log_bytes = 1024, .seed = seed};
+    Options options{.blocks_total = between(4, 24),
+                    .block_tokens = between(1, 5),
+                    .slots_max = between(1, 6),
+                    .rows_per_step_max = between(1, 6),
+                    .waiting_max = between(2, 8),
+                    .context_tokens_max = 64,
+                    .prefix_cache = random.below(4) > 0,
+                    .overlap = random.below(2) > 0,
+                    .hash_key = {seed, 7},
+                    .log_bytes = 1024,
+                    .seed = seed};
     options.tokens_per_step_max = options.rows_per_step_max + between(0, 20);
     options.prefill_tokens_max = between(1, 20);
     std::vector<Request> requests;
@@ -216,7 +243,8 @@ void wander(std::uint64_t seed, std::size_t& transitions) {
     }
     World world(options, requests);
     std::size_t next = 0;
-    for (int turn = 0; turn < 400 && (next < requests.size() || !world.scheduler.idle()); ++turn, ++transitions) {
+    for (int turn = 0; turn < 400 && (next < requests.size() || !world.scheduler.idle());
+         ++turn, ++transitions) {
         const std::uint64_t dice = random.below(100);
         if (dice < 15 && next < requests.size()) {
             next += world.submit(next) == SubmitStatus::queue_full ? 0 : 1;
@@ -243,6 +271,9 @@ void wander(std::uint64_t seed, std::size_t& transitions) {
 int main(int argc, char** argv) {
     const std::size_t states_max = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 20'000;
     const std::size_t transitions_max = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 100'000;
+#ifdef TOKENSPEED_PLANTS
+    plant_in_effect = static_cast<Plant>(argc > 3 ? std::atoi(argv[3]) : 0);
+#endif
     for (const Small& small : small_worlds()) {
         if (!explore(small, states_max, 6)) {
             return 1;
@@ -258,6 +289,7 @@ int main(int argc, char** argv) {
             return 1;
         }
     }
-    std::printf("random worlds: %llu seeds, %zu transitions\n", static_cast<unsigned long long>(seed - 1), transitions);
+    std::printf("random worlds: %llu seeds, %zu transitions\n", static_cast<unsigned long long>(seed - 1),
+                transitions);
     return 0;
 }

@@ -288,7 +288,8 @@ class Scheduler:
         """Drop every cached block that no request uses."""
 
     @property
-    def idle(self) -> bool: ...
+    def idle(self) -> bool:
+        """Nothing waits, runs or is in flight."""
 
     @property
     def options(self) -> SchedulerOptions: ...

@@ -12,7 +12,7 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "hashes are defined on little-endian words");
 
 class Sip128 {
-   public:
+ public:
     explicit Sip128(HashKey key)
         : v0_(key.low ^ 0x736f6d6570736575U),
           v1_(key.high ^ 0x646f72616e646f6dU ^ 0xeeU),
@@ -34,7 +34,7 @@ class Sip128 {
         return {low, squeeze()};
     }
 
-   private:
+ private:
     void round() {
         v0_ += v1_;
         v1_ = std::rotl(v1_, 13) ^ v0_;

@@ -7,7 +7,9 @@
 namespace tokenspeed {
 
 Pool::Pool(KvKind kind, std::int32_t blocks_total, std::int32_t block_tokens)
-    : kind_(kind), block_tokens_(block_tokens), states_(static_cast<std::size_t>(blocks_total), BlockState::free) {
+    : kind_(kind),
+      block_tokens_(block_tokens),
+      states_(static_cast<std::size_t>(blocks_total), BlockState::free) {
     free_.reserve(states_.size());
     for (std::int32_t block = blocks_total - 1; block >= 0; --block) {
         free_.push_back(BlockId{block});
@@ -45,7 +47,8 @@ void Pool::check_counts() const {
         ++seen[static_cast<std::size_t>(state)];
     }
     check(seen == counts_, Invariant::I1, "the counts of block states disagree with the blocks");
-    check(count_of(free_) == blocks_in(BlockState::free), Invariant::I1, "the free list disagrees with its count");
+    check(count_of(free_) == blocks_in(BlockState::free), Invariant::I1,
+          "the free list disagrees with its count");
     for (const BlockId block : free_) {
         check(state(block) == BlockState::free, Invariant::I1, "a block of the free list is not free");
     }

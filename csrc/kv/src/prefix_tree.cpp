@@ -228,23 +228,28 @@ void PrefixTree::check_tree(std::span<const std::int32_t> paths_ending) const {
         leaves_idle += at.uses == 0 && at.children == 0 ? 1 : 0;
         check(find(at.hash) == block, Invariant::I4, "a frozen block is not found by its hash");
         if (at.parent != kNoBlock) {
-            check(pool_->state(at.parent) == BlockState::frozen, Invariant::I4, "the parent of a node is absent");
+            check(pool_->state(at.parent) == BlockState::frozen, Invariant::I4,
+                  "the parent of a node is absent");
             uses[at.parent.index()] += at.uses > 0 ? 1 : 0;
             ++children[at.parent.index()];
         }
     }
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
         if (pool_->state(BlockId{static_cast<std::int32_t>(i)}) == BlockState::frozen) {
-            check(uses[i] == nodes_[i].uses, Invariant::I3, "the uses of a frozen block disagree with its holders");
-            check(children[i] == nodes_[i].children, Invariant::I4, "the children of a node disagree with its count");
+            check(uses[i] == nodes_[i].uses, Invariant::I3,
+                  "the uses of a frozen block disagree with its holders");
+            check(children[i] == nodes_[i].children, Invariant::I4,
+                  "the children of a node disagree with its count");
         }
     }
     check(frozen == frozen_ && in_use == in_use_, Invariant::I3, "the tree's counts disagree with its nodes");
-    check(frozen == pool_->blocks_in(BlockState::frozen), Invariant::I1, "tree and pool disagree on frozen blocks");
+    check(frozen == pool_->blocks_in(BlockState::frozen), Invariant::I1,
+          "tree and pool disagree on frozen blocks");
     std::int32_t listed = 0;
     for (BlockId block = oldest_; block != kNoBlock && listed <= leaves_idle; block = node(block).younger) {
         ++listed;
-        check(node(block).uses == 0 && node(block).children == 0, Invariant::I3, "a node in use may be evicted");
+        check(node(block).uses == 0 && node(block).children == 0, Invariant::I3,
+              "a node in use may be evicted");
     }
     check(listed == leaves_idle, Invariant::I3, "the LRU list disagrees with the idle leaves");
 }

@@ -7,7 +7,8 @@
 
 namespace tokenspeed {
 
-Ledger::Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt, std::uint64_t arrival_us)
+Ledger::Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt,
+               std::uint64_t arrival_us)
     : id_(id), rank_(rank), ask_(std::move(ask)), arrival_us_(arrival_us), prompt_tokens_(count_of(prompt)) {
     tokens_.reserve(prompt.size() + static_cast<std::size_t>(ask_.tokens_max));
     tokens_.assign(prompt.begin(), prompt.end());
@@ -25,7 +26,8 @@ void Ledger::hash_blocks(HashKey key, Hash128 root, std::int32_t block_tokens) {
 Hash128 Ledger::block_hash(HashKey key, std::int32_t block_tokens, std::int32_t i) {
     const auto tokens_per_block = static_cast<std::size_t>(block_tokens);
     const auto wanted = static_cast<std::size_t>(i) + 1;
-    check(wanted * tokens_per_block <= tokens_.size(), Invariant::I7, "a block is hashed before its tokens are known");
+    check(wanted * tokens_per_block <= tokens_.size(), Invariant::I7,
+          "a block is hashed before its tokens are known");
     while (hashes_.size() < wanted) {
         const Hash128 parent = hashes_.empty() ? root_ : hashes_.back();
         const auto block = std::span(tokens_).subspan(hashes_.size() * tokens_per_block, tokens_per_block);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Scheduler::digest(): the state as one number, for replays and for exhaustive search. Step numbers, binding numbers
-// and sequence numbers enter as order only: what decides, not how often it has decided.
+// Scheduler::digest(): the state as one number, for replays and for exhaustive search. Step numbers, binding
+// numbers and sequence numbers enter as order only: what decides, not how often it has decided.
 #include <array>
 #include <cstdint>
 
@@ -11,8 +11,9 @@ namespace tokenspeed {
 namespace {
 
 class Digest {
-   public:
-    explicit Digest(const Holdings& holdings) : holdings_(holdings), value_(holdings.tree.digest(holdings.pool.digest(1))) {}
+ public:
+    explicit Digest(const Holdings& holdings)
+        : holdings_(holdings), value_(holdings.tree.digest(holdings.pool.digest(1))) {}
 
     void add(std::int64_t number) { value_ = digest_of(value_, std::span<const std::int64_t>(&number, 1)); }
     void add_ledger(const Ledger& ledger) {
@@ -45,7 +46,7 @@ class Digest {
     }
     [[nodiscard]] std::uint64_t value() const { return value_; }
 
-   private:
+ private:
     [[nodiscard]] BindingId binding(Place place) const {
         return place.kind == StateKind::prefilling ? holdings_.prefilling[place.seat].residence.binding
                                                    : holdings_.decoding[place.seat].residence.binding;

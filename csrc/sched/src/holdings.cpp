@@ -103,7 +103,7 @@ namespace {
 
 // Recounts who holds what, and compares.
 class Audit {
-   public:
+ public:
     explicit Audit(const Holdings& holdings)
         : holdings_(holdings),
           writers_(static_cast<std::size_t>(holdings.pool.blocks_total()), 0),
@@ -121,21 +121,25 @@ class Audit {
         if (path.last() != kNoBlock) {
             ++paths_ending_[path.last().index()];
         }
-        add_blocks(residence.table.tail(), state, state == BlockState::leased ? Invariant::I2 : Invariant::I6);
+        add_blocks(residence.table.tail(), state,
+                   state == BlockState::leased ? Invariant::I2 : Invariant::I6);
         ++slots_;
     }
     void add_running(const Ledger& ledger, const Residence& residence) {
         const std::int32_t block_tokens = holdings_.pool.block_tokens();
-        check(residence.computed <= residence.planned, Invariant::I7, "more tokens are computed than planned");
+        check(residence.computed <= residence.planned, Invariant::I7,
+              "more tokens are computed than planned");
         check(residence.table.path().size() * block_tokens <= residence.computed, Invariant::I6,
               "a block that a step in flight writes is frozen");
         check(residence.table.size() * block_tokens >= residence.planned, Invariant::I7,
               "a planned token has no block");
-        check(ledger.output_tokens() < ledger.ask().tokens_max, Invariant::I8, "a request outlives its last token");
+        check(ledger.output_tokens() < ledger.ask().tokens_max, Invariant::I8,
+              "a request outlives its last token");
         add_residence(residence, BlockState::leased);
     }
     void finish(std::int32_t slots_max) const {
-        check(leased_ == holdings_.pool.blocks_in(BlockState::leased), Invariant::I1, "a leased block has no lease");
+        check(leased_ == holdings_.pool.blocks_in(BlockState::leased), Invariant::I1,
+              "a leased block has no lease");
         check(in_flight_ == holdings_.pool.blocks_in(BlockState::in_flight), Invariant::I1,
               "a block in flight belongs to no step");
         check(slots_ + holdings_.slots.slots_free() == slots_max, Invariant::I1, "a slot is lost");
@@ -143,7 +147,7 @@ class Audit {
         holdings_.tree.check_tree(paths_ending_);
     }
 
-   private:
+ private:
     const Holdings& holdings_;
     std::vector<std::int32_t> writers_;
     std::vector<std::int32_t> paths_ending_;
@@ -157,18 +161,21 @@ class Audit {
 void Holdings::check_all(const Options& options, StepId step_last) const {
     Audit audit(*this);
     const auto waits_max = static_cast<std::uint64_t>(2 * options.slots_max + 16);  // K of I10
-    const auto waited = [&](const Residence& residence) { return step_last.value - residence.planned_last.value; };
+    const auto waited = [&](const Residence& residence) {
+        return step_last.value - residence.planned_last.value;
+    };
     for (std::int32_t i = 0; i < prefilling.size(); ++i) {
         const Prefilling& each = prefilling[prefilling.seat(i)];
-        check(each.residence.planned < each.ledger->tokens_known(), Invariant::I7, "a prefill has nothing to plan");
+        check(each.residence.planned < each.ledger->tokens_known(), Invariant::I7,
+              "a prefill has nothing to plan");
         check(i > 0 || options.rows_per_step_max == 1 || waited(each.residence) <= waits_max, Invariant::I10,
               "the first prefill is not planned");
         audit.add_running(*each.ledger, each.residence);
     }
     for (std::int32_t i = 0; i < decoding.size(); ++i) {
         const Decoding& each = decoding[decoding.seat(i)];
-        check(each.residence.planned == each.ledger->tokens_known() + each.samples_in_flight - 1, Invariant::I7,
-              "a decode row is not at the end of its context");
+        check(each.residence.planned == each.ledger->tokens_known() + each.samples_in_flight - 1,
+              Invariant::I7, "a decode row is not at the end of its context");
         check(each.samples_in_flight > 0 || each.token_last == each.ledger->tokens().back(), Invariant::I7,
               "a decode row feeds a token that is not the last");
         check(each.samples_in_flight > 0 || waited(each.residence) <= waits_max, Invariant::I10,
@@ -176,7 +183,8 @@ void Holdings::check_all(const Options& options, StepId step_last) const {
         audit.add_running(*each.ledger, each.residence);
     }
     for (std::int32_t i = 0; i < flights.size(); ++i) {
-        check(i == 0 || flights[i - 1].step() < flights[i].step(), Invariant::I9, "steps in flight are out of order");
+        check(i == 0 || flights[i - 1].step() < flights[i].step(), Invariant::I9,
+              "steps in flight are out of order");
         for (const Residence& each : flights[i].residences()) {
             audit.add_residence(each, BlockState::in_flight);
         }
@@ -187,7 +195,8 @@ void Holdings::check_all(const Options& options, StepId step_last) const {
     audit.finish(options.slots_max);
     const auto alive = static_cast<std::int64_t>(waiting.size() + requests_running());
     check(static_cast<std::int64_t>(places.size()) == alive, Invariant::I8, "a live request cannot be found");
-    check(counters.accepted == counters.finished + alive, Invariant::I8, "a request is lost or finished twice");
+    check(counters.accepted == counters.finished + alive, Invariant::I8,
+          "a request is lost or finished twice");
 }
 
 }  // namespace tokenspeed

@@ -37,7 +37,8 @@ bool Planner::plan(PlanBuffer& plan, StepId step, std::uint64_t now_us) {
 
 void Planner::plan_decodes(PlanBuffer& plan) {
     Roster<Decoding>& decoding = holdings_.decoding;
-    const std::int32_t rows_max = policy::decode_rows_max(options_.rows_per_step_max, !holdings_.prefilling.empty());
+    const std::int32_t rows_max =
+        policy::decode_rows_max(options_.rows_per_step_max, !holdings_.prefilling.empty());
     const std::int32_t first = decode_next_ ? decoding.before(*decode_next_) : 0;
     decode_next_.reset();
     seats_.clear();
@@ -192,10 +193,12 @@ bool Planner::admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us) {
     plan.cached_tokens.push(cached);
     holdings_.counters.tokens_queried += known;
     holdings_.counters.tokens_hit += cached;
-    holdings_.counters.queue_us += ledger.output_tokens() == 0 ? now_us - std::min(now_us, ledger.arrival_us()) : 0;
+    holdings_.counters.queue_us +=
+        ledger.output_tokens() == 0 ? now_us - std::min(now_us, ledger.arrival_us()) : 0;
     holdings_.log.add(EventKind::bind, {ledger.id().value, static_cast<std::uint64_t>(slot_id.value),
                                         static_cast<std::uint64_t>(cached)});
-    Residence residence{std::move(*slot), std::move(table), BindingId{++bindings_}, cached, cached, plan.step};
+    Residence residence{std::move(*slot), std::move(table), BindingId{++bindings_},
+                        cached,           cached,           plan.step};
     const Seat seated = holdings_.enter(on(holdings_.waiting.extract(seat), Admit{std::move(residence)}));
     (void)plan_chunk(plan, seated);
     return true;

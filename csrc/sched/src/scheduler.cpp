@@ -12,7 +12,8 @@
 
 namespace tokenspeed {
 
-Scheduler::Scheduler(const Options& options) : options_(options), holdings_(options_), planner_(options_, holdings_) {}
+Scheduler::Scheduler(const Options& options)
+    : options_(options), holdings_(options_), planner_(options_, holdings_) {}
 
 SubmitStatus Scheduler::submit(const Submission& submission) {
     const std::int32_t prompt_tokens = count_of(submission.prompt);
@@ -30,20 +31,23 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
         if (policy::blocks_for(context, options_.block_tokens) > options_.blocks_total) {
             return SubmitStatus::exceeds_pool;
         }
-        return holdings_.waiting.size() >= options_.waiting_max ? SubmitStatus::queue_full : SubmitStatus::accepted;
+        return holdings_.waiting.size() >= options_.waiting_max ? SubmitStatus::queue_full
+                                                                : SubmitStatus::accepted;
     };
     const SubmitStatus status = judge();
-    holdings_.log.add(EventKind::submit,
-                      {submission.id.value, static_cast<std::uint64_t>(prompt_tokens),
-                       static_cast<std::uint64_t>(submission.ask.tokens_max), static_cast<std::uint64_t>(status),
-                       digest_of(0, submission.prompt), submission.now_us});
+    holdings_.log.add(EventKind::submit, {submission.id.value, static_cast<std::uint64_t>(prompt_tokens),
+                                          static_cast<std::uint64_t>(submission.ask.tokens_max),
+                                          static_cast<std::uint64_t>(status), digest_of(0, submission.prompt),
+                                          submission.now_us});
     if (status != SubmitStatus::accepted) {
         return status;
     }
     const Rank rank = policy::rank(++sequence_, submission.priority);
-    auto ledger = std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt, submission.now_us);
+    auto ledger =
+        std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt, submission.now_us);
     if (options_.prefix_cache) {
-        ledger->hash_blocks(options_.hash_key, hash_salt(options_.hash_key, submission.salt), options_.block_tokens);
+        ledger->hash_blocks(options_.hash_key, hash_salt(options_.hash_key, submission.salt),
+                            options_.block_tokens);
     }
     holdings_.enter(Waiting{std::move(ledger)});
     if (holdings_.waiting.rank(0) == rank) {
@@ -121,7 +125,8 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
     if (count_of(tokens) != flights[0].samples()) {
         return CommitStatus::wrong_size;
     }
-    holdings_.log.add(EventKind::commit, {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens)});
+    holdings_.log.add(EventKind::commit,
+                      {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens)});
     InFlight& flight = flights.take_oldest();
     std::size_t sample = 0;
     for (const InFlight::Row& row : flight.rows()) {
@@ -139,7 +144,8 @@ void Scheduler::commit_row(const InFlight::Row& row, std::int32_t token, Outcome
     const std::optional<Place> place = holdings_.find(row.request);
     Residence* const residence = place ? holdings_.residence(*place) : nullptr;
     if (residence == nullptr || residence->binding != row.binding) {
-        ++holdings_.counters.results_late;  // the request ended, or was retracted, while the step was in flight
+        ++holdings_.counters
+              .results_late;  // the request ended, or was retracted, while the step was in flight
         if (planted(Plant::lost_token) && place && place->kind == StateKind::waiting && row.sampled) {
             holdings_.waiting[place->seat].ledger->append(token);
         }

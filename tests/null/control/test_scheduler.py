@@ -48,7 +48,9 @@ def prompt(tokens: int) -> NDArray[np.int32]:
     return np.arange(tokens, dtype=np.int32)
 
 
-def submit(scheduler: Scheduler, request_id: int, tokens: int = 10, tokens_max: int = 4, **rest: Any) -> SubmitStatus:
+def submit(
+    scheduler: Scheduler, request_id: int, tokens: int = 10, tokens_max: int = 4, **rest: Any
+) -> SubmitStatus:
     rest = {"stop_ids": NO_STOPS, "now_us": 0} | rest
     return scheduler.submit(request_id, prompt(tokens), tokens_max=tokens_max, **rest)
 

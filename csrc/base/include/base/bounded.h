@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Bounded: a list of at most `capacity` values in memory that somebody else owns. Never allocates, never moves.
+// Bounded: a list of at most `capacity` values in memory that somebody else owns. Never allocates, never
+// moves.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +13,7 @@ namespace tokenspeed {
 
 template <class T>
 class Bounded {
-   public:
+ public:
     Bounded() = default;
     explicit Bounded(std::span<T> memory) : memory_(memory) {}
 
@@ -32,7 +33,7 @@ class Bounded {
         return memory_.subspan(size_ - n, n);
     }
 
-   private:
+ private:
     std::span<T> memory_;
     std::size_t size_ = 0;
 };

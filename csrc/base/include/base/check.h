@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// check(): the invariants of the control plane, numbered once. A failure is a defect of this code, never of load.
+// check(): the invariants of the control plane, numbered once. A failure is a defect of this code, never of
+// load.
 #pragma once
 
 #include <cstdint>
@@ -9,25 +10,25 @@
 namespace tokenspeed {
 
 enum class Invariant : std::uint8_t {
-    I1 = 1,   // every block is exactly one of free, leased, frozen, in flight; the counts sum to the pool
-    I2 = 2,   // a writable block has one lease
-    I3 = 3,   // a frozen block's uses = paths ending on it (tables, flights) + children in use
-    I4 = 4,   // in the tree a present node's parent is present
-    I5 = 5,   // a plan fits its token, row, block and delta budgets
-    I6 = 6,   // no block written by step n is read or reused by another before n retires, save by its own row
-    I7 = 7,   // each planned token has one position and one destination
-    I8 = 8,   // every accepted request finishes exactly once
-    I9 = 9,   // results commit in launch order
-    I10 = 10, // a runnable request is planned within K steps
+    I1 = 1,  // every block is exactly one of free, leased, frozen, in flight; the counts sum to the pool
+    I2 = 2,  // a writable block has one lease
+    I3 = 3,  // a frozen block's uses = paths ending on it (tables, flights) + children in use
+    I4 = 4,  // in the tree a present node's parent is present
+    I5 = 5,  // a plan fits its token, row, block and delta budgets
+    I6 = 6,  // no block written by step n is read or reused by another before n retires, save by its own row
+    I7 = 7,  // each planned token has one position and one destination
+    I8 = 8,  // every accepted request finishes exactly once
+    I9 = 9,  // results commit in launch order
+    I10 = 10,  // a runnable request is planned within K steps
 };
 
 // Thrown by check(): the core stops. It says which invariant broke and what was seen.
 class InvariantError : public std::logic_error {
-   public:
+ public:
     InvariantError(Invariant which, const char* what);
     [[nodiscard]] Invariant which() const { return which_; }
 
-   private:
+ private:
     Invariant which_;
 };
 

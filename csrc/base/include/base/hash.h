@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Keyed 128-bit hashing: SipHash-2-4 with 128-bit output (Aumasson and Bernstein), little endian.
-// Block hashes chain: hash(block i) = H(key, hash(block i-1) | its tokens); the chain starts from the tenant salt.
+// Block hashes chain: hash(block i) = H(key, hash(block i-1) | its tokens); the chain starts from the tenant
+// salt.
 #pragma once
 
 #include <cstddef>

@@ -7,7 +7,7 @@
 namespace tokenspeed {
 
 class Random {
-   public:
+ public:
     explicit Random(std::uint64_t seed) : state_(seed) {}
 
     std::uint64_t next() {
@@ -20,7 +20,7 @@ class Random {
     // Uniform enough for tests: a value in [0, n).
     std::uint64_t below(std::uint64_t n) { return next() % n; }
 
-   private:
+ private:
     std::uint64_t state_;
 };
 

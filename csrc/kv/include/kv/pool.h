@@ -7,10 +7,10 @@
 //    |  ~BlockLease     |   \  BlockList::enter_flight                 .
 //    +------------------+    +------------------------> in_flight --> free (~BlockList at retire)
 //
-// A pool knows nothing of requests, tokens or tensors. Every change of state is one move between two of the four
-// states, so the counts always sum to the pool (I1). Running out is a value: try_lease returns nothing.
-// One pool per KV kind: full attention anchors the prefix tree (a node is named by its block id); a sliding-window
-// or recurrent-state pool hangs its own block of a node on the same id.
+// A pool knows nothing of requests, tokens or tensors. Every change of state is one move between two of the
+// four states, so the counts always sum to the pool (I1). Running out is a value: try_lease returns nothing.
+// One pool per KV kind: full attention anchors the prefix tree (a node is named by its block id); a
+// sliding-window or recurrent-state pool hangs its own block of a node on the same id.
 #pragma once
 
 #include <array>
@@ -33,7 +33,7 @@ class BlockList;
 class PrefixTree;
 
 class Pool {
-   public:
+ public:
     Pool(KvKind kind, std::int32_t blocks_total, std::int32_t block_tokens);
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
@@ -43,13 +43,15 @@ class Pool {
     [[nodiscard]] KvKind kind() const { return kind_; }
     [[nodiscard]] std::int32_t block_tokens() const { return block_tokens_; }
     [[nodiscard]] std::int32_t blocks_total() const { return count_of(states_); }
-    [[nodiscard]] std::int32_t blocks_in(BlockState state) const { return counts_[static_cast<std::size_t>(state)]; }
+    [[nodiscard]] std::int32_t blocks_in(BlockState state) const {
+        return counts_[static_cast<std::size_t>(state)];
+    }
     [[nodiscard]] BlockState state(BlockId block) const { return states_[block.index()]; }
     [[nodiscard]] std::uint64_t digest(std::uint64_t seed) const;
     // Asserts I1 by recounting every block.
     void check_counts() const;
 
-   private:
+ private:
     friend class BlockLease;
     friend class BlockList;
     friend class PrefixTree;
@@ -65,7 +67,7 @@ class Pool {
 
 // The only way to a writable block. Move-only; gives its block back when it dies.
 class [[nodiscard]] BlockLease {
-   public:
+ public:
     BlockLease(BlockLease&& from) noexcept : pool_(std::exchange(from.pool_, nullptr)), block_(from.block_) {}
     BlockLease& operator=(BlockLease&& from) noexcept;
     BlockLease(const BlockLease&) = delete;
@@ -74,7 +76,7 @@ class [[nodiscard]] BlockLease {
 
     [[nodiscard]] BlockId block() const { return block_; }
 
-   private:
+ private:
     friend class Pool;
     friend class BlockList;
     friend class PrefixTree;
@@ -88,10 +90,10 @@ class [[nodiscard]] BlockLease {
     BlockId block_;
 };
 
-// An ordered list of leases, taken at the front and grown at the back. (A vector of a move-only type claims to be
-// copyable, so this type says that it is not.) Holds 4 bytes a lease.
+// An ordered list of leases, taken at the front and grown at the back. (A vector of a move-only type claims
+// to be copyable, so this type says that it is not.) Holds 4 bytes a lease.
 class BlockList {
-   public:
+ public:
     explicit BlockList(Pool& pool) : pool_(&pool) {}
     BlockList(BlockList&& from) noexcept;
     BlockList& operator=(BlockList&& from) noexcept;
@@ -107,9 +109,11 @@ class BlockList {
     void reserve(std::size_t leases) { blocks_.reserve(leases); }
 
     [[nodiscard]] std::int32_t size() const { return static_cast<std::int32_t>(blocks_.size() - front_); }
-    [[nodiscard]] BlockId operator[](std::int32_t i) const { return blocks_[front_ + static_cast<std::size_t>(i)]; }
+    [[nodiscard]] BlockId operator[](std::int32_t i) const {
+        return blocks_[front_ + static_cast<std::size_t>(i)];
+    }
 
-   private:
+ private:
     Pool* pool_;
     std::size_t front_ = 0;
     std::vector<BlockId> blocks_;

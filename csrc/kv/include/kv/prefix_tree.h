@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
-// PrefixTree: the shared history of frozen blocks, found by chained hash. PathLease: the right to read one path of it.
+// PrefixTree: the shared history of frozen blocks, found by chained hash. PathLease: the right to read one
+// path of it.
 //
 //   salt A --- b7 --- b2 --- b9        a node is one frozen block and is named by its block id
 //                \                     uses = paths that end on it + its children in use
 //                 +-- b4               uses 0 and no child: in the LRU list, the next to be evicted
 //   salt B --- b1
 //
-// A path holds its last node only: a node in use keeps its parent in use, so taking the next block of a path, or
-// ending a request whose history others share, costs O(1). Frozen blocks are read-only: there is no function that
-// writes one. Control state per block: 40 bytes of node, at most 12 of index (60 with the pool's account).
-// Does not know requests, tokens or salts: hashes come in ready made.
+// A path holds its last node only: a node in use keeps its parent in use, so taking the next block of a path,
+// or ending a request whose history others share, costs O(1). Frozen blocks are read-only: there is no
+// function that writes one. Control state per block: 40 bytes of node, at most 12 of index (60 with the
+// pool's account). Does not know requests, tokens or salts: hashes come in ready made.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +29,7 @@ class PrefixTree;
 
 // Read-only right to the blocks from a root to one node. Move-only; the empty path (length 0) holds nothing.
 class [[nodiscard]] PathLease {
-   public:
+ public:
     explicit PathLease(PrefixTree& tree) : tree_(&tree) {}
     PathLease(PathLease&& from) noexcept;
     PathLease& operator=(PathLease&& from) noexcept;
@@ -42,7 +43,7 @@ class [[nodiscard]] PathLease {
     // Write the blocks from the root to the end of the path; `out` has size() entries.
     void copy_blocks(std::span<std::int32_t> out) const;
 
-   private:
+ private:
     friend class PrefixTree;
     PathLease(PrefixTree& tree, BlockId last, std::int32_t size) : tree_(&tree), last_(last), size_(size) {}
 
@@ -52,8 +53,9 @@ class [[nodiscard]] PathLease {
 };
 
 class PrefixTree {
-   public:
-    // What a lookup found, valid until the tree changes: a path, and how many of its blocks are in use already.
+ public:
+    // What a lookup found, valid until the tree changes: a path, and how many of its blocks are in use
+    // already.
     struct Match {
         BlockId last = kNoBlock;
         std::int32_t size = 0;
@@ -68,8 +70,8 @@ class PrefixTree {
     [[nodiscard]] Match match(std::span<const Hash128> hashes) const;
     PathLease lease(const Match& match);
 
-    // Turn the writable block after `path` into a shared read-only one and make it the end of the path. Where an
-    // equal block is known already, the path ends on that one and the caller's lease comes back.
+    // Turn the writable block after `path` into a shared read-only one and make it the end of the path. Where
+    // an equal block is known already, the path ends on that one and the caller's lease comes back.
     [[nodiscard]] std::optional<BlockLease> freeze(PathLease& path, Hash128 hash, BlockLease lease);
 
     // Free the least recently used block that nobody holds; false where there is none.
@@ -82,7 +84,7 @@ class PrefixTree {
     // Asserts I3 and I4, given how many paths end on each block.
     void check_tree(std::span<const std::int32_t> paths_ending) const;
 
-   private:
+ private:
     friend class PathLease;
     struct Node {
         Hash128 hash;
@@ -108,8 +110,8 @@ class PrefixTree {
     void unlink(BlockId block) noexcept;
 
     Pool* pool_;
-    std::vector<Node> nodes_;         // by block id
-    std::vector<std::int32_t> index_; // open addressing, linear probing: a block id or -1
+    std::vector<Node> nodes_;          // by block id
+    std::vector<std::int32_t> index_;  // open addressing, linear probing: a block id or -1
     std::uint64_t index_mask_;
     BlockId oldest_ = kNoBlock;
     BlockId youngest_ = kNoBlock;

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Table: the ordered blocks of one request: a read-only path of the prefix tree, then a writable tail of leases.
+// Table: the ordered blocks of one request: a read-only path of the prefix tree, then a writable tail of
+// leases.
 //
 //   index   0 ........ path.size()-1 | path.size() ........ size()-1
 //           frozen, shared           | leased, this request alone writes them
 //
-// Tokens land at index position / block_tokens. Freezing moves the border one block to the right; nothing else does.
+// Tokens land at index position / block_tokens. Freezing moves the border one block to the right; nothing
+// else does.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +21,7 @@
 namespace tokenspeed {
 
 class Table {
-   public:
+ public:
     // An equal block was in the tree already: the table now names `canonical`, and `duplicate` is spare.
     struct Redirect {
         std::int32_t index;
@@ -44,7 +46,7 @@ class Table {
     // Write every block id in order; `out` has size() entries.
     void copy_blocks(std::span<std::int32_t> out) const;
 
-   private:
+ private:
     PathLease path_;
     BlockList tail_;
 };

@@ -15,8 +15,8 @@
 
 namespace tokenspeed {
 
-// The one order of requests: admission takes the least rank, retraction the greatest. `key` falls behind `sequence`
-// by what the priority is worth (sched/policy.h), so two ranks never tie.
+// The one order of requests: admission takes the least rank, retraction the greatest. `key` falls behind
+// `sequence` by what the priority is worth (sched/policy.h), so two ranks never tie.
 struct Rank {
     std::int64_t key = 0;
     std::int64_t sequence = 0;
@@ -33,7 +33,7 @@ struct Ask {
 };
 
 class Ledger {
-   public:
+ public:
     Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt, std::uint64_t arrival_us);
 
     [[nodiscard]] RequestId id() const { return id_; }
@@ -52,7 +52,7 @@ class Ledger {
     Hash128 block_hash(HashKey key, std::int32_t block_tokens, std::int32_t i);
     [[nodiscard]] std::span<const Hash128> block_hashes() const { return hashes_; }
 
-   private:
+ private:
     RequestId id_;
     Rank rank_;
     Ask ask_;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// SlotLease: the right to a slot, a persistent row of executor state. Move-only; gives the slot back when it dies.
+// SlotLease: the right to a slot, a persistent row of executor state. Move-only; gives the slot back when it
+// dies.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,7 @@ namespace tokenspeed {
 class SlotLease;
 
 class SlotPool {
-   public:
+ public:
     explicit SlotPool(std::int32_t slots_max);
     SlotPool(const SlotPool&) = delete;
     SlotPool& operator=(const SlotPool&) = delete;
@@ -23,13 +24,13 @@ class SlotPool {
     [[nodiscard]] std::optional<SlotLease> try_lease();
     [[nodiscard]] std::int32_t slots_free() const { return count_of(free_); }
 
-   private:
+ private:
     friend class SlotLease;
     std::vector<SlotId> free_;
 };
 
 class [[nodiscard]] SlotLease {
-   public:
+ public:
     SlotLease(SlotLease&& from) noexcept : pool_(std::exchange(from.pool_, nullptr)), slot_(from.slot_) {}
     SlotLease& operator=(SlotLease&& from) noexcept;
     SlotLease(const SlotLease&) = delete;
@@ -39,7 +40,7 @@ class [[nodiscard]] SlotLease {
     void give_back() noexcept;
     [[nodiscard]] SlotId slot() const { return slot_; }
 
-   private:
+ private:
     friend class SlotPool;
     SlotLease(SlotPool& pool, SlotId slot) : pool_(&pool), slot_(slot) {}
 

@@ -9,8 +9,8 @@
 //   +--|-------------+-----------------------+                             | | |
 //      +-----------------------------------------------------  Cancel  ----+-+-+
 //
-// A state says what can be planned next, not what the device has done: Prefilling has known tokens that no step
-// computes yet; Decoding has none, its next row is the token after (which may still be in flight).
+// A state says what can be planned next, not what the device has done: Prefilling has known tokens that no
+// step computes yet; Decoding has none, its next row is the token after (which may still be in flight).
 #pragma once
 
 #include <cstdint>
@@ -53,7 +53,8 @@ struct Decoding {
     std::unique_ptr<Ledger> ledger;
     Residence residence;
     std::int32_t samples_in_flight = 0;
-    // The ledger's last token, kept here because the ledger's own is a cache and TLB miss away in a long context.
+    // The ledger's last token, kept here because the ledger's own is a cache and TLB miss away in a long
+    // context.
     std::int32_t token_last = -1;
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The transitions: on(State&&, Event). A transition that is not declared does not compile; none throws. A transition
-// that stays in its state returns the same object. The table below is total over states x events.
+// The transitions: on(State&&, Event). A transition that is not declared does not compile; none throws. A
+// transition that stays in its state returns the same object. The table below is total over states x events.
 #pragma once
 
 #include <concepts>

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // EventLog: the last events of a scheduler, always on, in a ring of bytes; a step costs at most 200.
 //
-// Snapshot: "TSL1", seed u64, records dropped u64, then records: kind u8, payload length u8, payload of LEB128
-// varints. With the prompts and results at hand (their digests are here) the events reproduce every decision.
+// Snapshot: "TSL1", seed u64, records dropped u64, then records: kind u8, payload length u8, payload of
+// LEB128 varints. With the prompts and results at hand (their digests are here) the events reproduce every
+// decision.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +25,13 @@ enum class EventKind : std::uint8_t {
 };
 
 class EventLog {
-   public:
+ public:
     EventLog(std::int32_t bytes_max, std::uint64_t seed);
 
     void add(EventKind kind, std::initializer_list<std::uint64_t> fields);
     [[nodiscard]] std::vector<std::uint8_t> snapshot() const;
 
-   private:
+ private:
     [[nodiscard]] std::uint8_t byte(std::size_t at) const { return ring_[at & mask_]; }
     void put(std::uint8_t value) { ring_[(start_ + size_++) & mask_] = value; }
 

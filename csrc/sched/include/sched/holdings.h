@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Holdings: everything a scheduler owns, in one account: blocks, slots, requests by state, steps in flight. Keeps the
-// moves that both planning and committing make (release, retract, look up); decides nothing.
+// Holdings: everything a scheduler owns, in one account: blocks, slots, requests by state, steps in flight.
+// Keeps the moves that both planning and committing make (release, retract, look up); decides nothing.
 #pragma once
 
 #include <array>
@@ -30,11 +30,13 @@ struct Place {
 
 // The launched steps that have not retired, oldest first; at most two.
 class Flights {
-   public:
+ public:
     [[nodiscard]] std::int32_t size() const { return size_; }
     [[nodiscard]] bool empty() const { return size_ == 0; }
     InFlight& operator[](std::int32_t i) { return steps_[static_cast<std::size_t>(head_ + i) % 2]; }
-    const InFlight& operator[](std::int32_t i) const { return steps_[static_cast<std::size_t>(head_ + i) % 2]; }
+    const InFlight& operator[](std::int32_t i) const {
+        return steps_[static_cast<std::size_t>(head_ + i) % 2];
+    }
     InFlight& newest() { return (*this)[size_ - 1]; }
     // The step being planned: rows enter it, launch() makes it the newest.
     InFlight& next() { return (*this)[size_]; }
@@ -51,7 +53,7 @@ class Flights {
     }
     void swap_order() { std::swap(steps_[0], steps_[1]); }
 
-   private:
+ private:
     std::array<InFlight, 2> steps_;
     std::int32_t head_ = 0;
     std::int32_t size_ = 0;
@@ -68,15 +70,17 @@ struct Counters {
     std::int64_t tokens_hit = 0;      // of these, found in the prefix tree
     std::int64_t retractions = 0;
     std::int64_t blocks_deduplicated = 0;
-    std::int64_t results_late = 0;    // rows of results that nobody waited for
-    std::uint64_t queue_us = 0;       // arrival to first admission, summed
+    std::int64_t results_late = 0;  // rows of results that nobody waited for
+    std::uint64_t queue_us = 0;     // arrival to first admission, summed
 };
 
 struct Holdings {
     explicit Holdings(const Options& options);
 
     // Blocks that can be had now: free ones and those that eviction frees.
-    [[nodiscard]] std::int32_t blocks_available() const { return pool.blocks_in(BlockState::free) + tree.evictable(); }
+    [[nodiscard]] std::int32_t blocks_available() const {
+        return pool.blocks_in(BlockState::free) + tree.evictable();
+    }
     [[nodiscard]] std::int32_t requests_running() const { return prefilling.size() + decoding.size(); }
     [[nodiscard]] bool flights_hold() const;
     // A block from the pool, evicting where it is empty.

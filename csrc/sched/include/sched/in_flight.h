@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// InFlight: a launched step that has not retired: what its rows will mean, and the leases of requests that ended
-// meanwhile. The device may still read and write what it holds; only retire() gives it back.
+// InFlight: a launched step that has not retired: what its rows will mean, and the leases of requests that
+// ended meanwhile. The device may still read and write what it holds; only retire() gives it back.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 namespace tokenspeed {
 
 class InFlight {
-   public:
+ public:
     struct Row {
         RequestId request;
         BindingId binding;
@@ -35,7 +35,8 @@ class InFlight {
         samples_ += row.sampled ? 1 : 0;
     }
     void launch(StepId step) { step_ = step; }
-    // The rest of a request that ended or was retracted, or a duplicate block, stays untouched until this step retires.
+    // The rest of a request that ended or was retracted, or a duplicate block, stays untouched until this
+    // step retires.
     void hold(Residence&& leavings) {
         leavings.table.enter_flight();
         if (planted(Plant::slot_reused_early)) {
@@ -64,7 +65,7 @@ class InFlight {
     [[nodiscard]] const std::vector<Residence>& residences() const { return residences_; }
     [[nodiscard]] const std::vector<BlockList>& blocks() const { return blocks_; }
 
-   private:
+ private:
     StepId step_{};
     std::int32_t samples_ = 0;
     std::vector<Row> rows_;

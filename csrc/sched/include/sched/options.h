@@ -12,30 +12,35 @@ namespace tokenspeed {
 struct Options {
     std::int32_t blocks_total = 0;
     std::int32_t block_tokens = 0;
-    std::int32_t slots_max = 0;            // requests that run at once
+    std::int32_t slots_max = 0;  // requests that run at once
     std::int32_t tokens_per_step_max = 0;
     std::int32_t rows_per_step_max = 0;
-    std::int32_t prefill_tokens_max = 0;   // prefill tokens of one step
+    std::int32_t prefill_tokens_max = 0;  // prefill tokens of one step
     std::int32_t waiting_max = 0;
-    std::int32_t context_tokens_max = 0;   // prompt and output of one request
+    std::int32_t context_tokens_max = 0;  // prompt and output of one request
     bool prefix_cache = true;
-    bool overlap = false;                  // plan a step while the one before it is in flight
+    bool overlap = false;  // plan a step while the one before it is in flight
     HashKey hash_key{};
     std::int32_t log_bytes = 1 << 20;
-    std::uint64_t seed = 0;                // names the run in logs and failures
+    std::uint64_t seed = 0;  // names the run in logs and failures
 
     [[nodiscard]] std::int32_t steps_in_flight_max() const { return overlap ? 2 : 1; }
     // The longest table there can be.
     [[nodiscard]] std::int32_t blocks_per_context() const {
         return (context_tokens_max + block_tokens - 1) / block_tokens;
     }
-    // Table entries one plan can carry: what commits may redirect and decode rows grow, and at least one whole table.
-    [[nodiscard]] std::int32_t deltas_kept() const { return 2 * (tokens_per_step_max / block_tokens + rows_per_step_max); }
+    // Table entries one plan can carry: what commits may redirect and decode rows grow, and at least one
+    // whole table.
+    [[nodiscard]] std::int32_t deltas_kept() const {
+        return 2 * (tokens_per_step_max / block_tokens + rows_per_step_max);
+    }
     [[nodiscard]] std::int32_t deltas_per_step_max() const {
         return deltas_kept() + rows_per_step_max + 4 * blocks_per_context();
     }
     // Rows one outcome can carry: those of a step, and every request that could be cancelled before it.
-    [[nodiscard]] std::int32_t outcomes_max() const { return 2 * rows_per_step_max + 2 * slots_max + 2 * waiting_max; }
+    [[nodiscard]] std::int32_t outcomes_max() const {
+        return 2 * rows_per_step_max + 2 * slots_max + 2 * waiting_max;
+    }
     // What is wrong with these options; empty where nothing is.
     [[nodiscard]] std::string fault() const;
 };

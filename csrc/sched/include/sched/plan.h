@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// PlanBuffer, OutcomeBuffer: what control tells the executor and what it tells the front, in preallocated memory.
+// PlanBuffer, OutcomeBuffer: what control tells the executor and what it tells the front, in preallocated
+// memory.
 //
-// R rows (decode rows first), T tokens, D table deltas, A newly bound requests. The memory belongs to the caller (the
-// binding gives it numpy arrays), is laid out once and never moves. A plan is valid until its commit.
+// R rows (decode rows first), T tokens, D table deltas, A newly bound requests. The memory belongs to the
+// caller (the binding gives it numpy arrays), is laid out once and never moves. A plan is valid until its
+// commit.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +26,7 @@ struct PlanBuffer {
     Bounded<std::int32_t> lengths;  // new tokens
     Bounded<std::uint8_t> sampled;  // this row yields a token
     // per token
-    Bounded<std::int32_t> tokens;   // -1: the slot's last sampled token, still in flight
+    Bounded<std::int32_t> tokens;  // -1: the slot's last sampled token, still in flight
     // per table delta: table[slot, index] = block, applied before the launch, in this order
     Bounded<std::int32_t> table_slots;
     Bounded<std::int32_t> table_indexes;

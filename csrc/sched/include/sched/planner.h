@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Planner: fills one plan. Decode rows first, then the next chunks of prompts in progress, then new admissions, each
-// in rank order within the budgets of a step. When a decode row finds no block, the request of the greatest rank that
-// has no row in this plan is retracted. Does not know results; reads no clock.
+// Planner: fills one plan. Decode rows first, then the next chunks of prompts in progress, then new
+// admissions, each in rank order within the budgets of a step. When a decode row finds no block, the request
+// of the greatest rank that has no row in this plan is retracted. Does not know results; reads no clock.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 namespace tokenspeed {
 
 class Planner {
-   public:
+ public:
     Planner(const Options& options, Holdings& holdings);
 
     // Write the plan of `step`; false where nothing can run. Deterministic in options and holdings.
@@ -25,7 +25,7 @@ class Planner {
     // The round robin of decode rows where a step has fewer rows than requests; nothing: from the least rank.
     [[nodiscard]] std::optional<Rank> decode_next() const { return decode_next_; }
 
-   private:
+ private:
     void plan_decodes(PlanBuffer& plan);
     void plan_decode(PlanBuffer& plan, Seat seat);
     void plan_prefills(PlanBuffer& plan);
@@ -34,11 +34,12 @@ class Planner {
     void plan_admissions(PlanBuffer& plan, std::uint64_t now_us);
     bool admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us);
 
-    // A block for a decode row: from the pool, or by retracting; nothing where the row must wait or was retracted.
+    // A block for a decode row: from the pool, or by retracting; nothing where the row must wait or was
+    // retracted.
     std::optional<BlockLease> block_for(Seat seat, StepId step);
     [[nodiscard]] std::optional<Place> last_unplanned(StepId step) const;
-    void add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence, std::span<const std::int32_t> tokens,
-                 bool sampled);
+    void add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence,
+                 std::span<const std::int32_t> tokens, bool sampled);
     // Prompt tokens that this plan still has room for.
     [[nodiscard]] std::int32_t chunk_room(const PlanBuffer& plan) const;
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Policy: what the planner decides, as pure functions of plain values. Change a policy here; it touches no state.
+// Policy: what the planner decides, as pure functions of plain values. Change a policy here; it touches no
+// state.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +11,8 @@
 
 namespace tokenspeed::policy {
 
-// First come, first served by one sequence. A unit of priority is worth a fixed number of places in the queue, so no
-// request is overtaken for ever: aging is bounded by construction.
+// First come, first served by one sequence. A unit of priority is worth a fixed number of places in the
+// queue, so no request is overtaken for ever: aging is bounded by construction.
 inline constexpr std::int64_t kPlacesPerPriority = 64;
 inline constexpr std::int32_t kPriorityMost = 8;
 
@@ -29,7 +30,8 @@ constexpr std::int64_t context_needed(std::int32_t prompt_tokens, std::int32_t t
     return static_cast<std::int64_t>(prompt_tokens) + tokens_max - 1;
 }
 
-// Full blocks that a prefix hit may cover: the last known token is always computed, to have something to sample from.
+// Full blocks that a prefix hit may cover: the last known token is always computed, to have something to
+// sample from.
 constexpr std::int32_t hit_blocks_max(std::int32_t tokens_known, std::int32_t block_tokens) {
     if (planted(Plant::last_token_cached)) {
         return tokens_known / block_tokens;
@@ -37,8 +39,8 @@ constexpr std::int32_t hit_blocks_max(std::int32_t tokens_known, std::int32_t bl
     return (tokens_known - 1) / block_tokens;
 }
 
-// Blocks that an admission leaves for those that run: each may need one soon, and a request admitted only to be
-// retracted a step later is work thrown away.
+// Blocks that an admission leaves for those that run: each may need one soon, and a request admitted only to
+// be retracted a step later is work thrown away.
 constexpr std::int32_t blocks_reserved(std::int32_t requests_running) { return requests_running; }
 
 // Rows of a step that decode may take while a prompt waits for its next chunk.
@@ -46,7 +48,8 @@ constexpr std::int32_t decode_rows_max(std::int32_t rows_per_step_max, bool pref
     return prefill_waits ? std::max(1, rows_per_step_max - 1) : rows_per_step_max;
 }
 
-// How a sampled token ends its request, `none` where it does not. It is output token number `produced` (from 1).
+// How a sampled token ends its request, `none` where it does not. It is output token number `produced` (from
+// 1).
 inline FinishReason judge(const Ask& ask, std::int32_t produced, std::int32_t token) {
     const bool may_stop = produced >= ask.tokens_min;
     if (may_stop && std::ranges::find(ask.stop_ids, token) != ask.stop_ids.end()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Roster: the bounded container of the requests in one state, ordered by rank. A seat is a request's place in it and
-// stays the same until the request leaves.
+// Roster: the bounded container of the requests in one state, ordered by rank. A seat is a request's place in
+// it and stays the same until the request leaves.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ struct Seat {
 
 template <class State>
 class Roster {
-   public:
+ public:
     explicit Roster(std::int32_t seats_max) : seats_(static_cast<std::size_t>(seats_max)) {
         order_.reserve(seats_.size());
         free_.reserve(seats_.size());
@@ -53,7 +53,9 @@ class Roster {
         return state;
     }
 
-    [[nodiscard]] bool contains(Seat seat) const { return seats_[static_cast<std::size_t>(seat.value)].has_value(); }
+    [[nodiscard]] bool contains(Seat seat) const {
+        return seats_[static_cast<std::size_t>(seat.value)].has_value();
+    }
     State& operator[](Seat seat) { return *at_optional(seat); }
     const State& operator[](Seat seat) const { return *seats_[static_cast<std::size_t>(seat.value)]; }
 
@@ -66,7 +68,7 @@ class Roster {
         return static_cast<std::int32_t>(at - order_.begin());
     }
 
-   private:
+ private:
     struct Entry {
         Rank rank;
         Seat seat;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Scheduler: the only mutable object of the control plane. A function of (options, events): submit, cancel, plan,
-// commit, flush come in; plans and outcomes go out. Same events, same decisions: it reads no clock, no environment,
-// and draws no random number. One thread at a time.
+// Scheduler: the only mutable object of the control plane. A function of (options, events): submit, cancel,
+// plan, commit, flush come in; plans and outcomes go out. Same events, same decisions: it reads no clock, no
+// environment, and draws no random number. One thread at a time.
 //
-// Not its business: tensors, text, sampling, stop strings (the front cancels), what a slot means on the device.
+// Not its business: tensors, text, sampling, stop strings (the front cancels), what a slot means on the
+// device.
 #pragma once
 
 #include <cstdint>
@@ -51,7 +52,7 @@ struct Stats {
 };
 
 class Scheduler {
-   public:
+ public:
     // `options` must have no fault().
     explicit Scheduler(const Options& options);
     Scheduler(const Scheduler&) = delete;
@@ -81,7 +82,7 @@ class Scheduler {
     // Equal digests: equal decisions from here on (step and request numbers aside).
     [[nodiscard]] std::uint64_t digest() const;
 
-   private:
+ private:
     struct Ended {
         RequestId id;
         FinishReason reason;
