@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Every planted bug of the control plane is found by the simulator, and the product passes the same seeds.
 
-The plants (csrc/base/include/base/plant.h) are compiled once, all together, into an extension of its own; each
-runs in a process of its own. Twice: with the control plane's own assertions after every call, and without
-them, so that what the simulator sees from outside is shown to suffice alone.
+The plants (csrc/base/include/base/plant.h) are compiled once, all together, into an extension of its own;
+each runs in a process of its own. Twice: with the control plane's own assertions after every call, and
+without them, so that what the simulator sees from outside is shown to suffice alone.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def judge(extension: Path, plant: str, *, audited: bool) -> Verdict:
 
 def table(plants: list[tuple[str, str, str]], audited: list[Verdict], unaudited: list[Verdict]) -> list[str]:
     """The mutation report."""
-    lines = [f"{'planted bug':<72}{'found by, at seed':>20}{'from outside alone':>20}"]
+    lines = [f"{'planted bug':<104}{'found by, at seed':>20}{'from outside alone':>20}"]
     for (name, number, meaning), inner, outer in zip(plants, audited, unaudited, strict=True):
         found = [f"{v.law}, {v.seeds}" if v.law else "SURVIVED" for v in (inner, outer)]
-        lines.append(f"{number:>2} {name}: {meaning}"[:72].ljust(72) + f"{found[0]:>20}{found[1]:>20}")
+        lines.append(f"{number:>2} {name}: {meaning}"[:104].ljust(104) + f"{found[0]:>20}{found[1]:>20}")
     return lines
 
 
