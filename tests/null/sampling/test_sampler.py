@@ -234,6 +234,11 @@ def test_faulty_row_is_reported_and_disturbs_no_other(bad: float, everywhere: bo
         assert 0 <= int(sampled.tokens[row]) < VOCAB
 
 
+def test_step_that_samples_nothing() -> None:
+    sampled = Sampler(slots=1, vocab=VOCAB, device="cpu").sample(torch.zeros(0, VOCAB), ids(), ids())
+    assert (sampled.tokens.tolist(), sampled.fault.tolist(), sampled.report) == ([], [], None)
+
+
 def test_logits_are_only_read() -> None:
     table = logits(6, len(KINDS))
     before = table.clone()
