@@ -87,6 +87,11 @@ class Clients:
             case _:
                 raise ViolationError("crash", f"the loop said {report}")
 
+    def origin_of(self, request_id: int) -> tuple[bytes, int]:
+        """Salt and number of prompt tokens of a request."""
+        expectation = self.expectations[request_id]
+        return expectation.salt, len(expectation.prompt)
+
     def fault(self, request_id: int) -> None:
         """A row of the request was not finite: it may end with an error (must, unless it was sent back
         meanwhile)."""

@@ -51,7 +51,8 @@ class Occupant:
 
     request_id: int
     seed: int
-    history: list[int]
+    prompt_tokens: int
+    history: list[int]  # prompt, then what was sampled
     table: list[int]
     root: int = 0
     context: int = 0  # tokens of `history` whose KV is written
@@ -86,14 +87,14 @@ class Flight:
 
 
 class SimExecutor:
-    """`salt_of` gives the tenant's salt of a request id, which the real executor has no need to know;
-    `faulted` is told the request of each row that comes out as not finite, at its retire."""
+    """`origin_of` gives the salt and the number of prompt tokens of a request, which the real executor has no
+    need to know; `faulted` is told the request of each row that comes out as not finite, at its retire."""
 
     def __init__(
         self,
         limits: SchedulerOptions,
         *,
-        salt_of: Callable[[int], bytes],
+        origin_of: Callable[[int], tuple[bytes, int]],
         faulted: Callable[[int], None],
         clock: FakeClock,
         cost: StepCost,
@@ -102,7 +103,7 @@ class SimExecutor:
         trace: Trace,
     ) -> None:
         self._limits = limits
-        self._salt_of = salt_of
+        self._origin_of = origin_of
         self._faulted = faulted
         self._clock = clock
         self._cost = cost
@@ -128,7 +129,8 @@ class SimExecutor:
         if slot in self._pending:
             raise ViolationError("I7", f"slot {slot} bound twice before one launch")
         history = prompt.tolist() + output.tolist()
-        self._pending[slot] = Occupant(-1, sampling.seed, history, [NO_BLOCK] * self._indexes_max)
+        table = [NO_BLOCK] * self._indexes_max
+        self._pending[slot] = Occupant(-1, sampling.seed, len(prompt), history, table)
 
     def launch(self, plan: Plan) -> Flight:
         """Run a step; its tokens come out of `retire`."""
@@ -188,7 +190,13 @@ class SimExecutor:
                     f"request {request_id}: a hit of {cached} in a history of {len(occupant.history)} tokens",
                 )
             occupant.request_id = request_id
-            occupant.root = model.root(self._salt_of(request_id))
+            salt, prompt_tokens = self._origin_of(request_id)
+            if occupant.prompt_tokens != prompt_tokens:
+                raise ViolationError(
+                    "I7",
+                    f"request {request_id}: bound {occupant.prompt_tokens} of {prompt_tokens} prompt tokens",
+                )
+            occupant.root = model.root(salt)
             occupant.context = cached
             self._occupants[slot] = occupant
         self._pending.clear()

@@ -65,7 +65,7 @@ def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
     )
     executor = SimExecutor(
         scenario.options,
-        salt_of=lambda request_id: clients.expectations[request_id].salt,
+        origin_of=clients.origin_of,
         faulted=clients.fault,
         clock=clock,
         cost=scenario.cost,

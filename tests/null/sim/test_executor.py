@@ -87,9 +87,10 @@ class Stage:
         clock = FakeClock()
         self.clock = clock
         self.faults: list[int] = []
+        self.prompt_tokens = 0  # of the request bound last
         self.executor = SimExecutor(
             options,
-            salt_of=SALTS.__getitem__,
+            origin_of=lambda request_id: (SALTS[request_id], self.prompt_tokens),
             faulted=self.faults.append,
             clock=clock,
             cost=StepCost(base_us=100, token_us=1.0, context_us=0.0, jitter=0.0),
@@ -100,6 +101,7 @@ class Stage:
         self.step = 0
 
     def bind(self, slot: int, prompt: list[int], output: list[int] | None = None, seed: int = 7) -> None:
+        self.prompt_tokens = len(prompt)
         as_ids = [np.array(tokens, dtype=np.int32) for tokens in (prompt, output or [])]
         self.executor.bind(slot, SamplingParams(seed=seed, tokens_max=8), *as_ids)
 
@@ -278,6 +280,14 @@ def test_two_rows_that_write_one_block_break_i7() -> None:
 def test_plan_that_binds_what_the_loop_did_not_breaks_i7() -> None:
     with breaks("I7"):
         Stage().launch(Row(1, 0, 0, PROMPT, True), bound=[(0, 1, 0)])
+
+
+def test_prompt_bound_as_output_breaks_i7() -> None:
+    stage = Stage()
+    stage.bind(0, PROMPT[:5], PROMPT[5:])
+    stage.prompt_tokens = 6
+    with breaks("I7"):
+        stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
 
 
 def test_block_in_flight_given_to_another_request_breaks_i6() -> None:
