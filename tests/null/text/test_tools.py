@@ -107,13 +107,40 @@ def test_truncated_call_yields_true_partial_arguments(length):
             '<tool_call>{"name": "f", "arguments": {}}\n{"name": "g", "arguments": {}}</tool_call>',
             [*call(0, "f", "{}"), *call(1, "g", "{}")],
         ),
+        (
+            '<tool_call>{"name": "f", "arguments": {}}\n{oops}</tool_call>',
+            [*call(0, "f", "{}"), Content("{oops}</tool_call>")],
+        ),
         ('<tool_call>{"name": "f", "argum', call(0, "f", "", "truncated")),
+        ('<tool_call>{"name": "", "arguments": {"a', [Content('<tool_call>{"name": "", "arguments": {"a')]),
+        ('<tool_call>{"name": "", "arguments": {}}', [Content('<tool_call>{"name": "", "arguments": {}}')]),
         ('<tool_call>{"nam', [Content('<tool_call>{"nam')]),
     ],
 )
 def test_parser_on_what_models_do(text, expected):
     assert parse(text) == expected
     assert parse(text, list(range(len(text)))) == expected
+
+
+@given(st.lists(ALPHABET, max_size=60).map("".join), st.booleans())
+def test_calls_are_bracketed_and_text_is_never_invented(text, inside):
+    text = '<tool_call>{"name": "f", "arguments": ' + text if inside else text
+    events = parse(text)
+    open_call = None
+    for event in events:
+        match event:
+            case CallStart(index, _):
+                assert open_call is None
+                open_call = index
+            case ArgumentsDelta(index, _):
+                assert open_call == index
+            case CallEnd(index, _):
+                assert open_call == index
+                open_call = None
+            case Content(piece) | Reasoning(piece):
+                assert open_call is None
+                assert piece in text
+    assert open_call is None
 
 
 def test_parser_leaves_calls_alone_when_no_tools_are_offered():

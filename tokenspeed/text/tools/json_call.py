@@ -22,7 +22,7 @@ _State = Literal["open", "key", "colon", "value", "comma", "end"]
 
 
 class JsonCallReader:
-    """Reads one object. `name` is known before any arguments are given out; `raw` is everything consumed."""
+    """Reads one object. `name` is known before any arguments are given out; until then `raw` is all of it."""
 
     __slots__ = (
         "_format",
@@ -52,14 +52,15 @@ class JsonCallReader:
     @property
     def started(self) -> bool:
         """The text is certainly a call: its name is known and its arguments have begun (or it has ended)."""
-        return self.name is not None and (self._seen_arguments or self.status == "complete")
+        return bool(self.name) and (self._seen_arguments or self.status == "complete")
 
     def feed(self, text: str) -> int:
         """Take a piece; return how many of its characters belong to the object."""
         at = 0
         while at < len(text) and self.status is None:
             at = self._scan(text, at) if self._scanner is not None else self._punctuate(text, at)
-        self.raw += text[:at]
+        if not self.started:
+            self.raw += text[:at]
         return at
 
     def take_arguments(self) -> str:
@@ -73,7 +74,7 @@ class JsonCallReader:
     def flush(self) -> None:
         """The output ended here."""
         if self.status is None:
-            self.status = "truncated" if self.name is not None else "rejected"
+            self.status = "truncated" if self.name else "rejected"
 
     def _punctuate(self, text: str, at: int) -> int:
         """Consume one character between values."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from tokenspeed.text.events import ArgumentsDelta, CallEnd, CallStart, Content, Event, Reasoning
+from tokenspeed.text.events import ArgumentsDelta, CallEnd, CallStart, Content, Event, Reasoning, merged
 from tokenspeed.text.overlap import tail_overlap
 from tokenspeed.text.tools.json_call import JsonCallReader
 from tokenspeed.text.tools.spec import Dialect
@@ -25,17 +25,16 @@ _State = Literal["head", "reasoning", "content", "call", "tail"]
 
 
 class OutputParser:
-    """Parses one output. `in_reasoning`: the prompt already opened the reasoning; `calls`: look for tool
-    calls."""
+    """Parses one output. `in_reasoning`: the prompt already opened the reasoning; `calls`: look for calls."""
 
     def __init__(self, dialect: Dialect, *, in_reasoning: bool = False, calls: bool = True) -> None:
         self._reasoning = dialect.reasoning
         self._calls = dialect.calls if calls else None
         self._buffer = ""
-        self._skip = (
-            _NEWLINES if in_reasoning else ""
-        )  # blanks not yet known to be text, dropped at this point
-        self._gap = ""  # newlines dropped before the call being read
+        # Characters dropped where text would begin, until some has begun.
+        self._skip = _NEWLINES if in_reasoning else ""
+        self._gap = ""  # newlines taken off before the last marker
+        self._lead = ""  # what was taken as markup before the call being read; given back if it is none
         self._reader: JsonCallReader | None = None
         self._index = -1
         self._announced = False
@@ -66,7 +65,7 @@ class OutputParser:
 
     def _drain(self) -> list[Event]:
         drained, self._out = self._out, []
-        return [event for event in drained if getattr(event, "text", True)]
+        return merged(drained)
 
     def _advance(self) -> bool:
         """Make one move; False when more text is needed."""
@@ -99,7 +98,6 @@ class OutputParser:
         text, found = self._text_before(self._reasoning.close)
         self._out.append(Reasoning(text))
         if found:
-            self._gap = ""
             self._state, self._skip = "content", _NEWLINES
         return found
 
@@ -112,7 +110,7 @@ class OutputParser:
         text, found = self._text_before(self._calls.open)
         self._out.append(Content(text))
         if found:
-            self._begin_call()
+            self._begin_call(self._gap + self._calls.open)
         return found
 
     def _advance_call(self) -> bool:
@@ -128,7 +126,7 @@ class OutputParser:
         # A stray closing brace after the object is a common slip and means nothing.
         self._buffer = self._buffer.lstrip(_BLANKS + "}")
         if self._buffer.startswith("{"):
-            self._begin_call()
+            self._begin_call("")
             return True
         if self._calls.close.startswith(self._buffer):
             if self._buffer != self._calls.close:
@@ -139,8 +137,10 @@ class OutputParser:
         return True
 
     def _text_before(self, marker: str) -> tuple[str, bool]:
-        """Take the text certain to precede `marker` off the buffer; when the marker is there, take it and the
-        newlines before it too."""
+        """Take the text certain to precede `marker` off the buffer, and whether the marker was there.
+
+        If it was, it is taken too, with the newlines before it (`_gap`).
+        """
         self._buffer = self._buffer.lstrip(self._skip)
         at = self._buffer.find(marker)
         found = at >= 0
@@ -155,8 +155,9 @@ class OutputParser:
             self._buffer = self._buffer[len(text) :]
         return text, found
 
-    def _begin_call(self) -> None:
+    def _begin_call(self, lead: str) -> None:
         assert self._calls is not None
+        self._lead = lead
         self._reader = JsonCallReader(self._calls)
         self._announced = False
         self._state = "call"
@@ -164,9 +165,8 @@ class OutputParser:
     def _report_call(self) -> None:
         reader = self._reader
         assert reader is not None
-        assert self._calls is not None
         if reader.status == "rejected" and not self._announced:
-            self._out.append(Content(self._gap + self._calls.open + reader.raw))
+            self._out.append(Content(self._lead + reader.raw))
             self._reader, self._state, self._skip = None, "content", ""
             return
         if not self._announced and reader.name and (reader.started or reader.status is not None):
