@@ -75,7 +75,7 @@ def boot(config: EngineConfig) -> Core:
         model = models.build(
             hf_config,
             dtype=dtype,
-            device=device,
+            device=dataclasses.replace(kernels.describe(device), cores=threads),
             quantization=None if config.model.quantization == "none" else config.model.quantization,
             block_tokens=config.cache.block_tokens,
             context_tokens=config.model.max_model_len,
@@ -83,6 +83,7 @@ def boot(config: EngineConfig) -> Core:
     about = _model_facts(model, hf_config, config.model)
     resolve(config, found, about)  # refuse what cannot fit before reading it
     _load(model, directory, config.model)
+    torch.set_num_threads(_torch_threads(config, model, threads))
     resolved = resolve(config, facts.measure(device), dataclasses.replace(about, weight_bytes=0))
     arena = Arena(
         model.kv_spec,
@@ -133,6 +134,14 @@ def _load(model: models.Model, directory: Path, config: ModelConfig) -> None:
     else:
         loaded = weights.load(model, directory)
     _log.info("weights: %.2f GiB in %.1f s", loaded.parameter_bytes / 2**30, time.monotonic() - started)
+
+
+def _torch_threads(config: EngineConfig, model: models.Model, threads: int) -> int:
+    """One, where kernels bring threads of their own: torch's idle workers spin too, on the cores those need."""
+    with kernels.overriding(*config.device.kernel):
+        device = kernels.describe(model.device)
+        sample = kernels.bind("norm.rms", device, dtype=model.dtype, width=model.facts.width)
+    return threads if sample.choice.kernel.name == "ref" else 1
 
 
 def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOptions:

@@ -46,7 +46,7 @@ def build(
     *,
     mesh: Mesh | None = None,
     dtype: torch.dtype | str | None = None,
-    device: torch.device | str = "cpu",
+    device: kernels.Device | torch.device | str = "cpu",
     quantization: str | None = None,
     block_tokens: int = 64,
     context_tokens: int | None = None,
@@ -55,7 +55,8 @@ def build(
     """Build the model that `hf_config` describes, without memory: load it with `weights.load` or
     `load_dummy`.
 
-    dtype: torch dtype or name; None takes the checkpoint's. quantization: None, or "int8" to hold dense and
+    dtype: torch dtype or name; None takes the checkpoint's. device: a place, or facts of one (fewer cores than
+    it has, say). quantization: None, or "int8" to hold dense and
     expert weights in 8 bits. block_tokens: P of the arenas it will run on. context_tokens: longest context
     wanted, at most the model's own. collectives: what a mesh of several ranks moves data with; needed to run,
     not to build. Raises SetupError for architectures, fields and meshes that are not supported, naming them.
@@ -67,7 +68,7 @@ def build(
     setting = Build(
         mesh=mesh or Mesh(),
         dtype=_dtype(dtype, hf_config),
-        device=kernels.describe(device),
+        device=device if isinstance(device, kernels.Device) else kernels.describe(device),
         block_tokens=block_tokens,
         format=quantization or "native",
     )
