@@ -75,6 +75,7 @@ def test_true_shapes_build_at_two_layers_without_memory(path: Path, tp: int) -> 
         assert model.kv_spec[0] == models.MLA(512, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [p for p in SUPPORTED if name_of(p) in PUBLISHED_B], ids=name_of)
 def test_whole_models_have_as_many_parameters_as_published(path: Path) -> None:
     model = models.build(read(path), dtype="bfloat16")
@@ -82,6 +83,7 @@ def test_whole_models_have_as_many_parameters_as_published(path: Path) -> None:
     assert counted == pytest.approx(PUBLISHED_B[name_of(path)], rel=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SUPPORTED, ids=name_of)
 def test_true_attention_runs_with_vocabulary_and_feed_forward_cut(path: Path, paged: Any) -> None:
     """Two layers with dummy weights: heads, latents, ropes and top-k as published; V, F and E are cut."""
