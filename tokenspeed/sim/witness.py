@@ -13,7 +13,7 @@ that is the executor's part.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Witness(Scheduler):
         self._bound: set[int] = set()
         self._failed: set[int] = set()  # open after a failed row: sent back before that, or wrongly
         self._plans = 0
-        self._hit_tokens = 0
+        self._seen: Counter[str] = Counter()  # by the names of the scheduler's own counters
         self._rebinds = 0
         self._cancels = 0
 
@@ -105,6 +105,7 @@ class Witness(Scheduler):
         if status == SubmitStatus.ACCEPTED:
             self.oracle.accept(self._expectations[request_id])
             self._progress_law.accept(request_id, priority)
+            self._seen["accepted"] += 1
         self.check()
         return status
 
@@ -193,10 +194,9 @@ class Witness(Scheduler):
         held = (stats.waiting, stats.running, stats.blocks_leased, stats.blocks_in_flight)
         if any(held):
             raise ViolationError("leak", f"waiting, running, leased, in flight are {held} at rest")
-        counted = (stats.tokens_hit, stats.steps)
-        seen = (self._hit_tokens, self._trace.reached["steps"])
-        if counted != seen:
-            raise ViolationError("leak", f"hit tokens, steps: counted {counted}, seen {seen}")
+        for name, seen in self._seen.items():
+            if getattr(stats, name) != seen:
+                raise ViolationError("leak", f"{name} is {getattr(stats, name)}, {seen} were seen")
         # A retraction shows when the request is bound again, unless it left before.
         if not self._rebinds <= stats.retractions <= self._rebinds + self._cancels:
             raise ViolationError(
@@ -239,6 +239,9 @@ class Witness(Scheduler):
             raise ViolationError("I8", f"step {plan.step} goes on with requests {running} after a failed row")
         rows = list(zip(request_ids, starts, lengths, strict=True))
         self._trace.note("step {}: (request, start, length) {}", plan.step, rows)
+        self._seen["steps"] += 1
+        self._seen["rows"] += len(rows)
+        self._seen["tokens_computed"] += sum(lengths)
         ends = {request_id: start + length for request_id, start, length in rows}
         sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
         self._launched.append(Launched(plan.step, ends, sampled_ids))
@@ -246,7 +249,8 @@ class Witness(Scheduler):
     def _note_hit(self, request_id: int, cached: int) -> None:
         history_tokens = len(self.oracle.live[request_id].history)
         complete = self._hit_law.check(request_id, cached, history_tokens, self.stats())
-        self._hit_tokens += cached
+        self._seen["tokens_queried"] += history_tokens
+        self._seen["tokens_hit"] += cached
         self._trace.reached["prefix hits known to be complete"] += complete
         self._trace.reached["prefix hits"] += cached > 0
         self._trace.reached["prefix hit tokens"] += cached
@@ -257,6 +261,8 @@ class Witness(Scheduler):
         )
         for request_id, token, finish in rows:
             self._trace.note("request {} says {}, finish {}", request_id, token, FINISHES[finish])
+            self._seen["tokens_sampled"] += token >= 0
+            self._seen["finished"] += finish > 0
             self.oracle.hear(request_id, [] if token < 0 else [token], FINISHES[finish])
 
     def _is_strange(self) -> bool:
