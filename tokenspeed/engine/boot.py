@@ -137,7 +137,7 @@ def _load(model: models.Model, directory: Path, config: ModelConfig) -> None:
 
 
 def _torch_threads(config: EngineConfig, model: models.Model, threads: int) -> int:
-    """One, where kernels bring threads of their own: torch's idle workers spin too, on the cores those need."""
+    """One, where kernels bring threads of their own: torch's idle workers spin too, on their cores."""
     with kernels.overriding(*config.device.kernel):
         device = kernels.describe(model.device)
         sample = kernels.bind("norm.rms", device, dtype=model.dtype, width=model.facts.width)

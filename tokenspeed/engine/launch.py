@@ -11,6 +11,7 @@ meaning.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import signal
 import socket
 import struct
@@ -24,7 +25,7 @@ from typing import Final
 import msgspec
 import zmq
 
-from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.config import EngineConfig, ServerConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.base.log import get_logger
 from tokenspeed.engine import wire
@@ -65,7 +66,7 @@ class CoreProcess:
         self._on_death: Callable[[str], None] = self._on_early_death
         self._cause: str | None = None
         self._tether, core_end = socket.socketpair()
-        document = msgspec.msgpack.encode(config)
+        document = msgspec.msgpack.encode(_of_core(config))
         self._tether.sendall(CONFIG_LENGTH.pack(len(document)) + document)  # waits in the pair's buffer
         command = [sys.executable, "-m", "tokenspeed.engine.core", str(self._directory)]
         with core_end:
@@ -164,6 +165,11 @@ class CoreProcess:
         if not self._first.done():
             message = f"the core process ended before it was ready: {cause}; its last log lines say why"
             self._first.set_exception(SetupError(message))
+
+
+def _of_core(config: EngineConfig) -> EngineConfig:
+    """The configuration without what is the server's alone, its key before all."""
+    return dataclasses.replace(config, server=ServerConfig(log_level=config.server.log_level))
 
 
 def _private_directory() -> tempfile.TemporaryDirectory[str]:
