@@ -157,23 +157,37 @@ void Planner::plan_admissions(PlanBuffer& plan, std::uint64_t now_us) {
 
 bool Planner::admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us) {
     const Ledger& ledger = *holdings_.waiting[seat].ledger;
-    const std::int32_t known = ledger.tokens_known();
-    const std::int32_t blocks = policy::blocks_for(known, options_.block_tokens);
+    const std::int32_t blocks = policy::blocks_for(ledger.tokens_known(), options_.block_tokens);
     if (static_cast<std::size_t>(blocks) > plan.table_slots.room()) {
         return false;  // the next plan has room for its table
     }
+    std::optional<Residence> residence = try_residence(ledger, blocks);
+    if (!residence) {
+        holdings_.blocked = true;  // until capacity comes free
+        return false;
+    }
+    residence->planned_last = plan.step;
+    announce(plan, ledger, *residence);
+    if (ledger.output_tokens() == 0) {
+        holdings_.counters.queue_us += now_us - std::min(now_us, ledger.arrival_us());
+    }
+    const Seat seated = holdings_.enter(on(holdings_.waiting.extract(seat), Admit{std::move(*residence)}));
+    (void)plan_chunk(plan, seated);
+    return true;
+}
+
+std::optional<Residence> Planner::try_residence(const Ledger& ledger, std::int32_t blocks) {
+    if (holdings_.slots.slots_free() == 0) {
+        return std::nullopt;
+    }
+    const std::int32_t known = ledger.tokens_known();
     const auto hits_max = static_cast<std::size_t>(policy::hit_blocks_max(known, options_.block_tokens));
     const auto hashes = ledger.block_hashes();
     const PrefixTree::Match match = holdings_.tree.match(hashes.first(std::min(hits_max, hashes.size())));
+    // Cached blocks that nobody uses yet count as available until this request takes them.
     const std::int32_t available = holdings_.blocks_available() - (match.size - match.in_use);
-    const std::int32_t reserved = policy::blocks_reserved(holdings_.requests_running());
-    std::optional<SlotLease> slot;
-    if (blocks - match.size + reserved <= available) {
-        slot = holdings_.slots.try_lease();
-    }
-    if (!slot) {
-        holdings_.blocked = true;  // until capacity comes free
-        return false;
+    if (blocks - match.size + policy::blocks_reserved(holdings_.requests_running()) > available) {
+        return std::nullopt;
     }
     Table table(holdings_.tree.lease(match), BlockList(holdings_.pool));
     table.reserve(blocks);
@@ -182,26 +196,25 @@ bool Planner::admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us) {
         check(lease.has_value(), Invariant::I1, "available blocks cannot be had");
         (void)table.grow(std::move(*lease));
     }
-    const SlotId slot_id = slot->slot();
     const std::int32_t cached = std::min(match.size * options_.block_tokens, known - 1);
-    const std::span<std::int32_t> entries = plan.table_blocks.extend(static_cast<std::size_t>(blocks));
-    table.copy_blocks(entries);
-    std::ranges::fill(plan.table_slots.extend(entries.size()), slot_id.value);
-    std::ranges::generate(plan.table_indexes.extend(entries.size()), [i = 0]() mutable { return i++; });
-    plan.bound_slots.push(slot_id.value);
+    return Residence{*holdings_.slots.try_lease(), std::move(table), BindingId{++bindings_}, cached, cached};
+}
+
+void Planner::announce(PlanBuffer& plan, const Ledger& ledger, const Residence& residence) {
+    const SlotId slot = residence.slot.slot();
+    const std::int32_t cached = residence.planned;
+    const std::span<std::int32_t> blocks =
+        plan.table_blocks.extend(static_cast<std::size_t>(residence.table.size()));
+    residence.table.copy_blocks(blocks);
+    std::ranges::fill(plan.table_slots.extend(blocks.size()), slot.value);
+    std::ranges::generate(plan.table_indexes.extend(blocks.size()), [i = 0]() mutable { return i++; });
+    plan.bound_slots.push(slot.value);
     plan.bound_request_ids.push(ledger.id().value);
     plan.cached_tokens.push(cached);
-    holdings_.counters.tokens_queried += known;
+    holdings_.counters.tokens_queried += ledger.tokens_known();
     holdings_.counters.tokens_hit += cached;
-    holdings_.counters.queue_us +=
-        ledger.output_tokens() == 0 ? now_us - std::min(now_us, ledger.arrival_us()) : 0;
-    holdings_.log.add(EventKind::bind, {ledger.id().value, static_cast<std::uint64_t>(slot_id.value),
+    holdings_.log.add(EventKind::bind, {ledger.id().value, static_cast<std::uint64_t>(slot.value),
                                         static_cast<std::uint64_t>(cached)});
-    Residence residence{std::move(*slot), std::move(table), BindingId{++bindings_},
-                        cached,           cached,           plan.step};
-    const Seat seated = holdings_.enter(on(holdings_.waiting.extract(seat), Admit{std::move(residence)}));
-    (void)plan_chunk(plan, seated);
-    return true;
 }
 
 void Planner::add_row(PlanBuffer& plan, const Ledger& ledger, Residence& residence,

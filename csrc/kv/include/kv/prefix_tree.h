@@ -9,8 +9,8 @@
 //
 // A path holds its last node only: a node in use keeps its parent in use, so taking the next block of a path,
 // or ending a request whose history others share, costs O(1). Frozen blocks are read-only: there is no
-// function that writes one. Control state per block: 40 bytes of node, at most 12 of index (60 with the
-// pool's account). Does not know requests, tokens or salts: hashes come in ready made.
+// function that writes one. Control state of a block: 40 bytes of node, at most 12 of index, 5 in the pool: 57.
+// Does not know requests, tokens or salts: hashes come in ready made.
 #pragma once
 
 #include <cstdint>

@@ -32,7 +32,12 @@ class Planner {
     // The next chunk of a prompt; true where it was the last (the request left for Decoding).
     bool plan_chunk(PlanBuffer& plan, Seat seat);
     void plan_admissions(PlanBuffer& plan, std::uint64_t now_us);
+    // Admit the first of those waiting; false where it does not fit.
     bool admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us);
+    // A slot, the cached path, and blocks for the rest of the known tokens; all of it or nothing.
+    std::optional<Residence> try_residence(const Ledger& ledger, std::int32_t blocks);
+    // Tell the executor of a newly bound request: its slot, its whole table, what of it is cached.
+    void announce(PlanBuffer& plan, const Ledger& ledger, const Residence& residence);
 
     // A block for a decode row: from the pool, or by retracting; nothing where the row must wait or was
     // retracted.
