@@ -161,7 +161,7 @@ class Desk:
                 context_tokens_max=self._scheduler.options.context_tokens_max,
             )
         except (msgspec.ValidationError, RequestError) as error:
-            _log.error("request %d refused: %s", message.request_id, error)
+            _log.warning("request %d refused: %s", message.request_id, error)
             self._notes.append(wire.Refused(message.request_id, "invalid"))
             return
         status = self._scheduler.submit(
