@@ -12,7 +12,6 @@ are recognised, as in the reference implementation.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +35,13 @@ class Tokenizer:
         self.special_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         self.bos_token = _token_text(config.get("bos_token"))
         self.eos_token = _token_text(config.get("eos_token"))
-        self.pad_token = _token_text(config.get("pad_token"))
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
+        """One more than the largest id; a model's logits may be padded beyond it."""
+        self.byte_table = (
+            _byte_table(vocabulary, self.vocab_size) if _is_byte_level(backend.decoder) else None
+        )
+        """Bytes of each id where the vocabulary is byte-level (a text is their concatenation), else None."""
         self._frame = _Frame.of(self)
 
     @classmethod
@@ -58,11 +63,6 @@ class Tokenizer:
             "pass --tokenizer DIR to take it from elsewhere"
         )
 
-    @cached_property
-    def vocab_size(self) -> int:
-        """One more than the largest id; a model's logits may be padded beyond it."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of `text`; `add_special_tokens` adds what the model expects around plain text (a BOS, say)."""
         ids = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
@@ -79,17 +79,6 @@ class Tokenizer:
     def token(self, token_id: int) -> str:
         """The token as the vocabulary spells it; empty beyond the vocabulary."""
         return self._backend.id_to_token(token_id) or ""
-
-    @cached_property
-    def byte_table(self) -> list[bytes] | None:
-        """Bytes of each id where the vocabulary is byte-level (a sequence's text is their concatenation),
-        else None."""
-        if not _is_byte_level(self._backend.decoder):
-            return None
-        table = [b""] * self.vocab_size
-        for token, token_id in self._backend.get_vocab(with_added_tokens=True).items():
-            table[token_id] = tiktoken_ranks.token_bytes(token)
-        return table
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of one id, as the logprobs of the API report them."""
@@ -124,6 +113,13 @@ class _Frame:
             elif wanted is False and token_id in side:
                 side.remove(token_id)
         return cls(tuple(before), tuple(after))
+
+
+def _byte_table(vocabulary: dict[str, int], vocab_size: int) -> list[bytes]:
+    table = [b""] * vocab_size
+    for token, token_id in vocabulary.items():
+        table[token_id] = tiktoken_ranks.token_bytes(token)
+    return table
 
 
 def _is_byte_level(decoder: Any) -> bool:
