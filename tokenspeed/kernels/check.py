@@ -10,6 +10,7 @@ come back bit for bit.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ TRIES = 200
 
 
 def grid(op: Op, needs: Needs, seed: int = 0) -> Iterator[Traits]:
-    """Yield legal combinations of traits a kernel holds for, until every value of every trait has appeared.
+    """Yield legal combinations of traits a kernel holds for, until every two values have met where they may.
 
     Raises SetupError when the needs leave nothing to try.
     """
@@ -49,20 +50,19 @@ def grid(op: Op, needs: Needs, seed: int = 0) -> Iterator[Traits]:
     for name, candidates in values.items():
         if not candidates:
             raise SetupError(f"{op.name}: no value of {name} satisfies {needs}")
-    missing = {(name, value) for name, candidates in values.items() for value in candidates}
-    found = False
-    for name, candidates in values.items():
-        for value in candidates:
-            if (name, value) not in missing:
+    met: set[frozenset[tuple[str, TraitValue]]] = set()
+    choices = [[(name, value) for value in candidates] for name, candidates in values.items()]
+    for one, other in itertools.combinations_with_replacement(choices, 2):
+        for pair in itertools.product(one, other):
+            if frozenset(pair) in met or len(dict(pair)) < len(set(pair)):
                 continue
             for _ in range(TRIES):
-                traits = {other: chance.choice(choices) for other, choices in values.items()} | {name: value}
+                traits = {name: chance.choice(candidates) for name, candidates in values.items()} | dict(pair)
                 if op.legal(traits) is None:
-                    missing -= set(traits.items())
-                    found = True
+                    met.update(map(frozenset, itertools.combinations_with_replacement(traits.items(), 2)))
                     yield traits
                     break
-    if not found:
+    if not met:
         raise SetupError(f"{op.name}: no legal combination of traits satisfies {needs}")
 
 

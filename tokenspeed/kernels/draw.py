@@ -84,8 +84,8 @@ class Draw:
         values[table.unused] = torch.nan
         return values
 
-    def queries(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-        """Draw queries [T, ...]; the last is 25 times as long: its softmax overflows if not shifted."""
+    def queries(self, *shape: int, dtype: torch.dtype, last: float = 25.0) -> torch.Tensor:
+        """Draw queries [T, ...], the last `last` times as long: at 25 an unshifted softmax overflows."""
         values = self.normal(*shape, dtype=dtype)
-        values[-1] *= 25
+        values[-1] *= last
         return values

@@ -11,6 +11,7 @@ from tokenspeed.kernels.api.traits import (
     BF16,
     BLOCK_TOKENS,
     DTYPE,
+    FP32,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
@@ -178,7 +179,8 @@ def mla_extend_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     table = draw.table(sizes.contexts, _lengths(sizes), block_tokens)
     tokens = len(table.positions)
     args = {
-        "q": draw.queries(tokens, heads, nope + rope, dtype=dtype),
+        # Raised keys may be rounded to the dtype, an error that a long query multiplies.
+        "q": draw.queries(tokens, heads, nope + rope, dtype=dtype, last=25.0 if dtype is FP32 else 2.0),
         "arena": draw.arena(table, latent + rope, dtype=dtype),
         "block_table": table.block_table,
         "row_starts": table.row_starts,
