@@ -310,7 +310,7 @@ def test_a_row_that_is_not_finite_ends_alone(name: str, overlap: str, tmp_path: 
 
     _make_poisoned(name, tmp_path / "poisoned", plant)
     world = World(tmp_path / "poisoned", overlap=overlap, kv_cache_bytes=None, max_model_len=256)
-    sick = [[*prompt[:len(prompt) // 2], poison, *prompt[len(prompt) // 2:]] for prompt in clean.prompts]
+    sick = [[*prompt[: len(prompt) // 2], poison, *prompt[len(prompt) // 2 :]] for prompt in clean.prompts]
     for _ in range(3):  # later rounds run on blocks the sick ones left
         ids = [world.submit(prompt) for pair in zip(sick, clean.prompts, strict=True) for prompt in pair]
         world.finish()
@@ -326,3 +326,19 @@ def _make_poisoned(name: str, directory: Path, edit: Callable[[Any], None]) -> N
     model = getattr(transformers, f"{family}ForCausalLM")(model_config).float().eval()
     edit(model)
     model.save_pretrained(directory)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "int8"}], ids=["bf16", "int8"])
+def test_alone_equals_together_in_every_format(checkpoint: Checkpoint, options: dict[str, Any]) -> None:
+    together = World(checkpoint.directory, overlap="on", **options).answers_to(checkpoint.prompts)
+    alone = World(checkpoint.directory, rows_max=1, **options).answers_to(checkpoint.prompts)
+    assert _ids(together) == _ids(alone)
+    assert {answer.finish for answer in alone} == {"length"}
+
+
+def test_dummy_weights_need_no_checkpoint(llama: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((llama.directory / "config.json").read_bytes())
+    worlds = [World(tmp_path, load_format="dummy", layers=1, seed=seed) for seed in (3, 3, 4)]
+    first, again, other = (_ids(world.answers_to(llama.prompts)) for world in worlds)
+    assert first == again != other
+    assert worlds[0].core.model.layers == 1
