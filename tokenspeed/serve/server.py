@@ -53,7 +53,7 @@ def serve(config: EngineConfig) -> None:
 async def _serve(config: EngineConfig, directory: Path, listener: socket.socket) -> None:
     started_s = time.monotonic()
     engine, text = await start(config, directory)
-    ending = _Ending(engine)
+    ending = Ending(engine)
     try:
         service = Service(engine, text, config, served_name(config, directory))
         settings = uvicorn.Config(
@@ -99,7 +99,7 @@ async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, Tex
     return await starting, text
 
 
-class _Ending:
+class Ending:
     """The end of the engine: once, however often it is asked for, and sooner if asked again."""
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -135,7 +135,7 @@ class _Ending:
 class _Server(uvicorn.Server):
     """uvicorn, with a drain of the engine between the signal and the end."""
 
-    def __init__(self, settings: uvicorn.Config, service: Service, ending: _Ending) -> None:
+    def __init__(self, settings: uvicorn.Config, service: Service, ending: Ending) -> None:
         super().__init__(settings)
         self._service = service
         self._ending = ending
