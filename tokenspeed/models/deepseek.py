@@ -36,8 +36,7 @@ def family(config: Mapping[str, Any], build: Build, context_tokens: int | None) 
     trunk = parse_trunk(fields, context_tokens)
     attention = _attention(fields)
     rotary = Rotary(parse_rope(config, attention.rope), trunk.context_tokens)
-    is_v2 = _is_v2(fields)
-    shape = _mixture(fields, is_v2)
+    shape = _mixture(fields, is_v2=fields.is_a("deepseekv2"))
     dense_layers = fields.count("first_k_dense_replace", 0)
     every = fields.count("moe_layer_freq", 1)
 
@@ -82,12 +81,7 @@ def _attention(fields: Fields) -> MLAShape:
     )
 
 
-def _is_v2(fields: Fields) -> bool:
-    named = fields.values.get("architectures") or [fields.values.get("model_type", "")]
-    return any("v2" in str(name).lower() for name in named)
-
-
-def _mixture(fields: Fields, is_v2: bool) -> MoEShape:
+def _mixture(fields: Fields, *, is_v2: bool) -> MoEShape:
     methods = ("greedy", "group_limited_greedy", "noaux_tc")
     method = fields.word("topk_method", "greedy" if is_v2 else "noaux_tc", methods)
     limited = method != "greedy"

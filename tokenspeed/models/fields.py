@@ -56,6 +56,11 @@ class Fields:
             raise SetupError(f"config.json: {name} is {value!r}; supported: {', '.join(choices)}")
         return str(value)
 
+    def is_a(self, word: str) -> bool:
+        """Whether the architecture, or else the model type, has `word` in its name."""
+        named = self.values.get("architectures") or [self.values.get("model_type", "")]
+        return any(word in str(name).lower() for name in named)
+
     def must_be_off(self, name: str, why: str) -> None:
         """Refuse a config that turns on what is not built."""
         if self.values.get(name):

@@ -72,8 +72,7 @@ def model_context_tokens(fields: Fields) -> int:
 def parse_attention(fields: Fields) -> GQAShape:
     """The attention of Llama, Qwen2 and Qwen3 (dense and mixture)."""
     width, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
-    qwen3 = str(fields.values.get("model_type", "")).startswith("qwen3")
-    qwen2 = fields.values.get("model_type") == "qwen2"
+    qwen2, qwen3 = fields.is_a("qwen2"), fields.is_a("qwen3")
     bias = fields.flag("attention_bias", qwen2)
     return GQAShape(
         width=width,

@@ -52,14 +52,13 @@ def build(
     context_tokens: int | None = None,
     collectives: Collectives | None = None,
 ) -> Model:
-    """Build the model that `hf_config` describes, without memory: load it with `weights.load` or
-    `load_dummy`.
+    """Build the model that `hf_config` describes, without memory; `weights.load` then fills it.
 
-    dtype: torch dtype or name; None takes the checkpoint's. device: a place, or facts of one (fewer cores than
-    it has, say). quantization: None, or "int8" to hold dense and
-    expert weights in 8 bits. block_tokens: P of the arenas it will run on. context_tokens: longest context
-    wanted, at most the model's own. collectives: what a mesh of several ranks moves data with; needed to run,
-    not to build. Raises SetupError for architectures, fields and meshes that are not supported, naming them.
+    dtype: torch dtype or name; None takes the checkpoint's. device: a place, or facts of one (fewer cores
+    than it has, say). quantization: None, or "int8" to hold dense and expert weights in 8 bits. block_tokens:
+    P of the arenas it will run on. context_tokens: longest context wanted, at most the model's own.
+    collectives: what a mesh of several ranks moves data with; needed to run, not to build. Raises SetupError
+    for architectures, fields and meshes that are not supported, naming them.
     """
     architecture = architecture_of(hf_config)
     text = hf_config.get("text_config") or hf_config

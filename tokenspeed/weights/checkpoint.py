@@ -93,7 +93,8 @@ class Checkpoint:
                 f"{len(absent)} files named by {INDEX_NAME} are absent in {self.directory}: "
                 f"{', '.join(absent[:8])}"
             )
-        stray = sorted(n for n, path in files.items() if n not in self._open(path).keys())  # noqa: SIM118
+        held = {path: frozenset(self._open(path).keys()) for path in set(files.values())}
+        stray = sorted(name for name, path in files.items() if name not in held[path])
         if stray:
             raise SetupError(f"{INDEX_NAME} names tensors its files do not hold: {', '.join(stray[:8])}")
         return files
