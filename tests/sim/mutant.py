@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import sys
 from types import ModuleType
 
@@ -34,10 +33,10 @@ def main(extension: str, plant: int, seeds: int, *, audited: bool) -> None:
     control.plant(plant)
     if not audited:
         control.Scheduler.check = lambda scheduler: None
-    logging.getLogger("tokenspeed").setLevel(logging.CRITICAL)
 
-    from tokenspeed.sim.search import Cut, run_span  # only now: it imports the extension
+    from tokenspeed.sim.search import Cut, quiet, run_span  # only now: it imports the extension
 
+    quiet()
     tally = run_span(0, seeds, Cut())
     failed = tally.failures[0] if tally.failures else None
     law, message = (failed.law, failed.message) if failed else (None, None)

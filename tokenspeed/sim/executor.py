@@ -14,7 +14,7 @@ Checked at every launch, before anything is computed:
 - I7 a row starts where its KV ends, carries the tokens of its history (or -1 for the one sampled last), is
   sampled exactly when it reaches the end, and writes slots that no other row writes;
 - I9 retires come in launch order;
-- memory: see `memory.py`.
+- memory: see `memory.py`; and nobody reads what a failed row of another request has written.
 
 Whether the tokens are right is the oracle's question. Does not know the scheduler, nor which requests live.
 """
@@ -67,6 +67,7 @@ class Row:
     start: int
     tokens: list[int]
     sampled: bool
+    failed: bool = False  # not finite
 
     @property
     def end(self) -> int:
@@ -80,7 +81,7 @@ class Flight:
     step: int
     end_us: int = 0
     tokens: list[int] = field(default_factory=list)
-    sampled_ids: list[int] = field(default_factory=list)
+    failed: dict[int, Row] = field(default_factory=dict)  # by place in the plan
     slots: frozenset[int] = frozenset()
     writes: dict[int, int] = field(default_factory=dict)  # block -> request id
     reads: dict[int, int] = field(default_factory=dict)  # block -> request id or SHARED
@@ -114,6 +115,7 @@ class SimExecutor:
         self._indexes_max = -(-limits.context_tokens_max // limits.block_tokens)
         self._occupants: list[Occupant | None] = [None] * limits.slots_max
         self._pending: dict[int, Occupant] = {}  # bound since the last launch
+        self._spoiled: dict[int, Occupant] = {}  # blocks that hold values that are not finite
         self._flights: deque[Flight] = deque()
         self._last_step = -1
 
@@ -145,11 +147,12 @@ class SimExecutor:
         for row in rows:
             self._check_row(row)
             self._claim(row, flight)
-        for row in rows:
+        for index, row in enumerate(rows):
             token = self._compute(row, flight)
-            if token is not None:
-                flight.tokens.append(token)
-                flight.sampled_ids.append(row.occupant.request_id)
+            if row.failed:
+                flight.failed[index] = row
+            if row.sampled:
+                flight.tokens.append(NOT_FINITE if row.failed else token)
         self._time(flight, rows)
         self._flights.append(flight)
         self._count(plan, rows)
@@ -161,13 +164,12 @@ class SimExecutor:
             raise ViolationError("I9", f"step {flight.step} retired out of order")
         self._flights.popleft()
         self._clock.advance_us(max(0, flight.end_us - self._clock.now_us()))
-        for index, request_id in enumerate(flight.sampled_ids):
-            if self._random.random() < self._fault_chance:
-                self._trace.note("request {} is not finite in step {}", request_id, flight.step)
-                self._trace.reached["rows not finite"] += 1
-                self._faulted(request_id)
-                flight.tokens[index] = NOT_FINITE
-        return StepResult(flight.step, np.array(flight.tokens, dtype=np.int32))
+        for row in flight.failed.values():
+            self._trace.note("request {} is not finite in step {}", row.occupant.request_id, flight.step)
+            self._trace.reached["rows not finite"] += 1
+            self._faulted(row.occupant.request_id)
+        faults = tuple(index for index, row in flight.failed.items() if not row.sampled)
+        return StepResult(flight.step, np.array(flight.tokens, dtype=np.int32), faults=faults)
 
     def _bind_slots(self, plan: Plan) -> None:
         slots = plan.bound_slots.tolist()
@@ -306,45 +308,55 @@ class SimExecutor:
                         "I6", f"request {request_id} writes block {block}, in use by step {other.step}"
                     )
 
-    def _compute(self, row: Row, flight: Flight) -> int | None:
-        """Read the context through the table, write the new KV, sample."""
-        occupant, memory = row.occupant, self._memory
-        block_tokens = self._limits.block_tokens
+    def _compute(self, row: Row, flight: Flight) -> int:
+        """Read the context through the table, write the new KV; the token that follows."""
+        occupant, memory, block_tokens = row.occupant, self._memory, self._limits.block_tokens
         table = occupant.table
         full, rest = divmod(row.start, block_tokens)
+        row.failed = self._random.random() < self._fault_chance
         fingerprint = occupant.root
         for index in range(full + (rest > 0)):
             block = table[index]
-            self._check_read(occupant.request_id, block, flight)
+            self._check_read(row, block, flight)
             fingerprint = memory.read(block, block_tokens if index < full else rest, fingerprint)
         history = model.fold(fingerprint, row.tokens)
         done, index, offset = 0, full, rest
         while done < len(row.tokens):
             count = min(block_tokens - offset, len(row.tokens) - done)
             memory.write(table[index], offset, history[done : done + count + 1])
+            self._mark(table[index], row, fresh=offset == 0)
             done, index, offset = done + count, index + 1, 0
         occupant.context = row.end
-        if not row.sampled:
-            return None
         token = model.sample(history[-1], occupant.seed)
-        occupant.history.append(token)
-        occupant.has_sampled = True
+        if row.sampled:
+            occupant.history.append(token)
+            occupant.has_sampled = True
         return token
 
-    def _check_read(self, request_id: int, block: int, flight: Flight) -> None:
+    def _check_read(self, row: Row, block: int, flight: Flight) -> None:
+        request_id = row.occupant.request_id
         if block == NO_BLOCK:
             raise ViolationError("memory", f"request {request_id} reads through a hole in its table")
-        if flight.writes.get(block, request_id) != request_id:
-            raise ViolationError(
-                "I6", f"request {request_id} reads block {block}, written by another row of its step"
-            )
-        for other in self._flights:
+        for other in (flight, *self._flights):
             if other.writes.get(block, request_id) != request_id:
                 raise ViolationError(
                     "I6", f"request {request_id} reads block {block}, written by step {other.step}"
                 )
         if flight.reads.setdefault(block, request_id) != request_id:
             flight.reads[block] = SHARED
+        if spoiler := self._spoiled.get(block):
+            if spoiler is not row.occupant:
+                raise ViolationError(
+                    "memory", f"request {request_id} reads what a failed row of {spoiler.request_id} wrote"
+                )
+            row.failed = True
+
+    def _mark(self, block: int, row: Row, *, fresh: bool) -> None:
+        """Remember what failed rows have written: their own next rows fail too, nobody else may read it."""
+        if row.failed:
+            self._spoiled[block] = row.occupant
+        elif fresh:
+            self._spoiled.pop(block, None)
 
     def _time(self, flight: Flight, rows: list[Row]) -> None:
         tokens = sum(len(row.tokens) for row in rows)

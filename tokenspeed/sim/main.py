@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 
 from tokenspeed.sim import report
-from tokenspeed.sim.search import Cut, run_seed, run_seeds, shrink
+from tokenspeed.sim.search import Cut, quiet, run_seed, run_seeds, shrink
 from tokenspeed.sim.workload import FEATURES
 
 
@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     if unknown:
         print(f"unknown feature {', '.join(sorted(unknown))}; known: {', '.join(FEATURES)}", file=sys.stderr)
         return 2
+    quiet()
     cut = Cut(args.without, args.sessions)
     if args.seed is not None:
         return _one(args.seed, cut, aloud=args.trace)

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, replace
 from typing import Final
 
+from tokenspeed.base.log import get_logger
 from tokenspeed.sim.report import Tally
 from tokenspeed.sim.workload import draw
 from tokenspeed.sim.world import Run, run
@@ -32,6 +33,11 @@ class Cut:
         without = f" --without {','.join(sorted(self.without))}" if self.without else ""
         sessions = "" if self.sessions is None else f" --sessions {','.join(map(str, sorted(self.sessions)))}"
         return without + sessions
+
+
+def quiet() -> None:
+    """Silence the engine in this process: refusals and failed rows are part of a world, not news."""
+    get_logger("engine").setLevel("CRITICAL")
 
 
 def run_seed(seed: int, cut: Cut, *, aloud: bool = False) -> Run:
@@ -60,7 +66,7 @@ def run_seeds(first: int, count: int, cut: Cut, *, jobs: int, progress: Callable
             if total.failures:
                 break
         return total
-    with ProcessPoolExecutor(jobs) as pool:
+    with ProcessPoolExecutor(jobs, initializer=quiet) as pool:
         left = iter(spans)
         pending: set[Future[Tally]] = set()
         while True:

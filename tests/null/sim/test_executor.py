@@ -66,10 +66,22 @@ def _int32(values) -> np.ndarray:
     return np.array(list(values), dtype=np.int32)
 
 
+class Script(Random):
+    """Draws below one half where something is to fail, then never again."""
+
+    def __init__(self, failing: tuple[bool, ...]) -> None:
+        super().__init__(0)
+        self.failing = list(failing)
+
+    def random(self) -> float:
+        return 0.0 if self.failing and self.failing.pop(0) else 0.9
+
+
 class Stage:
     """An executor with requests on it. `lone[r]` is what request r says alone."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, *, failing: tuple[bool, ...] = (), **limits: int) -> None:
+        """`failing` says of the first rows whether they fail."""
         values = {
             "blocks_total": 8,
             "block_tokens": P,
@@ -94,8 +106,8 @@ class Stage:
             faulted=self.faults.append,
             clock=clock,
             cost=StepCost(base_us=100, token_us=1.0, context_us=0.0, jitter=0.0),
-            random=Random(0),
-            fault_chance=0.0,
+            random=Script(failing),
+            fault_chance=0.5,
             trace=Trace(clock),
         )
         self.step = 0
@@ -189,6 +201,42 @@ def test_clock_moves_to_the_end_of_a_step_at_retire() -> None:
     assert stage.clock.now_us() == 0
     stage.executor.retire(flight)
     assert stage.clock.now_us() == 106
+
+
+def test_failed_row_yields_no_token_and_is_reported() -> None:
+    stage = Stage(failing=(True,))
+    assert stage.prefill() == -1
+    assert stage.faults == [1]
+
+
+def test_failed_row_that_is_not_sampled_is_a_fault_of_the_step() -> None:
+    stage = Stage(failing=(True,))
+    stage.bind(0, PROMPT)
+    flight = stage.launch(Row(1, 0, 0, PROMPT[:3], False), deltas=[(0, 0, 0)], bound=[(0, 1, 0)])
+    result = stage.executor.retire(flight)
+    assert (result.tokens.tolist(), result.faults, stage.faults) == ([], (0,), [1])
+
+
+def test_row_after_a_failed_one_fails_too() -> None:
+    stage = Stage(failing=(True, False))
+    stage.bind(0, PROMPT)
+    first = stage.launch(Row(1, 0, 0, PROMPT, True), deltas=[(0, 0, 0), (0, 1, 1)], bound=[(0, 1, 0)])
+    second = stage.launch(Row(1, 0, 6, [-1], True), decode_rows=1)
+    assert [stage.executor.retire(flight).tokens.tolist() for flight in (first, second)] == [[-1], [-1]]
+
+
+def test_hit_on_what_a_failed_row_wrote_breaks_memory() -> None:
+    stage = Stage(failing=(True,))
+    stage.prefill()
+    stage.bind(1, PROMPT)
+    with breaks("memory"):
+        stage.run(Row(2, 1, 4, PROMPT[4:], True), deltas=[(1, 0, 0), (1, 1, 2)], bound=[(1, 2, 4)])
+
+
+def test_block_of_a_failed_row_is_good_again_once_rewritten() -> None:
+    stage = Stage(failing=(True,))
+    stage.prefill()
+    assert stage.prefill(2, 1) == lone(b"", 1)[0]
 
 
 def test_hit_on_another_tenants_block_breaks_memory() -> None:
