@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 import torch
 
 from tokenspeed.kernels.cpu import _cpu, attention, linear, moe, pointwise, rope
+from tokenspeed.kernels.cpu.buffers import packed_buffer
 from tokenspeed.kernels.cpu.threads import isa, set_threads
 
 BF16 = torch.bfloat16
@@ -59,6 +61,12 @@ def _random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape).to(BF16)
 
 
+def _arena(*shape: int) -> torch.Tensor:
+    """An arena as the executor makes it: on huge pages, zeroed first."""
+    arena = packed_buffer(2 * math.prod(shape)).view(BF16).view(shape)
+    return arena.copy_(_random(*shape))
+
+
 def _copies(bytes_each: float, least: int = 1) -> int:
     return max(least, min(64, int(CACHE_BYTES // max(bytes_each, 1)) + 1))
 
@@ -86,7 +94,7 @@ def _table(rows: int, context: int, block_tokens: int) -> tuple[torch.Tensor, in
 def gqa_case(rows: int, context: int, new: int, heads: int = 16, kv_heads: int = 8, dim: int = 128) -> Case:
     table, blocks = _table(rows, context, 64)
     size = rows * context * kv_heads * dim * 4
-    arenas = [[_random(blocks, 64, kv_heads, dim) for _ in "kv"] for _ in range(_copies(size) if new == 1 else 1)]
+    arenas = [[_arena(blocks, 64, kv_heads, dim) for _ in "kv"] for _ in range(_copies(size) if new == 1 else 1)]
     q = _random(rows * new, heads, dim)
     lens = torch.full((rows,), context, dtype=torch.int32)
     starts = (torch.arange(rows + 1) * new).to(torch.int32)
@@ -103,7 +111,7 @@ def gqa_case(rows: int, context: int, new: int, heads: int = 16, kv_heads: int =
 def mla_decode_case(rows: int, context: int, heads: int = 16) -> Case:
     table, blocks = _table(rows, context, 64)
     size = rows * context * 576 * 2
-    arenas = [_random(blocks, 64, 576) for _ in range(_copies(size))]
+    arenas = [_arena(blocks, 64, 576) for _ in range(_copies(size))]
     q_latent, q_rope = _random(rows, heads, 512), _random(rows, heads, 64)
     lens = torch.full((rows,), context, dtype=torch.int32)
     calls = [lambda a=a: attention.mla_decode(q_latent, q_rope, a, table, lens, 192**-0.5) for a in arenas]
@@ -112,7 +120,7 @@ def mla_decode_case(rows: int, context: int, heads: int = 16) -> Case:
 
 def mla_extend_case(context: int, new: int, heads: int = 16) -> Case:
     table, blocks = _table(1, context, 64)
-    arena = _random(blocks, 64, 576)
+    arena = _arena(blocks, 64, 576)
     w_uk, w_uv = attention.mla_pack(_random(heads, 128, 512), _random(heads, 512, 128))
     q = _random(new, heads, 192)
     lens, starts = torch.tensor([context], dtype=torch.int32), torch.tensor([0, new], dtype=torch.int32)
