@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from tokenspeed.base.errors import CapacityError, TokenSpeedError
+from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import wire
 from tokenspeed.engine.front import AbortReason
@@ -23,6 +24,8 @@ from tokenspeed.serve.errors import GenerationError
 from tokenspeed.text.events import Event
 from tokenspeed.text.output import OutputFinish, OutputOptions, OutputReader
 from tokenspeed.text.tokenizer import Tokenizer
+
+_log = get_logger("serve")
 
 
 class TokenStream(Protocol):
@@ -173,6 +176,10 @@ class Generation:
                     return
         except TokenSpeedError as error:
             await self._queue.put(error)
+        except Exception:  # noqa: BLE001  (a defect; the request must still end)
+            _log.exception("reading an answer failed")
+            stream.abort("client")
+            await self._queue.put(GenerationError("internal error; the server's log has the details"))
 
 
 def _read(index: int, reader: OutputReader, delta: wire.Delta) -> Update:

@@ -41,7 +41,7 @@ class Script:
     per_delta: int = 1  # tokens of one delta
     hangs: bool = False  # after the text, nothing comes until the request is aborted
     refusal: TokenSpeedError | None = None  # raised by generate
-    failure: TokenSpeedError | None = None  # raised after the text
+    failure: Exception | None = None  # raised after the text
     error: str | None = None
     cached_tokens: int = 0
 
@@ -83,7 +83,7 @@ class ScriptedStream:
                 return
             await asyncio.sleep(0)
         if script.failure is not None:
-            self.ended = True
+            self.ended = isinstance(script.failure, TokenSpeedError)
             raise script.failure
         await self.aborted.wait()
         yield wire.Delta(0, b"", finish="cancelled")

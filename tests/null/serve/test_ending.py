@@ -30,7 +30,8 @@ def test_open_requests_get_their_time():
         engine = Draining()
         ending = Ending(engine)  # type: ignore[arg-type]
         ending.begin(patience_s=20.0)
-        await asyncio.sleep(0)
+        while not engine.patience_s:
+            await asyncio.sleep(0)
         assert (engine.patience_s, engine.stops) == ([20.0], 0)
         engine.drained.set()
         await ending.finish(patience_s=0)

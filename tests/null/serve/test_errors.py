@@ -209,6 +209,7 @@ def test_refusals_at_admission_are_statuses_of_their_own(http, server, stream): 
             "context_length_exceeded",
         ),
         (Script("some", "error", error="not finite"), 500, "generation_failed"),
+        (Script("some", failure=ValueError("a defect: secret")), 500, "generation_failed"),
     ],
 )
 def test_failures_on_the_way_end_streams_with_an_error_event(http, server, script, status, code):  # R2

@@ -63,8 +63,8 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     n = body.n or 1
     choices = choices_of(prompt.ids, params, options_of(body, options), n)
     origin = origin_of(body, request.headers.get("x-session-id"))
-    generation = service.generate(choices, origin, per_prompt=n)
     writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
+    generation = service.generate(choices, origin, per_prompt=n)
     return await respond(request, generation, writer, n, stream=bool(body.stream))
 
 
