@@ -64,6 +64,8 @@ def extension() -> Path:
             "TOKENSPEED_CONTROL_OUT": folder,
             "Python_EXECUTABLE": sys.executable,
         }
+        for stale in MUTANTS.glob("????????????????"):  # of other sources
+            shutil.rmtree(stale)
         defines = [f"-D{name}={value}" for name, value in options.items()]
         for command in (
             [cmake, "-S", ROOT, "-B", MUTANTS / "build", "-G", "Ninja", *defines],
