@@ -49,22 +49,39 @@ def run(scenario: Scenario, *, aloud: bool = False) -> Run:
         law, message = violation.law, str(violation)
     except InvariantError as error:
         law, message = "check", f"check: {error}"
+    except BrokenPipeError:
+        raise  # nobody reads the trace any more
     except Exception:  # noqa: BLE001 - whatever the code under test raises is a finding
         law, message = "crash", f"crash: {traceback.format_exc()}"
     return Run(scenario.seed, scenario.features, law, message, trace.reached, trace.lines())
 
 
 def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
+    options = scenario.options
+    trace.note("switched on: {}", ", ".join(sorted(scenario.features)) or "nothing")
+    trace.note(
+        "{} blocks of {} tokens, context {}",
+        options.blocks_total,
+        options.block_tokens,
+        options.context_tokens_max,
+    )
+    trace.note(
+        "{} slots, {} rows a step, {} tokens of which {} prefill",
+        options.slots_max,
+        options.rows_per_step_max,
+        options.tokens_per_step_max,
+        options.prefill_tokens_max,
+    )
     clients = Clients(scenario, clock, trace)
     witness = Witness(
-        scenario.options,
+        options,
         clients.expectations,
         strange_chance=scenario.strange_chance,
         random=stream(scenario.seed, "strange"),
         trace=trace,
     )
     executor = SimExecutor(
-        scenario.options,
+        options,
         origin_of=clients.origin_of,
         faulted=clients.fault,
         clock=clock,
@@ -74,7 +91,7 @@ def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
         trace=trace,
     )
     desk = Desk(witness, vocab_size=model.VOCAB)
-    Loop(desk, executor, clients, clients, clock, overlap=scenario.options.overlap).run()
+    Loop(desk, executor, clients, clients, clock, overlap=options.overlap).run()
     if executor.flights:
         raise ViolationError("leak", f"{executor.flights} steps in flight at rest")
     witness.rest()
