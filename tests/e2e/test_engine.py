@@ -26,6 +26,7 @@ from tokenspeed.engine import wire
 from tokenspeed.engine.boot import Core, boot
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import Loop
+from tokenspeed.exec.batch import Batch
 
 VOCAB = 160
 NEW_TOKENS = 24
@@ -208,6 +209,16 @@ def test_greedy_answers_equal_transformers(checkpoint: Checkpoint, overlap: str)
     answers = World(checkpoint.directory, overlap=overlap).answers_to(checkpoint.prompts)
     assert _ids(answers) == checkpoint.expected
     assert {answer.finish for answer in answers} == {"length"}
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_buffers_apart_from_the_host_equal_shared_ones(checkpoint: Checkpoint, overlap: str) -> None:
+    world = World(checkpoint.directory, overlap=overlap)
+    executor = world.core.executor
+    limits = executor._batch.limits  # pyright: ignore[reportPrivateUsage]
+    executor._batch = Batch(limits, torch.device("cpu"), mirrored=True)  # pyright: ignore[reportPrivateUsage]
+    assert _ids(world.answers_to(checkpoint.prompts)) == checkpoint.expected
+    assert _ids(world.answers_to(checkpoint.prompts)) == checkpoint.expected
 
 
 def test_whole_prompts_equal_chunks(checkpoint: Checkpoint) -> None:

@@ -45,21 +45,19 @@ class BatchLimits:
 class Batch:
     """The buffers of one executor. `lay` may be called again once the step before the last was retired."""
 
-    def __init__(self, limits: BatchLimits, device: torch.device) -> None:
+    def __init__(self, limits: BatchLimits, device: torch.device, *, mirrored: bool | None = None) -> None:
+        """`mirrored`: the device has memory of its own; given only to test on a CPU what a GPU does."""
         self.limits = limits
         self._device = device
-        self._stagings = [_Staging(limits, device) for _ in range(2 if device.type == "cuda" else 1)]
+        self._mirrored = device.type != "cpu" if mirrored is None else mirrored
+        self._stagings = [_Staging(limits, device) for _ in range(2 if self._mirrored else 1)]
         self._turn = 0
-        self._on_device = (
-            self._stagings[0] if device.type == "cpu" else _Staging(limits, device, on_device=True)
-        )
+        self._on_device = _Staging(limits, device, on_device=True) if self._mirrored else self._stagings[0]
         self._table_host = np.zeros((limits.slots, limits.blocks_per_row), dtype=np.int32)
-        self._table = torch.from_numpy(self._table_host)
+        self._table = torch.zeros(self._table_host.shape, dtype=torch.int32, device=device)
         self._rows_table = torch.zeros(limits.rows * limits.blocks_per_row, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(limits.slots, dtype=torch.int64, device=device)
         """[slots] the token each slot sampled last."""
-        if device.type != "cpu":
-            self._table = self._table.to(device)
         self._token_numbers = np.arange(limits.tokens, dtype=np.int64)
 
     def lay(self, plan: Plan) -> StepInputs:
@@ -128,36 +126,37 @@ class Batch:
         if not len(plan.table_slots):
             return
         self._table_host[plan.table_slots, plan.table_indexes] = plan.table_blocks
-        if self._device.type != "cpu":
+        if self._mirrored:
             flat = plan.table_slots.astype(np.int64) * self.limits.blocks_per_row + plan.table_indexes
             flat = np.unique(flat)  # a later change of an entry wins, which the host's table already knows
             where, blocks = (self._upload(array) for array in (flat, self._table_host.reshape(-1)[flat]))
             self._table.view(-1).index_copy_(0, where, blocks)
 
     def _upload(self, array: NDArray[np.integer]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self._device, non_blocking=True)
+        host = torch.from_numpy(np.ascontiguousarray(array))
+        if self._device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self._device, non_blocking=True)
 
     def _gather_table(self, at: _Staging, slots: NDArray[np.int32], context_tokens: int) -> torch.Tensor:
         """[R, B]: the tables of the planned rows, as wide as the longest needs, dense."""
         rows = len(slots)
         width = -(-context_tokens // self.limits.block_tokens)
         out = self._rows_table[: rows * width].view(rows, width)
-        if self._device.type == "cpu":
-            np.take(self._table_host[:, :width], slots, axis=0, out=out.numpy(), mode="clip")
-        else:
+        if self._mirrored:
             torch.index_select(self._table[:, :width], 0, at.tensor_slots[:rows], out=out)
+        else:
+            np.take(self._table_host[:, :width], slots, axis=0, out=out.numpy(), mode="clip")
         return out
 
     def _resolve_in_flight(self, at: _Staging, decode_rows: int) -> None:
         """Put the slot's last token where the plan could only say -1; that happens in decode rows alone."""
-        if (
-            self._device.type == "cpu"
-        ):  # the same memory; three launches of torch cost as much as all of `_fill`
-            ids, last = at.token_ids[:decode_rows], self.last_tokens.numpy()[at.slots[:decode_rows]]
-            np.copyto(ids, last, where=ids < 0)
-        else:
+        if self._mirrored:
             ids = at.tensor_token_ids[:decode_rows]
             torch.where(ids < 0, self.last_tokens[at.tensor_slots[:decode_rows]], ids, out=ids)
+        else:  # three launches of torch cost as much as all of `_fill`
+            ids, last = at.token_ids[:decode_rows], self.last_tokens.numpy()[at.slots[:decode_rows]]
+            np.copyto(ids, last, where=ids < 0)
 
 
 class _Staging:

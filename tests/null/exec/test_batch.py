@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The layout of a plan: equal to the plain definition for any plan, at addresses that never move."""
+"""The layout of a plan: equal to the plain definition for any plan, at addresses that never move.
+
+Each test runs twice: on the host's own memory, as on a CPU, and mirrored into other memory, as on a GPU.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,9 +33,10 @@ def _rows(draw: st.DrawFn) -> list[tuple[int, int, list[int], bool]]:
     return rows
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @given(rows=_rows(), random=st.randoms(use_true_random=False))
 def test_layout_is_the_plain_definition(
-    plain_plan: Any, rows: list[tuple[int, int, list[int], bool]], random: Any
+    plain_plan: Any, mirrored: bool, rows: list[tuple[int, int, list[int], bool]], random: Any
 ) -> None:
     blocks = list(range(LIMITS.slots * LIMITS.blocks_per_row))
     random.shuffle(blocks)
@@ -39,7 +44,7 @@ def test_layout_is_the_plain_definition(
     deltas = [
         (slot, index, int(table[slot, index])) for slot in range(6) for index in range(LIMITS.blocks_per_row)
     ]
-    batch = Batch(LIMITS, CPU)
+    batch = Batch(LIMITS, CPU, mirrored=mirrored)
 
     inputs = batch.lay(plain_plan(rows, deltas=deltas))
 
@@ -60,8 +65,9 @@ def test_layout_is_the_plain_definition(
         assert inputs.block_table[index, :used].tolist() == table[slot, :used].tolist()
 
 
-def test_tables_persist_and_take_deltas(plain_plan: Any) -> None:
-    batch = Batch(LIMITS, CPU)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_tables_persist_and_take_deltas(plain_plan: Any, mirrored: bool) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=mirrored)
     batch.lay(plain_plan([(2, 0, [1, 2, 3, 4, 5], True)], deltas=[(2, 0, 7), (2, 1, 9)]))
     inputs = batch.lay(plain_plan([(2, 8, [6], True)], deltas=[(2, 2, 1)]))
     assert inputs.block_table.tolist() == [[7, 9, 1]]
@@ -70,8 +76,9 @@ def test_tables_persist_and_take_deltas(plain_plan: Any) -> None:
     assert batch.blocks_of(2, 8).tolist() == [7, 9]
 
 
-def test_a_token_in_flight_is_the_slots_last(plain_plan: Any) -> None:
-    batch = Batch(LIMITS, CPU)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_token_in_flight_is_the_slots_last(plain_plan: Any, mirrored: bool) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=mirrored)
     batch.last_tokens[3] = 42
     batch.last_tokens[1] = 43
     inputs = batch.lay(
@@ -80,8 +87,9 @@ def test_a_token_in_flight_is_the_slots_last(plain_plan: Any) -> None:
     assert inputs.token_ids.tolist() == [42, 8, 43, 4, 5]
 
 
-def test_addresses_do_not_move(plain_plan: Any) -> None:
-    batch = Batch(LIMITS, CPU)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_addresses_do_not_move(plain_plan: Any, mirrored: bool) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=mirrored)
     names = (
         "token_ids",
         "positions",
@@ -95,3 +103,18 @@ def test_addresses_do_not_move(plain_plan: Any) -> None:
     before = {name: getattr(first, name).data_ptr() for name in names}
     second = batch.lay(plain_plan([(4, 9, [1], True), (1, 0, [1, 2, 3], False)]))
     assert {name: getattr(second, name).data_ptr() for name in names} == before
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_sampled_rows_chose_is_remembered_by_slot(plain_plan: Any, mirrored: bool) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=mirrored)
+    batch.lay(plain_plan([(3, 5, [1], True), (0, 0, [8, 9], False), (1, 2, [4, 5], True)]))
+    batch.note_last(torch.tensor([70, 71]))
+    assert batch.last_tokens.tolist() == [0, 71, 0, 70, 0, 0]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_of_two_changes_of_an_entry_the_later_counts(plain_plan: Any, mirrored: bool) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=mirrored)
+    inputs = batch.lay(plain_plan([(2, 0, [1], True)], deltas=[(2, 0, 7), (2, 0, 9)]))
+    assert inputs.block_table.tolist() == [[9]]
