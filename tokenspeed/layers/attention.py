@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tokenspeed import kernels
@@ -95,7 +94,7 @@ class GQAttend(Layer):
         decoded = inputs.decode_rows
         if decoded == inputs.rows:
             return self._decode(q, k_arena, v_arena, inputs.block_table, inputs.context_lens, self._scale)
-        out = torch.empty_like(q)
+        out = q.new_empty(q.shape)
         if decoded:
             self._decode(
                 q[:decoded],

@@ -145,6 +145,7 @@ class Experts(Layer):
         """x [T, C], ids and weights [T, k] -> [T, C]; experts of other ranks add nothing."""
         del context
         if not self._all:
+            # Kernels cannot skip an expert of a token: other ranks' run as expert 0 and weigh nothing.
             ids = ids - self._first
             mine = (ids >= 0) & (ids < self._local)
             ids, weights = ids.masked_fill(~mine, 0), weights.masked_fill(~mine, 0)
