@@ -51,7 +51,7 @@ class ModelConfig:
         "none", "int8: weight-only, quantised while loading (CPU)", choices=("none", "int8")
     )
     max_model_len: int | None = option(None, "longest prompt plus answer", low=16, unit="tokens")
-    seed: int = option(0, "seed of dummy weights and of requests that bring none", low=0, high=2**63 - 1)
+    seed: int = option(0, "seed of dummy weights", low=0, high=2**63 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
