@@ -134,4 +134,6 @@ def test_accepted_programs_are_right_and_others_are_refused_by_name(
 
 
 def test_both_verdicts_were_reached_often(verdicts: Counter[str]) -> None:
+    if not verdicts:
+        pytest.skip("runs after the test above")
     assert min(verdicts["refused"], verdicts["accepted"]) >= 80, verdicts
