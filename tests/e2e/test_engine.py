@@ -22,7 +22,7 @@ import transformers
 from tokenspeed.base import config
 from tokenspeed.base.clock import MonotonicClock
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.engine import wire
+from tokenspeed.engine import core, wire
 from tokenspeed.engine.boot import Core, boot
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import Loop
@@ -353,3 +353,16 @@ def test_dummy_weights_need_no_checkpoint(llama: Checkpoint, tmp_path: Path) -> 
     first, again, other = (_ids(world.answers_to(llama.prompts)) for world in worlds)
     assert first == again != other
     assert worlds[0].core.model.layers == 1
+
+
+def test_a_failed_loop_leaves_evidence(
+    llama: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TOKENSPEED_CACHE_DIR", str(tmp_path / "cache"))
+    world = World(llama.directory)
+    world.answers_to(llama.prompts[:1])
+    core.dump(world.core, world.loop.timeline)
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.read_bytes() == world.core.scheduler.log()
+    assert str(path) in caplog.text
+    assert "StepRecord(" in caplog.text

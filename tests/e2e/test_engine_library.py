@@ -39,9 +39,9 @@ def test_token_ids_and_text_are_the_same_prompt(llm: tokenspeed.LLM) -> None:
 
 
 def test_a_stop_string_is_not_part_of_the_text(llm: tokenspeed.LLM) -> None:
-    whole = llm.generate(PROMPTS[0], GREEDY)[0]
+    whole = llm.generate(PROMPTS[0], GREEDY, ignore_eos=True)[0]
     stop = whole.text[8:11]
-    cut = llm.generate(PROMPTS[0], GREEDY, stop=[stop])[0]
+    cut = llm.generate(PROMPTS[0], GREEDY, stop=[stop], ignore_eos=True)[0]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert len(cut.token_ids) < len(whole.token_ids)
@@ -87,6 +87,17 @@ def test_more_prompts_than_places_are_all_served() -> None:
     assert len(done) == 12
     with pytest.raises(EngineDeadError, match="closed"):
         small.generate([[1]], GREEDY)
+
+
+def test_the_progress_bar_is_drawn_when_asked_for(
+    llm: tokenspeed.LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.generate(PROMPTS, GREEDY)
+    assert capsys.readouterr().err == ""
+    llm.generate(PROMPTS, GREEDY, progress=True)
+    drawn = capsys.readouterr().err.split("\r")[-1]
+    assert drawn.startswith("[########################] 3/3 prompts, ")
+    assert drawn.endswith(" tokens/s \n")
 
 
 def test_a_wrong_option_is_named() -> None:

@@ -21,7 +21,7 @@ import transformers
 from tokenspeed.base import config
 from tokenspeed.base.errors import CapacityError, EngineDeadError, RequestError, SetupError
 from tokenspeed.base.sampling import SamplingParams
-from tokenspeed.engine import wire
+from tokenspeed.engine import front, wire
 from tokenspeed.engine.boot import boot
 from tokenspeed.engine.front import AsyncEngine, Stream
 
@@ -250,6 +250,23 @@ def test_a_killed_core_ends_every_stream_with_the_typed_error(directory: Path) -
             engine.generate([1], GREEDY)
 
     _with_own_engine(directory, work)
+
+
+def test_a_core_that_hangs_is_not_healthy(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "HEALTH_S", 1.0)
+
+    async def work(engine: AsyncEngine) -> None:
+        os.kill(engine.ready.pid, signal.SIGSTOP)
+        try:
+            while engine.healthy:
+                await asyncio.sleep(0.01)
+        finally:
+            os.kill(engine.ready.pid, signal.SIGCONT)
+        while not engine.healthy:
+            await asyncio.sleep(0.01)
+        assert (await _read(engine.generate([1], GREEDY)))[1] == "length"
+
+    shared.run(work)
 
 
 def test_the_signals_of_a_terminal_do_not_end_the_core(shared: Shared) -> None:

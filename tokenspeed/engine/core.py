@@ -101,11 +101,11 @@ def _serve(core: Core, link: Link) -> None:
     try:
         loop.run()
     except BaseException:
-        _dump(core, loop.timeline)
+        dump(core, loop.timeline)
         raise
 
 
-def _dump(core: Core, timeline: Timeline) -> None:
+def dump(core: Core, timeline: Timeline) -> None:
     """Leave what is needed to find out why a loop failed: its last steps, and the scheduler's event log."""
     for record in list(timeline.recent)[-STEPS_DUMPED:]:
         _log.error("%s", record)
