@@ -258,6 +258,15 @@ def _commit() -> str:
     return answer.stdout.strip() or "unknown"
 
 
+def _device() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} {platform.machine()}, {len(names)} CPUs"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenspeed bench scheduler", description=(__doc__ or "").split("\n")[0]
@@ -286,13 +295,13 @@ def main(argv: Sequence[str]) -> int:
     if options.json:
         record = {
             "commit": _commit(),
-            "machine": f"{platform.machine()} {platform.processor()}".strip(),
+            "device": _device(),
             "python": platform.python_version(),
             "block_tokens": BLOCK_TOKENS,
             "seed": options.seed,
             "rows": [asdict(row) | {"median_us": row.median_us, "p99_us": row.p99_us} for row in rows],
         }
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+        options.json.write_text(json.dumps(record) + "\n")
     missed = any(row.bar_us is not None and row.median_us > row.bar_us for row in rows)
     return int(missed or any(share > FLAT_BAR for share in flatness(rows).values()))
 
