@@ -247,6 +247,25 @@ TEST(a_cancel_is_answered_once_and_reported_once) {
     world.run_out();
 }
 
+TEST(a_result_of_before_an_id_was_used_again_is_discarded) {
+    Scheduler scheduler(options_of(true));
+    world::Owned<PlanBuffer> first(scheduler.options());
+    world::Owned<PlanBuffer> second(scheduler.options());
+    world::Owned<OutcomeBuffer> outcome(scheduler.options());
+    const std::vector<std::int32_t> prompt{1, 2, 3, 4, 5};
+    const Submission submission{.id = RequestId{7}, .prompt = prompt, .ask = {2, 0, {}}, .salt = {}};
+    EXPECT(scheduler.submit(submission) == SubmitStatus::accepted && scheduler.plan(first.buffer, 0));
+    EXPECT(scheduler.cancel(RequestId{7}) && scheduler.submit(submission) == SubmitStatus::accepted);
+    EXPECT(scheduler.plan(second.buffer, 0));
+    EXPECT(second.buffer.slots.values()[0] != first.buffer.slots.values()[0]);
+    EXPECT(scheduler.commit(StepId{1}, std::vector{50}, outcome.buffer) == CommitStatus::committed);
+    EXPECT(values(outcome.buffer.finishes) == std::vector<std::uint8_t>{3});  // the cancel, and no token
+    EXPECT(scheduler.tokens(RequestId{7}).size() == 5 && scheduler.stats().counters.results_late == 1);
+    EXPECT(scheduler.commit(StepId{2}, std::vector{60}, outcome.buffer) == CommitStatus::committed);
+    EXPECT(values(outcome.buffer.tokens) == std::vector{60});
+    scheduler.check();
+}
+
 TEST(a_result_of_the_wrong_size_changes_nothing) {
     Started world(options_of(), {request(5, 4)});
     EXPECT(world.plan());
