@@ -313,13 +313,15 @@ def test_a_core_does_not_outlive_its_front(directory: Path) -> None:
         "async def main():\n"
         f"    engine = await AsyncEngine.start(config.build(model={str(directory)!r}, threads=1,"
         " kv_cache_bytes=1 << 24))\n"
-        "    print(engine.ready.pid, flush=True)\n"
+        "    print(engine.ready.pid, engine._core._directory, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(main())\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL
-    assert _gone(int(done.stdout), 30)
+    pid, home = done.stdout.split()
+    assert _gone(int(pid), 30)
+    assert not Path(home).exists()
 
 
 def test_the_front_never_loads_torch() -> None:

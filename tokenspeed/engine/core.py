@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -79,7 +80,7 @@ def main(directory: Path) -> int:
     tether = _adopt_stdin()
     config = msgspec.msgpack.decode(_read_document(tether), type=EngineConfig)
     log.configure(config.server.log_level)
-    threading.Thread(target=_die_with_front, args=(tether,), daemon=True, name="tether").start()
+    threading.Thread(target=_die_with_front, args=(tether, directory), daemon=True, name="tether").start()
     link = Link(directory)
     try:
         core = boot(config)
@@ -143,10 +144,11 @@ def _read(tether: socket.socket, length: int) -> bytes:
     return data
 
 
-def _die_with_front(tether: socket.socket) -> None:
+def _die_with_front(tether: socket.socket, directory: Path) -> None:
     """Wait on the tether's end-of-file, then end the process whatever the loop is doing."""
     while tether.recv(4096):
         pass
+    shutil.rmtree(directory, ignore_errors=True)  # a front that was killed could not
     os._exit(0)
 
 

@@ -21,6 +21,7 @@ from tokenspeed.sim.executor import SimExecutor
 from tokenspeed.sim.trace import Trace
 
 STEP_US = 1_000
+PROMPT_TOKENS = 3
 
 
 class Watched(SimExecutor):
@@ -29,7 +30,7 @@ class Watched(SimExecutor):
     def __init__(self, options: SchedulerOptions, clock: FakeClock, calls: list[str]) -> None:
         super().__init__(
             options,
-            salt_of=lambda request_id: b"",
+            origin_of=lambda request_id: (b"", PROMPT_TOKENS),
             faulted=lambda request_id: None,
             clock=clock,
             cost=StepCost(STEP_US, 0.0, 0.0, 0.0),
@@ -73,7 +74,7 @@ class Ends:
 
 def _generate(request_id: int, tokens_max: int) -> wire.Generate:
     return wire.Generate(
-        request_id, wire.ids_bytes(np.array([1, 2, 3])), SamplingParams(tokens_max=tokens_max, seed=0)
+        request_id, wire.ids_bytes(np.arange(PROMPT_TOKENS)), SamplingParams(tokens_max=tokens_max, seed=0)
     )
 
 
