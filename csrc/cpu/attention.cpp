@@ -78,33 +78,64 @@ void decode_slices(const Paged& paged, const Segment& segment, i64 groups, i64 g
   }
 }
 
+// Into how many groups kv heads are split, so that threads have work: as few as that takes, because a group reads its span
+// of the arena as one stream. It changes no result.
+i64 kv_groups(i64 kv_heads, i64 slices) {
+  for (i64 groups = 1; groups < kv_heads; ++groups) {
+    if (kv_heads % groups == 0 && slices * groups >= 2 * threads()) return groups;
+  }
+  return kv_heads;
+}
+
+// One slice of one group of kv heads: span by span, head by head, fetching the next span of all its heads in the order in
+// which it lies in memory.
+template <class E>
+void gqa_slice(const GqaAttention& p, const Slice& slice, i64 first_head, i64 kv_heads, Flash<E>* flash) {
+  const i64 D = p.head_dim, stride = p.kv_heads * D;
+  const E* k = static_cast<const E*>(p.k_arena) + first_head * D;
+  const E* v = static_cast<const E*>(p.v_arena) + first_head * D;
+  const Locate locate(p.paged, slice.row);
+  const E *keys[span], *values[span], *keys_next[span], *values_next[span];
+  locate.rows_padded(k, stride, slice.begin, slice.end, keys_next);
+  locate.rows_padded(v, stride, slice.begin, slice.end, values_next);
+  for (i64 token = slice.begin; token < slice.end; token += span) {
+    std::memcpy(keys, keys_next, sizeof keys);
+    std::memcpy(values, values_next, sizeof values);
+    locate.rows_padded(k, stride, token + span, slice.end, keys_next);
+    locate.rows_padded(v, stride, token + span, slice.end, values_next);
+    for (i64 head = 0; head < kv_heads; ++head) {
+      typename Flash<E>::Rows at;
+      for (i64 i = 0, next = head * span; i < span; ++i, ++next) {
+        at.keys[i] = keys[i] + head * D;
+        at.values[i] = values[i] + head * D;
+        at.keys_ahead[i] = keys_next[next / kv_heads] + next % kv_heads * D;
+        at.values_ahead[i] = values_next[next / kv_heads] + next % kv_heads * D;
+      }
+      const i64 count = slice.end - token < span ? slice.end - token : span;
+      flash[head].attend_rows(at, token, count, slice.end, p.scale * log2_e);
+    }
+  }
+}
+
 template <class E>
 void gqa_decode(const GqaAttention& p) {
-  const i64 group = p.heads / p.kv_heads, D = p.head_dim, stride = p.kv_heads * D;
-  const i64 width = round_up(D, lanes);
-  decode_slices<E>(p.paged, [](i64) { return gqa_segment; }, p.kv_heads, group, D, static_cast<E*>(p.y),
-                   [&](const Slice& slice, i64 kv_head, float* part, int thread) {
-    Flash<E> flash(group, D, D);
-    Carver carver(thread_scratch(thread, Flash<E>::bytes(group, D, D)));
-    flash.place(carver);
-    const i64 context = p.paged.context[slice.row];
-    const i64 end = slice.end;
-    const E* q = static_cast<const E*>(p.q) + slice.row * p.q_stride + kv_head * group * D;
-    const E* k = static_cast<const E*>(p.k_arena) + kv_head * D;
-    const E* v = static_cast<const E*>(p.v_arena) + kv_head * D;
-    const Locate locate(p.paged, slice.row);
-    flash.start([&](i64 i) { return q + i * D; }, [&](i64) { return context - 1; });
-    flash.segment(slice.begin, end, p.scale * log2_e, [&](i64 token, i64 count) {
-      const E* rows[span];
-      const E* ahead[span];
-      locate.rows(k, stride, token, count, rows);
-      locate.rows_ahead(k, stride, token + span, end, ahead);
-      flash.fill_keys(rows, count, D, 0, ahead);
-      locate.rows(v, stride, token, count, rows);
-      locate.rows_ahead(v, stride, token + span, end, ahead);
-      flash.fill_values(rows, count, ahead);
-    });
-    for (i64 i = 0; i < group; ++i) flash.export_part(i, part + i * (width + lanes));
+  const i64 group = p.heads / p.kv_heads, D = p.head_dim, width = round_up(D, lanes);
+  auto segment = [](i64) { return gqa_segment; };
+  const i64 groups = kv_groups(p.kv_heads, slice_rows(p.paged, segment, nullptr)), kv_heads = p.kv_heads / groups;
+  decode_slices<E>(p.paged, segment, groups, kv_heads * group, D, static_cast<E*>(p.y),
+                   [&](const Slice& slice, i64 which, float* part, int thread) {
+    const auto bytes = static_cast<std::size_t>(kv_heads) * (Flash<E>::bytes(group, D, D) + sizeof(Flash<E>) + 64);
+    Carver carver(thread_scratch(thread, bytes));
+    Flash<E>* flash = carver.take<Flash<E>>(kv_heads);
+    const E* q = static_cast<const E*>(p.q) + slice.row * p.q_stride + which * kv_heads * group * D;
+    for (i64 head = 0; head < kv_heads; ++head) {
+      flash[head] = Flash<E>(group, D, D);
+      flash[head].place(carver, head > 0 ? flash : nullptr);
+      flash[head].start([&](i64 i) { return q + (head * group + i) * D; }, [&](i64) { return slice.end - 1; });
+      flash[head].clear_part();
+    }
+    gqa_slice<E>(p, slice, which * kv_heads, kv_heads, flash);
+    for (i64 i = 0; i < kv_heads * group; ++i) flash[i / group].export_part(i % group, part + i * (width + lanes));
   });
 }
 
@@ -132,7 +163,7 @@ void mla_decode_of(const MlaDecode& p) {
       const E* rows[span];
       const E* ahead[span];
       locate.rows(static_cast<const E*>(p.arena), K, token, count, rows);
-      locate.rows_ahead(static_cast<const E*>(p.arena), K, token + span, end, ahead);
+      locate.rows_padded(static_cast<const E*>(p.arena), K, token + span, end, ahead);
       flash.fill_keys(rows, count, K, 0, ahead);
       flash.fill_values(rows, count);
     });

@@ -72,11 +72,12 @@ class Flash {
     return static_cast<std::size_t>(words * 4 + 16 * 64);
   }
 
-  void place(Carver& carver) {
+  // Takes its memory; panels may be shared with another that is not filled meanwhile.
+  void place(Carver& carver, const Flash* panels_of = nullptr) {
     const i64 rows = tiling_.rows;
     queries_ = carver.take<u32>(rows * key_words_);
-    keys_ = carver.take<u32>(span * key_words_);
-    values_ = carver.take<u32>(value_width_ / lanes * value_stride);
+    keys_ = panels_of != nullptr ? panels_of->keys_ : carver.take<u32>(span * key_words_);
+    values_ = panels_of != nullptr ? panels_of->values_ : carver.take<u32>(value_width_ / lanes * value_stride);
     part_ = carver.take<float>(rows * value_width_);
     total_ = carver.take<float>(rows * value_width_);
     part_max_ = carver.take<float>(rows);
@@ -110,16 +111,44 @@ class Flash {
   // `token`. The result is in `part`.
   template <class Fill>
   void segment(i64 begin, i64 end, float scale, Fill&& fill) {
+    clear_part();
+    for (i64 token = begin; token < end; token += span) {
+      fill(token, end - token < span ? end - token : span);
+      attend_panels(token, end, scale);
+    }
+  }
+
+  void clear_part() {
     for (i64 i = 0; i < rows(); ++i) {
       part_max_[i] = minus_infinity;
       part_sum_[i] = 0.0f;
     }
     std::memset(part_, 0, static_cast<std::size_t>(rows() * value_width_) * sizeof(float));
-    for (i64 token = begin; token < end; token += span) {
-      fill(token, end - token < span ? end - token : span);
-      for (i64 t = 0; t < tiling_.count; ++t) {
-        if (last_[tiling_.begin(t + 1) - 1] >= token) attend<tile_max>(tiling_.size(t), tiling_.begin(t), token, end, scale);
-      }
+  }
+
+  // Adds the span at `token`, laid out in panels, to the part; nothing from `end` on is seen.
+  void attend_panels(i64 token, i64 end, float scale) {
+    for (i64 t = 0; t < tiling_.count; ++t) {
+      if (last_[tiling_.begin(t + 1) - 1] >= token) attend<tile_max>(tiling_.size(t), tiling_.begin(t), token, end, scale);
+    }
+  }
+
+  // A span's rows where they lie (missing ones repeat another), and as many to fetch into cache meanwhile.
+  struct Rows {
+    const E *keys[span], *values[span], *keys_ahead[span], *values_ahead[span];
+  };
+
+  // Adds the span at `token`, `count` tokens of it, to the part; panels are used where there are rows enough to pay for them.
+  void attend_rows(const Rows& at, i64 token, i64 count, i64 end, float scale) {
+    switch (rows()) {
+      case 1: return attend_direct<1>(at, token, count, end, scale);
+      case 2: return attend_direct<2>(at, token, count, end, scale);
+      case 3: return attend_direct<3>(at, token, count, end, scale);
+      case 4: return attend_direct<4>(at, token, count, end, scale);
+      default:
+        fill_keys(at.keys, count, key_dim_, 0, at.keys_ahead);
+        fill_values(at.values, count, at.values_ahead);
+        return attend_panels(token, end, scale);
     }
   }
 
@@ -192,12 +221,10 @@ class Flash {
     if constexpr (M > 1) attend<M - 1>(m, row, token, end, scale);
   }
 
+  // Scores to weights: masks, raises the maximum, and says by how much what was summed so far must shrink.
   template <int M>
-  __attribute__((noinline)) void attend_tile(i64 row, i64 token, i64 end, float scale) {
-    alignas(64) float scores[M][span];
-    alignas(64) E weights[M][span];
-    alignas(64) float correction[lanes] = {};
-    product_rows<Native<E, false>, M>(queries_ + row * key_words_, keys_, key_words_ * lanes, span_panels, key_dim_, scores[0], span);
+  TS_INLINE void weigh(float (&scores)[M][span], E (&weights)[M][span], float (&correction)[lanes], i64 row, i64 token, i64 end,
+                       float scale) {
     for (int r = 0; r < M; ++r) {
       const i64 seen = (last_[row + r] + 1 < end ? last_[row + r] + 1 : end) - token;
       vf most = splat(minus_infinity);
@@ -222,6 +249,92 @@ class Flash {
     }
     store(correction, exp2(load(correction)));
     for (int r = 0; r < M; ++r) part_sum_[row + r] = part_sum_[row + r] * correction[r] + scores[r][0];
+  }
+
+  // The same sums in the same order for a few rows, which do not pay for panels: keys and values pass through registers.
+  template <int M>
+  void attend_direct(const Rows& at, i64 token, i64 count, i64 end, float scale) {
+    alignas(64) float scores[M][span];
+    alignas(64) E weights[M][span];
+    alignas(64) float correction[lanes] = {};
+    for (int n = 0; n < span_panels; ++n) {
+      vf acc[M];
+      TS_UNROLL for (int r = 0; r < M; ++r) acc[r] = zero();
+      if (n * lanes < count) add_scores<M>(at.keys + n * lanes, at.keys_ahead + n * lanes, acc);
+      TS_UNROLL for (int r = 0; r < M; ++r) store(scores[r] + n * lanes, acc[r]);
+    }
+    weigh<M>(scores, weights, correction, 0, token, end, scale);
+    const u32* p = reinterpret_cast<const u32*>(weights);
+    i64 column = 0;
+    for (; column + 4 * lanes <= value_dim_; column += 4 * lanes) add_values_direct<M, 4>(p, at, count, column, correction);
+    for (; column < value_dim_; column += lanes) add_values_direct<M, 1>(p, at, count, column, correction);
+  }
+
+  template <int M>
+  TS_INLINE void add_scores(const E* const* rows, const E* const* ahead, vf (&acc)[M]) {
+    for (i64 w = 0; w < key_words_; w += lanes) {
+      vw block[lanes];
+      const i64 from = w * per_word<E>, left = key_dim_ - from;
+      TS_UNROLL for (int r = 0; r < lanes; ++r) prefetch(ahead[r] + from);
+      if (left >= lanes * per_word<E>) {
+        TS_UNROLL for (int r = 0; r < lanes; ++r) block[r] = load_words(reinterpret_cast<const u32*>(rows[r] + from));
+      } else {
+        TS_UNROLL for (int r = 0; r < lanes; ++r) block[r] = load_row(rows[r] + from, left);
+      }
+      transpose(block);
+      const u32* q = queries_ + w * M;
+      const i64 most = key_words_ - w < lanes ? key_words_ - w : lanes;
+      TS_UNROLL for (int i = 0; i < lanes; ++i) {
+        if (i >= most) break;
+        TS_UNROLL for (int r = 0; r < M; ++r) acc[r] = dot<E>(acc[r], splat_word(q[i * M + r]), block[i]);
+      }
+    }
+  }
+
+  template <int M, int N>
+  TS_INLINE void add_values_direct(const u32* p, const Rows& at, i64 count, i64 column, const float* correction) {
+    vf acc[M][N];
+    TS_UNROLL for (int r = 0; r < M; ++r) {
+      TS_UNROLL for (int n = 0; n < N; ++n)
+        acc[r][n] = load(part_ + r * value_width_ + column + n * lanes) * splat(correction[r]);
+    }
+    auto add = [&](i64 w, const vw(&value)[N]) __attribute__((always_inline)) {
+      TS_UNROLL for (int r = 0; r < M; ++r) {
+        const vw weight = splat_word(p[r * span_words + w]);
+        TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = dot<E>(acc[r][n], weight, value[n]);
+      }
+    };
+    i64 w = 0;
+    vw value[N];
+    if constexpr (per_word<E> == 2 && N == 4) {
+      for (; 2 * w + 1 < count; ++w) {
+        const E *low = at.values[2 * w] + column, *high = at.values[2 * w + 1] + column;
+        prefetch(at.values_ahead[2 * w] + column);
+        prefetch(at.values_ahead[2 * w] + column + 2 * lanes);
+        prefetch(at.values_ahead[2 * w + 1] + column);
+        prefetch(at.values_ahead[2 * w + 1] + column + 2 * lanes);
+        zip(low, high, value[0], value[1]);
+        zip(low + 2 * lanes, high + 2 * lanes, value[2], value[3]);
+        add(w, value);
+      }
+    }
+    for (; w < words_of<E>(count); ++w) {
+      TS_UNROLL for (int n = 0; n < N; ++n)
+        value[n] = value_word(at.values, count, w, column + n * lanes, value_dim_ - column - n * lanes);
+      add(w, value);
+    }
+    TS_UNROLL for (int r = 0; r < M; ++r) {
+      TS_UNROLL for (int n = 0; n < N; ++n) store(part_ + r * value_width_ + column + n * lanes, acc[r][n]);
+    }
+  }
+
+  template <int M>
+  __attribute__((noinline)) void attend_tile(i64 row, i64 token, i64 end, float scale) {
+    alignas(64) float scores[M][span];
+    alignas(64) E weights[M][span];
+    alignas(64) float correction[lanes] = {};
+    product_rows<Native<E, false>, M>(queries_ + row * key_words_, keys_, key_words_ * lanes, span_panels, key_dim_, scores[0], span);
+    weigh<M>(scores, weights, correction, row, token, end, scale);
     const u32* p = reinterpret_cast<const u32*>(weights);
     constexpr int N = panels_for(M);
     i64 n = 0;
@@ -272,9 +385,9 @@ struct Locate {
     }
   }
 
-  // The span that follows `token` as far as `end` goes; beyond it the rows repeat.
+  // The span at `token` as far as `end` goes; past it rows repeat, and are `base` when there is none.
   template <class E>
-  void rows_ahead(const E* base, i64 stride, i64 token, i64 end, const E** to) const {
+  void rows_padded(const E* base, i64 stride, i64 token, i64 end, const E** to) const {
     const i64 count = end - token < span ? end - token : span;
     if (count > 0) rows(base, stride, token, count, to);
     for (i64 i = count > 0 ? count : 0; i < span; ++i) to[i] = i > 0 ? to[i - 1] : base;
