@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Collect the text that the bundled model is trained on: agent sessions and permissively licensed Python.
 
-In: a `agent_sessions.jsonl.gz` file (OpenAI messages, one session a line) and the roots of Python installations.
-Out: iterators over `Session` and `Source`. Sources are deduplicated by shingles of four lines, so a file that mostly
-repeats an earlier one (copies between installations, generated model files) is dropped.
-Does not tokenise, render or write anything. Used by the other `tools/bundled_*.py` scripts.
-"""
+In: a `agent_sessions.jsonl.gz` file (OpenAI messages, one session a line) and the roots of Python
+installations. Out: iterators over `Session` and `Source`. Sources are deduplicated by shingles of four lines,
+so a file that mostly repeats an earlier one (copies between installations, generated model files) is dropped.
+Does not tokenise, render or write anything. Used by the other `tools/bundled_*.py` scripts."""
 
 from __future__ import annotations
 
@@ -82,7 +81,9 @@ LICENCES = {
 STDLIB = "cpython"
 STDLIB_LICENCE = "PSF-2.0"
 # Tables of numbers, codec maps and vendored copies: bytes without language.
-SKIPPED_PARTS = frozenset({"site-packages", "encodings", "lib2to3", "_vendor", "idlelib", "_vendored_packages", "__pycache__"})
+SKIPPED_PARTS = frozenset(
+    {"site-packages", "encodings", "lib2to3", "_vendor", "idlelib", "_vendored_packages", "__pycache__"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,9 @@ def read_sessions(path: Path) -> list[Session]:
 
 
 def iter_sources(library_roots: list[Path]) -> Iterator[Source]:
-    """Yield deduplicated Python files of each root's standard library and of its listed packages, in stable order.
+    """Yield deduplicated Python files of each root's standard library and of its packages, in stable order.
 
-    No package (the standard library aside) gives more than `PACKAGE_BYTES_MAX`, or the largest would be the corpus.
+    No package but the standard library gives more than `PACKAGE_BYTES_MAX`.
     """
     seen: set[bytes] = set()
     taken: Counter[str] = Counter()
@@ -128,7 +129,9 @@ def iter_sources(library_roots: list[Path]) -> Iterator[Source]:
 def _iter_paths(root: Path) -> Iterator[tuple[str, str, Path]]:
     site = root / "site-packages"
     # Ordered by a digest of the path, so that a package cut short is sampled evenly.
-    for path in sorted(root.rglob("*.py"), key=lambda p: hashlib.md5(str(p.relative_to(root)).encode()).digest()):
+    for path in sorted(
+        root.rglob("*.py"), key=lambda p: hashlib.md5(str(p.relative_to(root)).encode()).digest()
+    ):
         parts = path.relative_to(root).parts
         if path.is_relative_to(site):
             package = parts[1]

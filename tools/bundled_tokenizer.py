@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Train the bundled model's tokenizer: byte-level BPE of 8192 ids, the last nine of them chat and tool markers.
+"""Train the bundled model's tokenizer: byte-level BPE of 8192 ids, the last nine of them chat and tool
+markers.
 
-In: sessions and Python sources (`bundled_corpus`). Out: `tokenizer.json` and `tokenizer_config.json` in the model's
-folder. Lossless: no normaliser, and every byte has an id. Vocabulary padded to nothing: 8192 is a multiple of 64.
+In: sessions and Python sources (`bundled_corpus`). Out: `tokenizer.json` and `tokenizer_config.json` in the
+model's folder. Lossless: no normaliser, and every byte has an id. Vocabulary padded to nothing: 8192 is a
+multiple of 64.
 
-    python tools/bundled_tokenizer.py --sessions agent_sessions.jsonl.gz --libraries /usr/lib/python3.13 --out DIR
+    python tools/bundled_tokenizer.py --sessions agent_sessions.jsonl.gz --libraries LIB... --out DIR
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ VOCAB = 8192
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Shown in decoded text (parsers read them), yet one id each.
 MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
-# Words with their leading space, digits one by one, punctuation runs, newline runs, other space (Qwen2's rule).
+# Qwen2's rule: words with their leading space, digits one by one, punctuation, newlines, other space.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -52,7 +54,9 @@ def train(texts: Iterator[str]) -> Tokenizer:
     return tokenizer
 
 
-def sample_texts(sessions: list[Session], sources: list[Source], session_bytes: int, source_bytes: int) -> Iterator[str]:
+def sample_texts(
+    sessions: list[Session], sources: list[Source], session_bytes: int, source_bytes: int
+) -> Iterator[str]:
     """Draw message texts, tool arguments and source files up to the given sizes."""
     rng = random.Random(0)
     session_texts = [
@@ -95,11 +99,15 @@ def write(tokenizer: Tokenizer, directory: Path, context_tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="train the bundled model's tokenizer")
     parser.add_argument("--sessions", type=Path, required=True)
-    parser.add_argument("--libraries", type=Path, nargs="+", required=True, help="lib/python3.x folders, newest first")
+    parser.add_argument(
+        "--libraries", type=Path, nargs="+", required=True, help="lib/python3.x folders, newest first"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--context-tokens", type=int, default=131_072)
     args = parser.parse_args()
-    texts = sample_texts(read_sessions(args.sessions), list(iter_sources(args.libraries)), 16_000_000, 24_000_000)
+    texts = sample_texts(
+        read_sessions(args.sessions), list(iter_sources(args.libraries)), 16_000_000, 24_000_000
+    )
     write(train(texts), args.out, args.context_tokens)
 
 

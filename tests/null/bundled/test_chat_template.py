@@ -15,7 +15,10 @@ from tokenizers import Tokenizer
 MODEL = Path(__file__).parents[3] / "tokenspeed" / "bundled" / "tokenspeed-demo"
 GENERATION_PROMPT = "<|im_start|>assistant\n"
 
-TOOL = {"type": "function", "function": {"name": "read_file", "parameters": {"type": "object", "properties": {}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "read_file", "parameters": {"type": "object", "properties": {}}},
+}
 CALL = {"id": "c0", "type": "function", "function": {"name": "read_file", "arguments": '{"path": "a.py"}'}}
 SESSION: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -30,7 +33,9 @@ SESSION: list[dict[str, Any]] = [
 ]
 
 
-def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, prompt: bool = False) -> str:
+def render(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, prompt: bool = False
+) -> str:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
 
@@ -44,7 +49,8 @@ def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = 
 
 def test_a_turn_with_reasoning_tools_and_results_renders_to_the_golden_text() -> None:
     assert render(SESSION[:4], [TOOL], prompt=True) == (
-        "<|im_start|>system\nBe brief.\n\n# Tools\n\nFunctions that you may call, one JSON schema a line:\n<tools>\n"
+        "<|im_start|>system\nBe brief.\n\n# Tools\n\n"
+        "Functions that you may call, one JSON schema a line:\n<tools>\n"
         f"{json.dumps(TOOL)}\n</tools>\n\nTo call one, write its name and arguments as JSON:\n"
         '<tool_call>\n{"name": ..., "arguments": {...}}\n</tool_call><|im_end|>\n'
         "<|im_start|>user\nRead a.py.<|im_end|>\n"
@@ -75,7 +81,9 @@ def test_an_answer_is_followed_by_exactly_its_end_marker() -> None:
 
 def test_arguments_as_an_object_and_as_json_text_render_alike() -> None:
     as_object = {"function": {"name": "read_file", "arguments": {"path": "a.py"}}}
-    texts = [render([{"role": "assistant", "content": "", "tool_calls": [call]}]) for call in (CALL, as_object)]
+    texts = [
+        render([{"role": "assistant", "content": "", "tool_calls": [call]}]) for call in (CALL, as_object)
+    ]
     assert texts[0] == texts[1]
 
 
@@ -95,7 +103,8 @@ def test_the_tokenizer_is_lossless_and_gives_each_marker_one_id() -> None:
     assert tokenizer.get_vocab_size() == config["vocab_size"] == 8192
     assert tokenizer.token_to_id("<|im_end|>") == config["eos_token_id"]
     assert tokenizer.token_to_id("<|endoftext|>") == config["pad_token_id"]
-    markers = "<|endoftext|><|im_start|><|im_end|><tool_call></tool_call><tool_response></tool_response><think></think>"
+    control = "<|endoftext|><|im_start|><|im_end|>"
+    markers = control + "<tool_call></tool_call><tool_response></tool_response><think></think>"
     assert tokenizer.encode(markers).ids == list(range(8183, 8192))
     text = render(SESSION, [TOOL]) + "\t\x00 é é 你好 🙂\r\n  def f(x):\n        return x"
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
