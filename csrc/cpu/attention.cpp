@@ -14,11 +14,11 @@ namespace {
 constexpr i64 gqa_segment = 512;
 constexpr i64 extend_rows_max = 384;
 
-// Latent decode: short contexts are cut finely, so that threads share them; long ones coarsely, so that folding is seldom.
+// Latent decode: about five segments a row, so that threads share short contexts, and folding long ones costs little.
 // Depends on the row's own context only.
 i64 mla_segment(i64 context) {
-  const i64 spans = context / 512;
-  return span * (spans < 1 ? 1 : spans > 8 ? 8 : spans);
+  const i64 tokens = round_up(context / 5, span);
+  return tokens < span ? span : tokens > 8 * span ? 8 * span : tokens;
 }
 
 struct Slice {

@@ -222,34 +222,45 @@ struct Int8<bf16> : Int8Panel<bf16> {
 
   template <int M, int N>
   static TS_INLINE void product(const u32* a, const u32* b, i64 b_stride, i64 inputs, vf (&acc)[M][N]) {
-    constexpr i64 ahead = 2048;
     const auto* bytes = reinterpret_cast<const std::int8_t*>(b + lanes);
     for (i64 left = inputs; left > 0; left -= group) {
       const i64 words = pairs(left < group ? left : group);
-      vw whole[M][N];
-      TS_UNROLL for (int r = 0; r < M; ++r) {
-        TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = zero_words();
-      }
-      const u32* x = a + M;
-      for (i64 w = 0; w < words; ++w) {
-        vw panel[N];
-        TS_UNROLL for (int n = 0; n < N; ++n) {
-          panel[n] = widen(bytes + n * b_stride * 4 + w * 2 * lanes);
-          prefetch(bytes + n * b_stride * 4 + w * 2 * lanes + ahead);
-        }
-        TS_UNROLL for (int r = 0; r < M; ++r) {
-          const vw row = splat_word(x[w * M + r]);
-          TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = dot_int16(whole[r][n], row, panel[n]);
-        }
-      }
+      float sums[M * N][lanes];
+      sum_group<M, N>(a + M, bytes, 4 * b_stride, words, sums);
       TS_UNROLL for (int r = 0; r < M; ++r) {
         const vf scale = splat(reinterpret_cast<const float*>(a)[r]);
-        TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = fma(int_to_float(whole[r][n]), scale, acc[r][n]);
+        TS_UNROLL for (int n = 0; n < N; ++n) acc[r][n] = fma(load(sums[r * N + n]), scale, acc[r][n]);
       }
       a += M * (1 + words);
       bytes += words * 2 * lanes;
     }
     scale_outputs(b, b_stride, acc);
+  }
+
+ private:
+  // Not inlined: beside the float accumulators the integer ones would not fit the registers.
+  template <int M, int N>
+  static __attribute__((noinline)) void sum_group(const u32* x, const std::int8_t* bytes, i64 stride, i64 words,
+                                                  float (*sums)[lanes]) {
+    constexpr i64 ahead = 2048;
+    vw whole[M][N];
+    TS_UNROLL for (int r = 0; r < M; ++r) {
+      TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = zero_words();
+    }
+    for (i64 w = 0; w < words; ++w) {
+      vw panel[N];
+      TS_UNROLL for (int n = 0; n < N; ++n) {
+        panel[n] = widen(bytes + n * stride + w * 2 * lanes);
+        prefetch(bytes + n * stride + w * 2 * lanes + ahead);
+      }
+      TS_UNROLL for (int r = 0; r < M; ++r) {
+        const vw row = splat_word(x[w * M + r]);
+        TS_UNROLL for (int n = 0; n < N; ++n) whole[r][n] = dot_int16(whole[r][n], row, panel[n]);
+      }
+    }
+    TS_UNROLL for (int r = 0; r < M; ++r) {
+      TS_UNROLL for (int n = 0; n < N; ++n) store(sums[r * N + n], int_to_float(whole[r][n]));
+    }
   }
 };
 
