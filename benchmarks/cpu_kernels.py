@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""How near are the CPU kernels to what this machine can do? GB/s and GFLOP/s of each, against ceilings of the same minute.
+"""How near are the CPU kernels to what this machine can do? GB/s and GFLOP/s of each, against ceilings of the
+same minute.
 
     python benchmarks/cpu_kernels.py [--only SUBSTRING] [--rounds 15] [--threads N] [--json FILE]
 
-Each case states the bytes it must read and the operations it must do. Kernel and ceilings take turns and the best time of
-each counts, because the machine may be shared; with one thread, its processor time is taken instead of the clock, which
-leaves out the time that other processes ran. Ceilings: a streaming read of a large buffer, 8 MiB at a time, by the same
-threads; bf16 matmul of torch (oneDNN) on 256 x 1024 x 1024 with as many. `share` is the larger of the two shares reached.
-Inputs rotate through copies larger than the last-level cache, so weights come from memory as they do in a model.
+Each case states the bytes it must read and the operations it must do. Kernel and ceilings take turns and the
+best time of each counts, because the machine may be shared; with one thread, its processor time is taken
+instead of the clock, which leaves out the time that other processes ran. Ceilings: a streaming read of a
+large buffer, 8 MiB at a time, by the same threads; bf16 matmul of torch (oneDNN) on 256 x 1024 x 1024 with as
+many. `share` is the larger of the two shares reached. Inputs rotate through copies larger than the last-level
+cache, so weights come from memory as they do in a model.
 """
 
 from __future__ import annotations
@@ -83,7 +85,12 @@ def heads_case(rows: int, heads: int, a: int, b: int) -> Case:
     size = heads * a * b * 2
     weights = [linear.heads_prepare(_random(heads, a, b)) for _ in range(_copies(size))]
     x = _random(rows, heads, a)
-    return Case(f"heads R={rows} {heads}x{a}->{b}", size, rows * size, [lambda w=w: linear.heads(x, w) for w in weights])
+    return Case(
+        f"heads R={rows} {heads}x{a}->{b}",
+        size,
+        rows * size,
+        [lambda w=w: linear.heads(x, w) for w in weights],
+    )
 
 
 def _table(rows: int, context: int, block_tokens: int) -> tuple[torch.Tensor, int]:
@@ -94,7 +101,9 @@ def _table(rows: int, context: int, block_tokens: int) -> tuple[torch.Tensor, in
 def gqa_case(rows: int, context: int, new: int, heads: int = 16, kv_heads: int = 8, dim: int = 128) -> Case:
     table, blocks = _table(rows, context, 64)
     size = rows * context * kv_heads * dim * 4
-    arenas = [[_arena(blocks, 64, kv_heads, dim) for _ in "kv"] for _ in range(_copies(size) if new == 1 else 1)]
+    arenas = [
+        [_arena(blocks, 64, kv_heads, dim) for _ in "kv"] for _ in range(_copies(size) if new == 1 else 1)
+    ]
     q = _random(rows * new, heads, dim)
     lens = torch.full((rows,), context, dtype=torch.int32)
     starts = (torch.arange(rows + 1) * new).to(torch.int32)
@@ -103,7 +112,9 @@ def gqa_case(rows: int, context: int, new: int, heads: int = 16, kv_heads: int =
     if new == 1:
         calls = [lambda k=k, v=v: attention.gqa_decode(q, k, v, table, lens, dim**-0.5) for k, v in arenas]
     else:
-        calls = [lambda k=k, v=v: attention.gqa_extend(q, k, v, table, starts, lens, dim**-0.5) for k, v in arenas]
+        calls = [
+            lambda k=k, v=v: attention.gqa_extend(q, k, v, table, starts, lens, dim**-0.5) for k, v in arenas
+        ]
     kind = "decode" if new == 1 else f"extend new={new}"
     return Case(f"gqa {kind} R={rows} ctx={context} {heads}/{kv_heads}x{dim}", size, flop, calls)
 
@@ -115,7 +126,9 @@ def mla_decode_case(rows: int, context: int, heads: int = 16) -> Case:
     q_latent, q_rope = _random(rows, heads, 512), _random(rows, heads, 64)
     lens = torch.full((rows,), context, dtype=torch.int32)
     calls = [lambda a=a: attention.mla_decode(q_latent, q_rope, a, table, lens, 192**-0.5) for a in arenas]
-    return Case(f"mla decode R={rows} ctx={context} H={heads}", size, 2 * rows * context * heads * 1088, calls)
+    return Case(
+        f"mla decode R={rows} ctx={context} H={heads}", size, 2 * rows * context * heads * 1088, calls
+    )
 
 
 def mla_extend_case(context: int, new: int, heads: int = 16) -> Case:
@@ -130,24 +143,35 @@ def mla_extend_case(context: int, new: int, heads: int = 16) -> Case:
     return Case(f"mla extend new={new} ctx={context} H={heads}", context * 1152, flop, [call])
 
 
-def experts_case(tokens: int, experts: int = 16, top_k: int = 4, width: int = 1024, ffn: int = 512, format: str = "native") -> Case:
+def experts_case(
+    tokens: int, experts: int = 16, top_k: int = 4, width: int = 1024, ffn: int = 512, format: str = "native"
+) -> Case:
     each = 3 * width * ffn * (2 if format == "native" else 1)
     ids = torch.stack([torch.randperm(experts)[:top_k] for _ in range(tokens)]).to(torch.int32)
     weights = torch.rand(tokens, top_k)
     size = each * len(ids.unique())
     packs = [
-        moe.experts_prepare(_random(experts, 2 * ffn, width) / 32, _random(experts, width, ffn) / 32, format=format)
+        moe.experts_prepare(
+            _random(experts, 2 * ffn, width) / 32, _random(experts, width, ffn) / 32, format=format
+        )
         for _ in range(_copies(size))
     ]
     x = _random(tokens, width)
     calls = [lambda w=w: moe.experts(x, ids, weights, w) for w in packs]
-    return Case(f"experts {format} T={tokens} {experts}x{ffn} top{top_k}", size, 6 * tokens * top_k * width * ffn, calls)
+    return Case(
+        f"experts {format} T={tokens} {experts}x{ffn} top{top_k}",
+        size,
+        6 * tokens * top_k * width * ffn,
+        calls,
+    )
 
 
 def small_cases(tokens: int) -> Iterator[Case]:
     x, residual, weight = _random(tokens, 1024), _random(tokens, 1024), _random(1024)
     yield Case(f"rms T={tokens} 1024", tokens * 4096, 0, [lambda: pointwise.rms(x, weight, 1e-6)])
-    yield Case(f"add_rms T={tokens} 1024", tokens * 8192, 0, [lambda: pointwise.add_rms(x, residual, weight, 1e-6)])
+    yield Case(
+        f"add_rms T={tokens} 1024", tokens * 8192, 0, [lambda: pointwise.add_rms(x, residual, weight, 1e-6)]
+    )
     gate = _random(tokens, 6144)
     yield Case(f"silu_mul T={tokens} 3072", tokens * 18432, 0, [lambda: pointwise.silu_mul(gate)])
     q, k, v = _random(tokens, 32, 128).split((16, 8, 8), 1)
@@ -158,7 +182,15 @@ def small_cases(tokens: int) -> Iterator[Case]:
     yield Case(f"rope gqa T={tokens} 16/8x128", tokens * 16384, 0, [call])
     logits = torch.randn(tokens, 16)
     route = lambda: moe.route(  # noqa: E731
-        logits, None, top_k=4, groups=1, groups_top=1, scoring="softmax", group_score="max", normalise=False, scale=1.0
+        logits,
+        None,
+        top_k=4,
+        groups=1,
+        groups_top=1,
+        scoring="softmax",
+        group_score="max",
+        normalise=False,
+        scale=1.0,
     )
     yield Case(f"route T={tokens} 16 top4", tokens * 64, 0, [route])
 
@@ -248,12 +280,14 @@ def main() -> None:
         a = measure(case, ceilings, args.rounds)
         answers.append(a)
         print(
-            f"{a.name:46} {a.us:10.1f} {a.gb_s:7.1f} {a.gflop_s:8.0f} {a.stream_gb_s:7.1f} {a.matmul_gflop_s:7.0f} "
-            f"{a.share:6.0%}",
+            f"{a.name:46} {a.us:10.1f} {a.gb_s:7.1f} {a.gflop_s:8.0f} {a.stream_gb_s:7.1f} "
+            f"{a.matmul_gflop_s:7.0f} {a.share:6.0%}",
             flush=True,
         )
     if args.json:
-        args.json.write_text(json.dumps({"isa": isa(), "threads": args.threads, "rows": [asdict(a) for a in answers]}))
+        args.json.write_text(
+            json.dumps({"isa": isa(), "threads": args.threads, "rows": [asdict(a) for a in answers]})
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The CPU backend: vectorised C++ kernels (csrc/cpu) for AVX-512 bf16, AVX2 and anything else, picked at run time.
+"""The CPU backend: vectorised C++ kernels (csrc/cpu) for AVX-512 bf16, AVX2 and anything else, picked at run
+time.
 
-Out: `KERNELS`, one for every op but nothing that torch does well anyway. Weights are packed once, at load. Kernels run on
-the backend's own threads (`threads.py`).
+Out: `KERNELS`, one for every op but nothing that torch does well anyway. Weights are packed once, at load.
+Kernels run on the backend's own threads (`threads.py`).
 """
 
 from __future__ import annotations

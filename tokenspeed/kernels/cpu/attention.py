@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Ops `attention.*` over paged arenas.
 
-In: queries (tokens may be strided), arenas, tables [R, B] int32, context lengths [R] int32. Out: new tensors. Tables and
-lengths are trusted beyond their shapes: they come from the scheduler's plan.
+In: queries (tokens may be strided), arenas, tables [R, B] int32, context lengths [R] int32. Out: new tensors.
+Tables and lengths are trusted beyond their shapes: they come from the scheduler's plan.
 
-Law: the result of a (row, position) is bitwise the same alone and in a batch, in one chunk or several; for `gqa_*` also by
-decode and by extend. `mla_decode` attends in the latent space and `mla_extend` in raised keys and values, so these two
-agree only to rounding.
+Law: the result of a (row, position) is bitwise the same alone and in a batch, in one chunk or several; for
+`gqa_*` also by decode and by extend. `mla_decode` attends in the latent space and `mla_extend` in raised keys
+and values, so these two agree only to rounding.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def gqa_decode(
     y = output(out, (tokens, heads, head_dim), q.dtype)
     _cpu.gqa(
         q.data_ptr(), heads, k_arena.shape[2], head_dim, q.stride(0), k_arena.data_ptr(), v_arena.data_ptr(),
-        block_table.data_ptr(), block_table.stride(0), k_arena.shape[1], rows, context_lens.data_ptr(), 0, scale,
-        y.data_ptr(), DTYPES[q.dtype],
+        block_table.data_ptr(), block_table.stride(0), k_arena.shape[1], rows, context_lens.data_ptr(), 0,
+        scale, y.data_ptr(), DTYPES[q.dtype],
     )  # fmt: skip
     return y
 
@@ -120,7 +120,8 @@ def mla_decode(
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend in the latent space with one query token a row: the latent is key (with the rope part) and value."""
+    """Attend in the latent space with one query token a row: the latent is key (with the rope part) and
+    value."""
     rows = _check_table(block_table, context_lens)
     _, heads, latent_dim = q_latent.shape
     rope_dim = q_rope.shape[2]
@@ -137,9 +138,10 @@ def mla_decode(
     )
     y = output(out, (rows, heads, latent_dim), q_latent.dtype)
     _cpu.mla_decode(
-        q_latent.data_ptr(), q_rope.data_ptr(), heads, latent_dim, rope_dim, q_latent.stride(0), q_latent.stride(1),
-        q_rope.stride(0), q_rope.stride(1), arena.data_ptr(), block_table.data_ptr(), block_table.stride(0),
-        arena.shape[1], rows, context_lens.data_ptr(), scale, y.data_ptr(), DTYPES[arena.dtype],
+        q_latent.data_ptr(), q_rope.data_ptr(), heads, latent_dim, rope_dim, q_latent.stride(0),
+        q_latent.stride(1), q_rope.stride(0), q_rope.stride(1), arena.data_ptr(), block_table.data_ptr(),
+        block_table.stride(0), arena.shape[1], rows, context_lens.data_ptr(), scale, y.data_ptr(),
+        DTYPES[arena.dtype],
     )  # fmt: skip
     return y
 
@@ -194,8 +196,9 @@ def mla_extend(
     _check_starts(row_starts, rows)
     y = output(out, (q.shape[0], dims.heads, dims.value), q.dtype)
     _cpu.mla_extend(
-        q.data_ptr(), dims.heads, dims.latent, dims.rope, dims.nope, dims.value, q.stride(0), arena.data_ptr(), w_uk.where,
-        w_uv.where, block_table.data_ptr(), block_table.stride(0), arena.shape[1], rows, context_lens.data_ptr(),
-        row_starts.data_ptr(), scale, y.data_ptr(), DTYPES[q.dtype],
+        q.data_ptr(), dims.heads, dims.latent, dims.rope, dims.nope, dims.value, q.stride(0),
+        arena.data_ptr(), w_uk.where, w_uv.where, block_table.data_ptr(), block_table.stride(0),
+        arena.shape[1], rows, context_lens.data_ptr(), row_starts.data_ptr(), scale, y.data_ptr(),
+        DTYPES[q.dtype],
     )  # fmt: skip
     return y

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """How tensors become addresses for the extension, and the checks that make that safe.
 
-In: torch tensors on the CPU. Out: dtype codes, layout checks, output buffers. It runs no kernel. The extension
-trusts every address, size and stride it is given, so each wrapper of this package checks shapes and dtypes before its
-call; these checks are kept to a few attribute reads, because a decode step makes hundreds of calls.
+In: torch tensors on the CPU. Out: dtype codes, layout checks, output buffers. It runs no kernel. The
+extension trusts every address, size and stride it is given, so each wrapper of this package checks shapes and
+dtypes before its call; these checks are kept to a few attribute reads, because a decode step makes hundreds
+of calls.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ HUGE_PAGE_BYTES = 2 << 20
 def expect(holds: bool, what: str, *tensors: Tensor) -> None:
     """Raise ValueError, naming the tensors' shapes and dtypes, unless `holds`."""
     if not holds:
-        seen = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} strides {t.stride()}" for t in tensors)
+        seen = ", ".join(
+            f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} strides {t.stride()}"
+            for t in tensors
+        )
         raise ValueError(f"{what}; got {seen}")
 
 

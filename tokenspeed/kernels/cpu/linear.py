@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """`linear.dense`, `linear.heads` and the packing of weights that they and the other kernels read.
 
-In: weights once, activations every step. Out: packed weights, new tensors. Weights are held packed only (16 output rows
-interleaved, see csrc/cpu/dot.h); int8 is rounded while packing, by the definition of the format in `kernels/ref`.
+In: weights once, activations every step. Out: packed weights, new tensors. Weights are held packed only (16
+output rows interleaved, see csrc/cpu/dot.h); int8 is rounded while packing, by the definition of the format
+in `kernels/ref`.
 
 Law: a row's result is bitwise the same whatever the other rows are and however many there are.
 """
@@ -35,7 +36,8 @@ class PackedWeight:
 
 def pack(weight: Tensor, format: str = "native", bias: Tensor | None = None) -> PackedWeight:
     """Pack a weight [O, I], or a stack of them [N, O, I]."""
-    expect(weight.dim() in (2, 3) and weight.dtype in DTYPES, "weight must be [O, I] or [N, O, I], bf16 or fp32", weight)
+    fits = weight.dim() in (2, 3) and weight.dtype in DTYPES
+    expect(fits, "weight must be [O, I] or [N, O, I], bf16 or fp32", weight)
     stack = weight.unsqueeze(0) if weight.dim() == 2 else weight
     matrices, outputs, inputs = stack.shape
     sizes = (matrices, outputs, inputs)
@@ -57,12 +59,12 @@ def dense_prepare(weight: Tensor, bias: Tensor | None = None, *, format: str = "
 def dense(x: Tensor, w: PackedWeight, *, out: Tensor | None = None) -> Tensor:
     """Return x W^T + b; `out` may be float32 whatever the dtype of x."""
     tokens, inputs = x.shape
-    expect(inputs == w.inputs and x.dtype is w.dtype and x.stride(1) == 1, f"x must be [T, {w.inputs}] {w.dtype}", x)
+    fits = inputs == w.inputs and x.dtype is w.dtype and x.stride(1) == 1
+    expect(fits, f"x must be [T, {w.inputs}] {w.dtype}", x)
     y = torch.empty((tokens, w.outputs), dtype=x.dtype) if out is None else out
     if out is not None:
-        expect(
-            out.shape == (tokens, w.outputs) and out.is_contiguous() and out.dtype in DTYPES, "out does not fit", out, x
-        )
+        fits = out.shape == (tokens, w.outputs) and out.is_contiguous() and out.dtype in DTYPES
+        expect(fits, "out does not fit", out, x)
     bias = w.bias
     if bias is not None and bias.dtype is not y.dtype:
         bias = bias.to(y.dtype)

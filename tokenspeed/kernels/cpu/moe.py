@@ -32,13 +32,10 @@ def route(
 ) -> tuple[Tensor, Tensor]:
     """Choose `top_k` experts of the best `groups_top` groups by score + bias; weigh them by score alone."""
     tokens, experts = logits.shape
-    expect(
-        logits.dtype is torch.float32
-        and logits.is_contiguous()
-        and (bias is None or (bias.dtype is torch.float32 and bias.shape == (experts,) and bias.is_contiguous())),
-        "want logits [T, E] and bias [E], float32",
-        logits,
-    )
+    expect(logits.dtype is torch.float32 and logits.is_contiguous(), "want logits [T, E], float32", logits)
+    if bias is not None:
+        fits = bias.dtype is torch.float32 and bias.shape == (experts,) and bias.is_contiguous()
+        expect(fits, f"want bias [{experts}], float32", bias)
     ids = torch.empty((tokens, top_k), dtype=torch.int32)
     weights = torch.empty((tokens, top_k), dtype=torch.float32)
     _cpu.route(
@@ -90,7 +87,7 @@ def experts(
     )
     y = output(out, (tokens, width), x.dtype)
     _cpu.experts(
-        x.data_ptr(), tokens, width, w.ffn, w.experts, ids.shape[1], x.stride(0), ids.data_ptr(), weights.data_ptr(),
-        w.w13.where, w.w2.where, y.data_ptr(), w.w13.dtype_code, w.w13.format_code,
+        x.data_ptr(), tokens, width, w.ffn, w.experts, ids.shape[1], x.stride(0), ids.data_ptr(),
+        weights.data_ptr(), w.w13.where, w.w2.where, y.data_ptr(), w.w13.dtype_code, w.w13.format_code,
     )  # fmt: skip
     return y

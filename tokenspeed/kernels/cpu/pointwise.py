@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`norm.rms`, `norm.add_rms`, `activation.silu_mul`, `embedding.lookup`.
 
-In: activations [T, C] (rows may be strided). Out: new tensors; `add_rms` updates the residual in place and returns it.
+In: activations [T, C] (rows may be strided). Out: new tensors; `add_rms` updates the residual in place and
+returns it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def rms(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> 
     _check_rows(x, weight)
     tokens, width = x.shape
     y = output(out, (tokens, width), x.dtype)
-    _cpu.norm(x.data_ptr(), tokens, width, x.stride(0), 0, weight.data_ptr(), y.data_ptr(), eps, DTYPES[x.dtype])
+    dtype = DTYPES[x.dtype]
+    _cpu.norm(x.data_ptr(), tokens, width, x.stride(0), 0, weight.data_ptr(), y.data_ptr(), eps, dtype)
     return y
 
 

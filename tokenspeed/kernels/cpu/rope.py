@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """`rope.gqa_write` and `rope.mla_write`: per-head norms, rotation and the write into the arena in one pass.
 
-In: projections (tokens may be strided, heads dense), angles, places. Out: the rotated q; the arenas are changed at
-`write_index` and nowhere else. Positions and write indices are trusted: they come from the scheduler's plan.
+In: projections (tokens may be strided, heads dense), angles, places. Out: the rotated q; the arenas are
+changed at `write_index` and nowhere else. Positions and write indices are trusted: they come from the
+scheduler's plan.
 """
 
 from __future__ import annotations
@@ -84,18 +85,17 @@ def gqa_write(
         k_arena,
         v_arena,
     )
-    expect(
-        all(norm is None or (norm.shape == (head_dim,) and norm.dtype is q.dtype) for norm in (q_norm, k_norm)),
-        f"head norms must be [{head_dim}] of q's dtype",
-        q,
-    )
+    for norm in (q_norm, k_norm):
+        if norm is not None:
+            fits = norm.shape == (head_dim,) and norm.dtype is q.dtype
+            expect(fits, f"a head norm must be [{head_dim}] of q's dtype", norm, q)
     _check_places(tokens, cos_sin, positions, write_index)
     y = _output(out, q)
     _cpu.rope_gqa(
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), tokens, heads, kv_heads, head_dim, q.stride(0), k.stride(0), v.stride(0),
-        cos_sin.data_ptr(), cos_sin.shape[1], positions.data_ptr(), write_index.data_ptr(), k_arena.data_ptr(),
-        v_arena.data_ptr(), address(q_norm), address(k_norm), eps, y.data_ptr(), y.stride(0), interleaved,
-        DTYPES[q.dtype],
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), tokens, heads, kv_heads, head_dim, q.stride(0), k.stride(0),
+        v.stride(0), cos_sin.data_ptr(), cos_sin.shape[1], positions.data_ptr(), write_index.data_ptr(),
+        k_arena.data_ptr(), v_arena.data_ptr(), address(q_norm), address(k_norm), eps, y.data_ptr(),
+        y.stride(0), interleaved, DTYPES[q.dtype],
     )  # fmt: skip
     return y
 
@@ -129,7 +129,9 @@ def mla_write(
         k_rope,
     )
     expect(
-        arena.shape[2:] == (latent_dim + rope_dim,) and arena.is_contiguous() and cos_sin.shape[1] == rope_dim,
+        arena.shape[2:] == (latent_dim + rope_dim,)
+        and arena.is_contiguous()
+        and cos_sin.shape[1] == rope_dim,
         f"arena must be [N, P, {latent_dim + rope_dim}], contiguous, cos_sin [M, {rope_dim}]",
         arena,
         cos_sin,
@@ -137,9 +139,9 @@ def mla_write(
     _check_places(tokens, cos_sin, positions, write_index)
     y = _output(out, q_rope)
     _cpu.rope_mla(
-        q_rope.data_ptr(), latent.data_ptr(), k_rope.data_ptr(), tokens, heads, latent_dim, rope_dim, q_rope.stride(0),
-        q_rope.stride(1), latent.stride(0), k_rope.stride(0), norm_weight.data_ptr(), eps, cos_sin.data_ptr(),
-        positions.data_ptr(), write_index.data_ptr(), arena.data_ptr(), y.data_ptr(), y.stride(0), y.stride(1), interleaved,
-        DTYPES[q_rope.dtype],
+        q_rope.data_ptr(), latent.data_ptr(), k_rope.data_ptr(), tokens, heads, latent_dim, rope_dim,
+        q_rope.stride(0), q_rope.stride(1), latent.stride(0), k_rope.stride(0), norm_weight.data_ptr(), eps,
+        cos_sin.data_ptr(), positions.data_ptr(), write_index.data_ptr(), arena.data_ptr(), y.data_ptr(),
+        y.stride(0), y.stride(1), interleaved, DTYPES[q_rope.dtype],
     )  # fmt: skip
     return y

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The threads that kernels of this backend share, and the instruction set they use.
 
-In: counts and names. Out: nothing but the setting. The pool belongs to the process; it starts with the first kernel that
-is built, with one thread for each core of the device. Workers spin for a while after a kernel, so that the next one of a
-step finds them awake, then park. While kernels of this backend carry a step, torch should keep to one thread
-(`torch.set_num_threads(1)`): its idle OpenMP workers spin too, on the cores that ours need.
+In: counts and names. Out: nothing but the setting. The pool belongs to the process; it starts with the first
+kernel that is built, with one thread for each core of the device. Workers spin for a while after a kernel, so
+that the next one of a step finds them awake, then park. While kernels of this backend carry a step, torch
+should keep to one thread (`torch.set_num_threads(1)`): its idle OpenMP workers spin too, on the cores that
+ours need.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def threads() -> int:
 
 
 def set_isa(name: str) -> None:
-    """Use the kernels of one instruction set, for tests. Raises ValueError for one that this machine lacks."""
+    """Use the kernels of one instruction set, for tests. Raises ValueError for one that this machine
+    lacks."""
     if not _cpu.set_isa(name):
         raise ValueError(f"no instruction set {name!r} here; there are: {', '.join(_cpu.available_isas())}")
 

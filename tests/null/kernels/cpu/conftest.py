@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""What tests of the CPU backend share: every instruction set of this machine, two threads, seeded inputs, paged arenas."""
+"""What tests of the CPU backend share: every instruction set of this machine, two threads, seeded inputs,
+paged arenas."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ class Pages:
         for row, context in enumerate(self.contexts.tolist()):
             for token in range(0, context, self.block_tokens):
                 count = min(self.block_tokens, context - token)
-                arena[self.table[row, token // self.block_tokens], :count] = torch.randn(count, *inner).to(dtype)
+                arena[self.table[row, token // self.block_tokens], :count] = torch.randn(count, *inner).to(
+                    dtype
+                )
         return arena
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
+import itertools
+
 import pytest
 import torch
-from tests.null.kernels.cpu.conftest import Pages, near
 
+from tests.null.kernels.cpu.conftest import Pages, near
 from tokenspeed.kernels.cpu import attention
 from tokenspeed.kernels.ref import attention as ref
 
@@ -55,7 +57,7 @@ def test_gqa_position_is_bitwise_the_same_whole_in_chunks_and_by_decode(isa, dty
 
     whole = extend(0, context)
     cuts = [0, 1, 64, 200, 513, 900, context]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         assert torch.equal(extend(begin, end), whole[begin:end])
     for position in (0, 5, 63, 64, 511, 512, 1024, 1099):
         lens = torch.tensor([position + 1], dtype=torch.int32)
@@ -75,7 +77,9 @@ def test_decode_row_is_bitwise_the_same_alone_and_in_a_batch(isa, dtype):
         one = slice(row, row + 1)
         paged = (pages.table[one], pages.contexts[one])
         assert torch.equal(attention.gqa_decode(q[one], k, v, *paged, 0.125)[0], gqa[row])
-        assert torch.equal(attention.mla_decode(q_latent[one], q_rope[one], latents, *paged, 0.1)[0], mla[row])
+        assert torch.equal(
+            attention.mla_decode(q_latent[one], q_rope[one], latents, *paged, 0.1)[0], mla[row]
+        )
 
 
 @DTYPES
@@ -91,14 +95,18 @@ def test_mla_decode_agrees_with_reference(isa, dtype, heads, latent, rope):
     near(out, wanted, dtype)
 
 
-def mla_extend_inputs(dtype: torch.dtype, contexts: list[int], heads: int, latent: int, rope: int, nope: int, value: int):
+def mla_extend_inputs(
+    dtype: torch.dtype, contexts: list[int], heads: int, latent: int, rope: int, nope: int, value: int
+):
     pages = Pages.of(contexts, 16)
     w_uk, w_uv = (torch.randn(heads, *s).to(dtype) * latent**-0.5 for s in ((nope, latent), (latent, value)))
     return pages, pages.arena(latent + rope, dtype=dtype), w_uk, w_uv
 
 
 @DTYPES
-@pytest.mark.parametrize(("heads", "latent", "rope", "nope", "value"), [(4, 64, 16, 32, 48), (3, 40, 10, 18, 20)])
+@pytest.mark.parametrize(
+    ("heads", "latent", "rope", "nope", "value"), [(4, 64, 16, 32, 48), (3, 40, 10, 18, 20)]
+)
 def test_mla_extend_agrees_with_reference(isa, dtype, heads, latent, rope, nope, value):
     lengths = [1, 33, 70, 3]
     pages, arena, w_uk, w_uv = mla_extend_inputs(dtype, [130, 33, 600, 9], heads, latent, rope, nope, value)
@@ -118,11 +126,13 @@ def test_mla_extend_position_is_bitwise_the_same_whole_and_in_chunks(isa, dtype)
 
     def extend(begin: int, end: int) -> torch.Tensor:
         lens = torch.tensor([end], dtype=torch.int32)
-        return attention.mla_extend(q[begin:end], arena, *packed, pages.table, starts_of([end - begin]), lens, 0.15)
+        return attention.mla_extend(
+            q[begin:end], arena, *packed, pages.table, starts_of([end - begin]), lens, 0.15
+        )
 
     whole = extend(0, context)
     cuts = [0, 1, 64, 200, 513, context]
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         assert torch.equal(extend(begin, end), whole[begin:end])
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 import pytest
 import torch
-from tests.null.kernels.cpu.conftest import near
 
+from tests.null.kernels.cpu.conftest import near
 from tokenspeed.kernels.cpu import linear
 from tokenspeed.kernels.ref import dense as ref
 
@@ -14,7 +14,10 @@ BF16, FP32 = torch.bfloat16, torch.float32
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 32), (1, 1), (33, 17), (127, 65), (515, 100), (130, 1)])
 def test_dense_agrees_with_plain_torch(isa, dtype, format, inputs, outputs):
     weight, bias = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs).to(dtype)
-    packed, plain = linear.dense_prepare(weight, bias, format=format), ref.dense_prepare(weight, bias, format=format)
+    packed, plain = (
+        linear.dense_prepare(weight, bias, format=format),
+        ref.dense_prepare(weight, bias, format=format),
+    )
     for tokens in (1, 2, 5, 12, 13, 16, 17, 40):
         x = torch.randn(tokens, inputs).to(dtype)
         out = torch.full((tokens, outputs), torch.nan, dtype=dtype)

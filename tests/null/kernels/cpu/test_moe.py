@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 import pytest
 import torch
-from tests.null.kernels.cpu.conftest import near
 
+from tests.null.kernels.cpu.conftest import near
 from tokenspeed.kernels.cpu import moe
 from tokenspeed.kernels.ref import moe as ref
 
@@ -73,7 +73,7 @@ def test_route_agrees_with_reference(isa, scoring, experts, top_k, groups, group
 
 def test_route_prefers_the_lower_expert_among_equals(isa):
     ids, _ = moe.route(
-        torch.zeros(1, 8), None, top_k=3, groups=1, groups_top=1, scoring="softmax", group_score="max", normalise=True,
-        scale=1.0,
+        torch.zeros(1, 8), None, top_k=3, groups=1, groups_top=1, scoring="softmax", group_score="max",
+        normalise=True, scale=1.0,
     )  # fmt: skip
     assert ids.tolist() == [[0, 1, 2]]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 import pytest
 import torch
-from tests.null.kernels.cpu.conftest import near
 
+from tests.null.kernels.cpu.conftest import near
 from tokenspeed.kernels.cpu import pointwise, rope
 from tokenspeed.kernels.ref import dense as ref
 from tokenspeed.kernels.ref import rope as ref_rope
@@ -48,15 +48,19 @@ def test_lookup_takes_rows_and_zeros_outside(isa, dtype):
 @pytest.mark.parametrize("tokens", [1, 30])
 def test_gqa_write_rotates_and_writes_in_place(isa, dtype, interleaved, dim, rot, tokens):
     fused = torch.randn(tokens, 8, dim).to(dtype)
-    cos_sin, positions, places = torch.randn(99, rot), torch.randint(0, 99, (tokens,)), torch.randperm(80)[:tokens]
+    cos_sin, positions, places = (
+        torch.randn(99, rot),
+        torch.randint(0, 99, (tokens,)),
+        torch.randperm(80)[:tokens],
+    )
     norms = [torch.randn(dim).to(dtype) for _ in "qk"]
     for q_norm, k_norm in (norms, (None, None)):
         q, k, v = fused.clone().split((4, 2, 2), 1)
         arenas = [torch.full((5, 16, 2, dim), 7.0, dtype=dtype) for _ in "kv"]
         wide_arenas = [a.double() for a in arenas]
         wanted = ref_rope.gqa_write(
-            q.double(), k.double(), v.double(), cos_sin, positions, places, *wide_arenas, q_norm, k_norm, 1e-6,
-            interleaved=interleaved,
+            q.double(), k.double(), v.double(), cos_sin, positions, places, *wide_arenas, q_norm, k_norm,
+            1e-6, interleaved=interleaved,
         )  # fmt: skip
         out = rope.gqa_write(
             q, k, v, cos_sin, positions, places, *arenas, q_norm, k_norm, 1e-6, interleaved=interleaved, out=q
@@ -74,15 +78,28 @@ def test_mla_write_norms_rotates_and_writes(isa, dtype, interleaved, latent, tur
     q = torch.randn(tokens, 4, 16 + turning).to(dtype)[..., 16:]
     source = torch.randn(tokens, latent + turning).to(dtype)
     weight = torch.randn(latent).to(dtype)
-    cos_sin, positions, places = torch.randn(99, turning), torch.randint(0, 99, (tokens,)), torch.randperm(80)[:tokens]
+    cos_sin, positions, places = (
+        torch.randn(99, turning),
+        torch.randint(0, 99, (tokens,)),
+        torch.randperm(80)[:tokens],
+    )
     arena = torch.full((5, 16, latent + turning), 7.0, dtype=dtype)
     wide_arena = arena.double()
     wanted = ref_rope.mla_write(
-        q.double(), source[:, :latent].double(), source[:, latent:].double(), weight, 1e-6, cos_sin, positions, places,
-        wide_arena, interleaved=interleaved,
+        q.double(), source[:, :latent].double(), source[:, latent:].double(), weight, 1e-6, cos_sin,
+        positions, places, wide_arena, interleaved=interleaved,
     )  # fmt: skip
     out = rope.mla_write(
-        q, source[:, :latent], source[:, latent:], weight, 1e-6, cos_sin, positions, places, arena, interleaved=interleaved
+        q,
+        source[:, :latent],
+        source[:, latent:],
+        weight,
+        1e-6,
+        cos_sin,
+        positions,
+        places,
+        arena,
+        interleaved=interleaved,
     )
     near(out, wanted, dtype)
     near(arena, wide_arena, dtype)
