@@ -61,7 +61,11 @@ def measure(core: Core, *, batch: int, context: int, outputs: int, seed: int) ->
     for index in range(batch):
         tokens = random.integers(10, core.model.vocab - 10, context, dtype=np.int32)
         status = core.scheduler.submit(
-            seed * 1000 + index, tokens, tokens_max=outputs + batch * 4, stop_ids=np.empty(0, np.int32), now_us=0
+            seed * 1000 + index,
+            tokens,
+            tokens_max=outputs + batch * 4,
+            stop_ids=np.empty(0, np.int32),
+            now_us=0,
         )
         assert status.name == "ACCEPTED", status
     prefill_us: list[int] = []
@@ -79,11 +83,19 @@ def measure(core: Core, *, batch: int, context: int, outputs: int, seed: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--contexts", type=intlist, default=[128, 2048, 8192], help="decode at these contexts, batch 1")
-    parser.add_argument("--prefills", type=intlist, default=[512, 4096, 8192], help="prefill these lengths, batch 1")
-    parser.add_argument("--batch", type=int, default=8, help="also decode this many rows at 2,048 tokens; 1 to skip")
+    parser.add_argument(
+        "--contexts", type=intlist, default=[128, 2048, 8192], help="decode at these contexts, batch 1"
+    )
+    parser.add_argument(
+        "--prefills", type=intlist, default=[512, 4096, 8192], help="prefill these lengths, batch 1"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=8, help="also decode this many rows at 2,048 tokens; 1 to skip"
+    )
     parser.add_argument("--outputs", type=int, default=32, help="decode steps per case")
     parser.add_argument("--quantization", default="none", choices=("none", "int8"))
     parser.add_argument("--threads", type=int, default=None)
@@ -101,7 +113,9 @@ def main() -> None:
         threads=args.threads,
     )
     core = boot(settings)
-    measure(core, batch=1, context=64, outputs=4, seed=1)  # warm-up: touch the weights, the arena, the threads
+    measure(
+        core, batch=1, context=64, outputs=4, seed=1
+    )  # warm-up: touch the weights, the arena, the threads
     rows: list[Row] = []
     for seed, (batch, context) in enumerate(cases, start=2):
         prefill, decode = measure(core, batch=batch, context=context, outputs=args.outputs, seed=seed)
@@ -111,7 +125,10 @@ def main() -> None:
             rows.append(decode)
         print(f"{args.checkpoint.name} batch {batch} context {context}: prefill {prefill.tokens_per_second:.1f} tok/s, "
               f"decode {decode.tokens_per_second:.1f} tok/s", file=sys.stderr)  # fmt: skip
-    json.dump({"resolved": [str(c) for c in core.resolved.choices], "rows": [asdict(row) for row in rows]}, sys.stdout)
+    json.dump(
+        {"resolved": [str(c) for c in core.resolved.choices], "rows": [asdict(row) for row in rows]},
+        sys.stdout,
+    )
     print()
 
 

@@ -50,7 +50,9 @@ def run_llama(binary: Path, gguf: Path, contexts: str, prefills: str, threads: i
     for flash in ("0", "1"):
         shared = ["-m", str(gguf), "-t", str(threads), "-fa", flash, "-r", "1", "-o", "json"]
         for case in (["-p", "0", "-n", "32", "-d", contexts], ["-n", "0", "-p", prefills]):
-            done = subprocess.run([str(binary), *shared, *case], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            done = subprocess.run(
+                [str(binary), *shared, *case], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
             for row in json.loads(done.stdout):
                 kind, size = ("decode", row["n_depth"]) if row["n_gen"] else ("prefill", row["n_prompt"])
                 key = f"{kind} b1 {size}"
@@ -59,7 +61,9 @@ def run_llama(binary: Path, gguf: Path, contexts: str, prefills: str, threads: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--llama-bench", type=Path, required=True)
     parser.add_argument("--model", action="append", required=True, help="NAME=CHECKPOINT=GGUF; repeatable")
     parser.add_argument("--contexts", default="128,2048,8192")
@@ -69,14 +73,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     options = ["--contexts", args.contexts, "--prefills", args.prefills, "--threads", str(args.threads)]
-    result: dict[str, Any] = {"machine": platform.processor() or platform.machine(), "argv": sys.argv[1:], "models": {}}
+    result: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "argv": sys.argv[1:],
+        "models": {},
+    }
     for spec in args.model:
         name, checkpoint, gguf = spec.split("=")
-        samples: dict[str, list[Any]] = {"ours": [], "ours_int8": [], "llama_cpp": [], "streaming_gb_per_s": []}
+        samples: dict[str, list[Any]] = {
+            "ours": [],
+            "ours_int8": [],
+            "llama_cpp": [],
+            "streaming_gb_per_s": [],
+        }
         for _ in range(args.rounds):
             samples["streaming_gb_per_s"].append(streaming_gb_per_s())
             samples["ours"].append(run_engine(Path(checkpoint), options))
-            samples["llama_cpp"].append(run_llama(args.llama_bench, Path(gguf), args.contexts, args.prefills, args.threads))
+            samples["llama_cpp"].append(
+                run_llama(args.llama_bench, Path(gguf), args.contexts, args.prefills, args.threads)
+            )
             int8 = ["--contexts", "128", "--prefills", "", "--batch", "1", "--threads", str(args.threads)]
             samples["ours_int8"].append(run_engine(Path(checkpoint), [*int8, "--quantization", "int8"]))
         result["models"][name] = samples
@@ -86,9 +101,14 @@ def main() -> None:
 
 def print_table(name: str, samples: dict[str, list[Any]]) -> None:
     ceiling = max(samples["streaming_gb_per_s"])
-    print(f"\n{name}: streaming ceiling seen {ceiling:.1f} GB/s; best of {len(samples['ours'])} rounds, tokens per second")
+    print(
+        f"\n{name}: streaming ceiling seen {ceiling:.1f} GB/s; best of {len(samples['ours'])} rounds, tokens per second"
+    )
     print(f"{'case':<20}{'ours':>10}{'llama.cpp':>12}{'ratio':>8}")
-    best = {side: {k: max(r[k] for r in samples[side]) for k in samples[side][0]} for side in ("ours", "ours_int8", "llama_cpp")}
+    best = {
+        side: {k: max(r[k] for r in samples[side]) for k in samples[side][0]}
+        for side in ("ours", "ours_int8", "llama_cpp")
+    }
     for case, ours in best["ours"].items():
         peer = best["llama_cpp"].get(case)
         print(f"{case:<20}{ours:>10.1f}" + (f"{peer:>12.1f}{ours / peer:>8.2f}" if peer else ""))

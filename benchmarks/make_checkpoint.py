@@ -112,7 +112,11 @@ def _attention(config: dict[str, Any], at: str) -> Iterator[tuple[str, tuple[int
     width, heads = config["hidden_size"], config["num_attention_heads"]
     if "kv_lora_rank" not in config:
         size = config["head_dim"]
-        for name, count in (("q", heads), ("k", config["num_key_value_heads"]), ("v", config["num_key_value_heads"])):
+        for name, count in (
+            ("q", heads),
+            ("k", config["num_key_value_heads"]),
+            ("v", config["num_key_value_heads"]),
+        ):
             yield f"{at}.{name}_proj.weight", (count * size, width)
         yield f"{at}.o_proj.weight", (width, heads * size)
         if config["model_type"].startswith("qwen3"):
@@ -176,7 +180,9 @@ def write(config: dict[str, Any], out: Path, *, device: str = "cpu", seed: int =
         elif name.endswith("e_score_correction_bias"):
             value = torch.zeros(shape, dtype=torch.float32)
         else:
-            value = torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(0.0, 0.02, generator=generator)
+            value = torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(
+                0.0, 0.02, generator=generator
+            )
         shard[name] = value.cpu()
         shard_bytes += value.nbytes
         total_bytes += value.nbytes

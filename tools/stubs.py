@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Generate the type stubs of the C++ extensions, or check that those in the tree are the generated ones.
 
-    python tools/stubs.py            write them
-    python tools/stubs.py --check    exit 1 with a diff where they differ
+python tools/stubs.py            write them
+python tools/stubs.py --check    exit 1 with a diff where they differ
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-EXTENSIONS = {"tokenspeed.control._control": "tokenspeed/control/_control.pyi", "tokenspeed.kernels.cpu._cpu": "tokenspeed/kernels/cpu/_cpu.pyi"}
+EXTENSIONS = {
+    "tokenspeed.control._control": "tokenspeed/control/_control.pyi",
+    "tokenspeed.kernels.cpu._cpu": "tokenspeed/kernels/cpu/_cpu.pyi",
+}
 
 
 def generate(module: str) -> str:
@@ -39,7 +42,9 @@ def main() -> int:
             continue
         differs = True
         if check:
-            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), place, "generated"))
+            sys.stdout.writelines(
+                difflib.unified_diff(old.splitlines(True), new.splitlines(True), place, "generated")
+            )
         else:
             path.write_text(new)
             print(f"wrote {place}")

@@ -39,13 +39,19 @@ class ModelConfig:
 
     model: str | None = option(None, "a local directory or a hub id; the bundled model when absent", flag="")
     tokenizer: str | None = option(None, "a directory to take the tokenizer from instead of the model's own")
-    served_model_name: str | None = option(None, "the name clients use; the directory's or hub id's name when absent")
+    served_model_name: str | None = option(
+        None, "the name clients use; the directory's or hub id's name when absent"
+    )
     load_format: str = option(
-        "auto", "auto reads safetensors; dummy makes seeded random weights of the true shapes", choices=("auto", "dummy")
+        "auto",
+        "auto reads safetensors; dummy makes seeded random weights of the true shapes",
+        choices=("auto", "dummy"),
     )
     layers: int | None = option(None, "build only the first N layers (with --load-format dummy)", low=1)
     dtype: str = option(
-        "auto", "the type of weights, activations and KV; auto takes the checkpoint's", choices=("auto", "bfloat16", "float32")
+        "auto",
+        "the type of weights, activations and KV; auto takes the checkpoint's",
+        choices=("auto", "bfloat16", "float32"),
     )
     quantization: str = option(
         "none", "int8: weight-only, quantised while loading (CPU)", choices=("none", "int8")
@@ -59,7 +65,9 @@ class CacheConfig:
     """The KV arena and the prefix tree over it."""
 
     block_tokens: int = option(64, "tokens per KV block", low=1, high=1024, unit="tokens")
-    kv_cache_bytes: int | None = option(None, "size of the KV arena; chosen from free memory when absent", low=1, unit="bytes")
+    kv_cache_bytes: int | None = option(
+        None, "size of the KV arena; chosen from free memory when absent", low=1, unit="bytes"
+    )
     prefix_cache: bool = option(True, "reuse the KV of shared prefixes")
 
 
@@ -68,7 +76,9 @@ class SchedulerConfig:
     """Budgets of one step, and the bounds of the queues."""
 
     rows_max: int = option(64, "requests running at once", low=1, high=4096)
-    prefill_tokens_max: int | None = option(None, "most prompt tokens computed in one step", low=1, unit="tokens")
+    prefill_tokens_max: int | None = option(
+        None, "most prompt tokens computed in one step", low=1, unit="tokens"
+    )
     waiting_max: int = option(1024, "requests waiting before new ones get 429", low=1)
     overlap: str = option(
         "auto", "launch step n+1 before step n is read; auto: on with a GPU", choices=("auto", "on", "off")
@@ -80,8 +90,12 @@ class DeviceConfig:
     """Where the model runs."""
 
     device: str = option("auto", "auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
-    threads: int | None = option(None, "CPU threads of the kernels; the cores this process may use when absent", low=1, high=1024)
-    kernel: tuple[str, ...] = option((), "OP=KERNEL: use this kernel for this op (repeatable); it must still meet its needs")
+    threads: int | None = option(
+        None, "CPU threads of the kernels; the cores this process may use when absent", low=1, high=1024
+    )
+    kernel: tuple[str, ...] = option(
+        (), "OP=KERNEL: use this kernel for this op (repeatable); it must still meet its needs"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +107,12 @@ class ServerConfig:
     api_key: str | None = option(None, "clients must send it (Bearer or x-api-key); also TOKENSPEED_API_KEY")
     insecure: bool = option(False, "allow listening beyond loopback without a key")
     body_bytes_max: int = option(32 << 20, "largest request body", low=1024, unit="bytes")
-    log_requests: str | None = option(None, "write each request body to this directory, replayable (holds prompt text)")
-    log_level: str = option("info", "least severe log record to print", choices=("debug", "info", "warning", "error"))
+    log_requests: str | None = option(
+        None, "write each request body to this directory, replayable (holds prompt text)"
+    )
+    log_level: str = option(
+        "info", "least severe log record to print", choices=("debug", "info", "warning", "error")
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
