@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# ruff: noqa: B905, E501, RET503, SIM102  (docstrings are lists of requests; the code is written as people write it)
+# ruff: noqa: B905, RET503, SIM102  (docstrings are lists of requests; the code is written as people write it)
 """Small functions that people ask a model for first; `bundled_samples` turns each into short chats.
 
 A docstring lists ways to ask for the function, parted by `|`, each to follow "Write a function to ...". Real

@@ -27,8 +27,7 @@ def expect(holds: bool, what: str, *tensors: Tensor) -> None:
     """Raise ValueError, naming the tensors' shapes and dtypes, unless `holds`."""
     if not holds:
         seen = ", ".join(
-            f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} strides {t.stride()}"
-            for t in tensors
+            f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')} strides {t.stride()}" for t in tensors
         )
         raise ValueError(f"{what}; got {seen}")
 
