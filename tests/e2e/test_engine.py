@@ -283,6 +283,57 @@ def test_logprobs_come_with_every_token(llama: Checkpoint, overlap: str) -> None
 
 
 @pytest.mark.parametrize("overlap", ["off", "on"])
+def test_a_replay_is_exact_beside_ordinary_rows(llama: Checkpoint, overlap: str) -> None:
+    """Chunked, on found prefixes, sent back for want of blocks: the recorded ids, and others as ever."""
+    random = np.random.default_rng(5)
+    recorded = [random.integers(0, VOCAB, NEW_TOKENS).astype("<i4") for _ in llama.prompts]
+    roomy = World(llama.directory, overlap=overlap, prefill_tokens_max=16)
+    per_block = roomy.core.model.kv_bytes_per_token * 16
+    scarce = World(llama.directory, overlap=overlap, kv_cache_bytes=17 * per_block, max_model_len=240)
+    for world in (roomy, scarce):
+        for _ in range(2):  # the second time on found prefixes
+            replays: list[int] = []
+            others: list[int] = []
+            for prompt, answer in zip(llama.prompts, recorded, strict=True):
+                replays.append(world.submit(prompt, forced=answer.tobytes(), logprobs=0))
+                others.append(world.submit(prompt))
+            world.finish()
+            assert [world.answers[i].ids for i in replays] == [answer.tolist() for answer in recorded]
+            assert [world.answers[i].finish for i in replays] == ["length"] * len(replays)
+            assert [[e.id for e in world.answers[i].logprobs] for i in replays] == [
+                answer.tolist() for answer in recorded
+            ]
+            assert [world.answers[i].ids for i in others] == llama.expected
+    assert scarce.core.scheduler.stats().retractions > 0
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
+def test_a_replay_of_what_the_model_says_has_its_logprobs(llama: Checkpoint, overlap: str) -> None:
+    world = World(llama.directory, overlap=overlap)
+    plain = world.answers_to(llama.prompts, logprobs=2)
+    replays = [
+        world.submit(prompt, forced=np.array(answer, "<i4").tobytes(), logprobs=2, temperature=1.0)
+        for prompt, answer in zip(llama.prompts, llama.expected, strict=True)
+    ]
+    world.finish()
+    for request_id, answer in zip(replays, plain, strict=True):
+        assert [(e.id, e.rank) for e in world.answers[request_id].logprobs] == [
+            (e.id, 1) for e in answer.logprobs
+        ]
+        for entry, wanted in zip(world.answers[request_id].logprobs, answer.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+
+
+def test_a_replay_outside_the_vocabulary_is_refused_and_harms_nobody(llama: Checkpoint) -> None:
+    world = World(llama.directory)
+    bad = world.submit(llama.prompts[0], forced=np.array([VOCAB], "<i4").tobytes())
+    good = world.submit(llama.prompts[0])
+    world.finish()
+    assert world.answers[bad].refused == "invalid"
+    assert world.answers[good].ids == llama.expected[0]
+
+
+@pytest.mark.parametrize("overlap", ["off", "on"])
 def test_stop_ids_end_an_answer(llama: Checkpoint, overlap: str) -> None:
     stop = llama.expected[0][5]
     world = World(llama.directory, overlap=overlap)

@@ -107,6 +107,9 @@ class ServerConfig:
     api_key: str | None = option(None, "clients must send it (Bearer or x-api-key); also TOKENSPEED_API_KEY")
     insecure: bool = option(False, "allow listening beyond loopback without a key")
     body_bytes_max: int = option(32 << 20, "largest request body", low=1024, unit="bytes")
+    allow_forced_output: bool = option(
+        False, "honour forced_token_ids: say recorded answers instead of choosing (for benchmarks)"
+    )
     log_requests: str | None = option(
         None, "write each request body to this directory, replayable (holds prompt text)"
     )

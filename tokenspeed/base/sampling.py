@@ -20,6 +20,7 @@ SEED_MAX: Final = 2**63 - 1
 TOKENS_FIT: Final = 0  # "as many as the context holds"; past the front `tokens_max` is never 0
 LOGPROBS_MAX: Final = 20
 TOP_K_MAX: Final = 2**31 - 1
+FORCED_ID_BYTES: Final = 4
 LOGIT_BIAS_MAX: Final = 1024  # entries
 STOP_IDS_MAX: Final = 256  # entries
 PENALTY_MAX: Final = 2.0
@@ -54,6 +55,13 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
     """Token id -> -100 .. 100, added to its logit (at most 1024 entries)."""
     logprobs: int | None = None
     """None (off), or 0 .. 20: report the chosen token's log probability and this many of the likeliest."""
+    forced: bytes = b""
+    """A recorded answer to say instead of choosing: little-endian int32 ids; all of it, then the request ends."""
+
+    @property
+    def forced_tokens(self) -> int:
+        """Length of the recorded answer; 0 where tokens are chosen."""
+        return len(self.forced) // FORCED_ID_BYTES
 
     def check(self) -> None:
         """Raise `RequestError` (code `invalid_value`) naming the first field out of range."""
@@ -76,6 +84,12 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
         for token_id, value in bias.items():
             _within("logit_bias", token_id, 0, TOP_K_MAX)
             _within("logit_bias", value, -100.0, 100.0)
+        if len(self.forced) % FORCED_ID_BYTES:
+            raise RequestError(
+                f"forced has {len(self.forced)} bytes; it must be whole ids of {FORCED_ID_BYTES}",
+                code="invalid_value",
+                param="forced",
+            )
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):

@@ -16,6 +16,7 @@ import numpy as np
 
 from tokenspeed.base.errors import RequestError
 from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, TOKENS_FIT, SamplingParams
+from tokenspeed.engine import wire
 
 
 def check(prompt: np.ndarray, sampling: SamplingParams, *, vocab_size: int, context_tokens_max: int) -> None:
@@ -29,13 +30,30 @@ def check(prompt: np.ndarray, sampling: SamplingParams, *, vocab_size: int, cont
             code="context_length_exceeded",
             param="prompt",
         )
+    if len(prompt) + sampling.forced_tokens > context_tokens_max:
+        raise RequestError(
+            f"forced holds {sampling.forced_tokens} tokens, which with a prompt of {len(prompt)} "
+            f"exceed the context of {context_tokens_max}",
+            code="context_length_exceeded",
+            param="forced",
+        )
     _check_ids("prompt", (int(prompt.min()), int(prompt.max())), vocab_size)
     _check_ids("stop_ids", sampling.stop_ids, vocab_size)
     _check_ids("logit_bias", sampling.logit_bias or (), vocab_size)
+    if sampling.forced:
+        forced = wire.ids_array(sampling.forced)
+        _check_ids("forced", (int(forced.min()), int(forced.max())), vocab_size)
 
 
 def complete(sampling: SamplingParams, *, prompt_tokens: int, context_tokens_max: int) -> SamplingParams:
-    """Draw a seed if none is given, and never ask for more tokens than the context holds."""
+    """Draw a seed if none is given, and never ask for more tokens than the context holds.
+
+    A recorded answer is said whole: its length is the limit, and no id in it ends the request.
+    """
+    if sampling.forced:
+        sampling = msgspec.structs.replace(
+            sampling, tokens_max=sampling.forced_tokens, tokens_min=0, stop_ids=()
+        )
     room = context_tokens_max - prompt_tokens
     tokens_max = room if sampling.tokens_max == TOKENS_FIT else min(sampling.tokens_max, room)
     return msgspec.structs.replace(

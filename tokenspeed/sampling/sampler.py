@@ -7,7 +7,8 @@ gets depends on its own logits, request and position only: not on its neighbours
 into steps, or on the device.
 
 Order for a row: repetition penalty, frequency and presence penalties, logit_bias, the mask of stop ids while
-fewer than `tokens_min` tokens are out, then the likeliest (temperature 0) or a draw (see `draw`). Rows that
+fewer than `tokens_min` tokens are out, then the likeliest (temperature 0) or a draw (see `draw`). A request
+that replays a recorded answer goes the same way, then says the recorded token of its position. Rows that
 are greedy and change nothing cost one argmax. Which path a row takes is known on the host, so nothing waits
 for the device. Stop ids and `tokens_max` are judged by the control plane, not here.
 """
@@ -49,6 +50,14 @@ class _Edits:
     values: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    """A recorded answer: ids [n], the first of which takes position `start`."""
+
+    start: int
+    ids: NDArray[np.int32]
+
+
 class Sampler:
     """Sampling state of every slot. A slot is bound anew for each request, before its first row."""
 
@@ -66,6 +75,7 @@ class Sampler:
         self._edited = np.zeros(slots, np.bool_)
         self._penalised = np.zeros(slots, np.bool_)
         self._logprobs = np.full(slots, -1, np.int64)  # -1: not asked
+        self._replays: dict[int, _Replay] = {}  # by slot
 
     def bind(
         self, slot: int, sampling: SamplingParams, prompt: NDArray[np.int32], output: NDArray[np.int32]
@@ -84,6 +94,9 @@ class Sampler:
         self._early[slot] = self._edits({**bias, **masked})
         self._late_from[slot] = len(prompt) + sampling.tokens_min
         self._edited[slot] = bool(bias or masked)
+        self._replays.pop(slot, None)
+        if sampling.forced:
+            self._replays[slot] = _Replay(len(prompt), np.frombuffer(sampling.forced, "<i4"))
         self._history.release(slot)
         if self._penalised[slot]:
             self._history.bind(slot, prompt, output)
@@ -99,6 +112,8 @@ class Sampler:
         if len(busy):
             chosen = self._choose(self._taken(logits, busy), slots[busy], positions[busy])
             tokens = tokens.index_copy(0, self._placed(busy), chosen)
+        if self._replays:
+            tokens = self._replayed(tokens, slots, positions)
         penalised = np.flatnonzero(self._penalised[slots])
         if len(penalised):
             self._history.note(slots[penalised], self._taken(tokens, penalised))
@@ -109,6 +124,21 @@ class Sampler:
     def logprobs(self, sampled: Sampled) -> list[TokenLogprob | None] | None:
         """Read a step's log probabilities once its copies are done: an entry a row, None if no row asked."""
         return None if sampled.report is None else sampled.report.read()
+
+    def _replayed(self, tokens: Tensor, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> Tensor:
+        """Return tokens [S] with those of rows that replay in place of what was chosen for them."""
+        rows: list[int] = []
+        recorded: list[int] = []
+        for row, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+            replay = self._replays.get(slot)
+            if replay is not None and 0 <= position - replay.start < len(replay.ids):
+                rows.append(row)
+                recorded.append(int(replay.ids[position - replay.start]))
+        if not rows:
+            return tokens
+        return tokens.index_copy(
+            0, self._placed(np.array(rows, np.int64)), self._placed(np.array(recorded, np.int64))
+        )
 
     def _choose(self, scores: Tensor, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> Tensor:
         """Choose for rows that are not plain greedy."""

@@ -33,6 +33,7 @@ _API_NAMES: Final = {
     "tokens_max": "max_tokens",
     "tokens_min": "min_tokens",
     "stop_ids": "stop_token_ids",
+    "forced": "forced_token_ids",
 }
 
 

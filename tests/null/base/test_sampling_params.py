@@ -60,5 +60,5 @@ def test_every_field_is_described() -> None:
     fields = {field.name for field in msgspec.structs.fields(SamplingParams)}
     assert fields == {
         "temperature", "top_k", "top_p", "min_p", "presence", "frequency", "repetition", "seed",
-        "tokens_max", "tokens_min", "stop_ids", "logit_bias", "logprobs",
+        "tokens_max", "tokens_min", "stop_ids", "logit_bias", "logprobs", "forced",
     }  # fmt: skip

@@ -92,6 +92,38 @@ def test_a_request_sent_back_goes_on_as_if_nothing_was(kind: dict[str, Any]) -> 
     assert again == said[4:]
 
 
+def test_a_replay_says_what_was_recorded_by_position_and_leaves_its_neighbours_alone() -> None:
+    sampler = Sampler(slots=3, vocab=VOCAB, device="cpu")
+    recorded = [9, VOCAB - 1, 0, 9]
+    forced = np.array(recorded, "<i4").tobytes()
+    prompt = ids(5, 6, 7)
+    sampler.bind(0, SamplingParams(temperature=0.0, seed=0, logprobs=1), prompt, ids())
+    sampler.bind(1, SamplingParams(seed=1, forced=forced, logprobs=0, frequency=0.5), prompt, ids())
+    plain = Sampler(slots=1, vocab=VOCAB, device="cpu")
+    plain.bind(0, SamplingParams(temperature=0.0, seed=0, logprobs=1), prompt, ids())
+    for step, token in enumerate([*recorded, None]):
+        row = logits(step)
+        if step == 2:  # sent back, and resumed in another slot
+            sampler.bind(1, SamplingParams(seed=0), prompt, ids())
+            sampler.bind(
+                2,
+                SamplingParams(seed=1, forced=forced, logprobs=0, frequency=0.5),
+                prompt,
+                ids(*recorded[:2]),
+            )
+        slots = ids(0, 1 if step < 2 else 2)
+        sampled = sampler.sample(row.expand(2, -1), slots, np.full(2, 3 + step, np.int32))
+        alone = plain.sample(row, ids(0), ids(3 + step))
+        assert sampled.tokens[0] == alone.tokens[0]
+        if token is not None:
+            assert sampled.tokens[1] == token
+            entries = sampler.logprobs(sampled)
+            assert entries is not None
+            assert entries[1] is not None
+            assert entries[1].id == token
+            assert entries[1].logprob == pytest.approx(float(row[0].log_softmax(-1)[token]), abs=1e-5)
+
+
 def test_seeds_differ_and_repeat() -> None:
     def said(seed: int) -> list[int]:
         sampler = Sampler(slots=1, vocab=VOCAB, device="cpu")

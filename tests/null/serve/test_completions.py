@@ -6,8 +6,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
+import scripted
 from scripted import Script
+
+from tokenspeed.engine import wire
 
 
 def ask(http, **fields: Any) -> dict[str, Any]:
@@ -91,3 +95,32 @@ def test_prompts_of_no_known_shape_are_refused(http, prompt):
     answer = http.post("/v1/completions", json={"prompt": prompt})
     assert answer.status_code == 400
     assert "prompt" in answer.json()["error"]["message"]
+
+
+def test_a_recorded_answer_needs_the_operators_leave(http):
+    answer = http.post("/v1/completions", json={"prompt": "x", "forced_token_ids": [65]})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_parameter", "forced_token_ids")
+    assert "--allow-forced-output" in error["message"]
+
+
+def test_a_recorded_answer_reaches_the_engine_as_raw_ids():
+    with scripted.serving(allow_forced_output=True) as server:
+
+        def post(**fields: Any) -> httpx.Response:
+            body = {"prompt": "x", "forced_token_ids": [65, 66]} | fields
+            return httpx.post(server.url + "/v1/completions", json=body, trust_env=False)
+
+        assert post().status_code == post(max_tokens=2).status_code == 200
+        assert wire.ids_array(server.engine.calls[0][1].forced).tolist() == [65, 66]
+        for fields, param in (
+            ({"forced_token_ids": []}, "forced_token_ids"),
+            ({"forced_token_ids": [-1]}, "forced_token_ids[0]"),
+            ({"n": 2}, "forced_token_ids"),
+            ({"prompt": ["x", "y"]}, "forced_token_ids"),
+            ({"stop": "a"}, "forced_token_ids"),
+            ({"max_tokens": 3}, "max_tokens"),
+        ):
+            refused = post(**fields)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)

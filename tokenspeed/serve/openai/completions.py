@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.base.errors import RequestError
 from tokenspeed.base.sampling import TokenLogprob
+from tokenspeed.engine import wire
 from tokenspeed.serve.answer import Collected, Usage, json_response, respond
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Update
@@ -30,12 +32,11 @@ from tokenspeed.serve.openai.sampling import (
     origin_of,
     params_of,
 )
-from tokenspeed.serve.openai.schema import CompletionBody
+from tokenspeed.serve.openai.schema import CompletionBody, TokenId
 from tokenspeed.serve.service import Service
 from tokenspeed.text.output import OutputOptions, content_of
 from tokenspeed.text.tokenizer import Tokenizer
 
-_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 TOKENS_DEFAULT: Final = 16  # the API's own default
 
 
@@ -60,6 +61,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         tokens_max=1 if only_echo else TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
     )
+    if body.forced_token_ids is not None:
+        _check_forced(body, body.forced_token_ids, service, choices=len(prompts) * n)
+        params = msgspec.structs.replace(params, forced=wire.ids_bytes(np.array(body.forced_token_ids)))
     tokenizer = service.text.tokenizer
     encoded = await service.run_text(
         lambda: [
@@ -97,15 +101,30 @@ def _prompts(prompt: str | list[Any]) -> list[str] | list[list[int]]:
             case str():
                 return msgspec.convert(prompt, list[str])
             case int():
-                return [msgspec.convert(prompt, list[_TokenId])]
+                return [msgspec.convert(prompt, list[TokenId])]
             case _:
-                return msgspec.convert(prompt, list[list[_TokenId]])
+                return msgspec.convert(prompt, list[list[TokenId]])
     except msgspec.ValidationError as error:
         raise RequestError(
             "prompt: expected a string, a list of token ids (32 bits, not negative), or a list of these",
             code="invalid_type",
             param="prompt",
         ) from error
+
+
+def _check_forced(body: CompletionBody, ids: list[int], service: Service, *, choices: int) -> None:
+    """A recorded answer is said whole, by one choice, and only where the operator allows it."""
+    name = "forced_token_ids"
+    if not service.config.server.allow_forced_output:
+        raise refused(name, "this server was not started with --allow-forced-output")
+    if not ids:
+        raise out_of_range(name, "empty", "a list of at least one token id")
+    if choices != 1:
+        raise refused(name, f"for one answer; this request wants {choices}")
+    if body.stop:
+        raise refused(name, "not with stop: a recorded answer is said whole")
+    if body.max_tokens not in (None, len(ids)):
+        raise out_of_range("max_tokens", body.max_tokens, f"{len(ids)}, the number of {name}, or absent")
 
 
 def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:

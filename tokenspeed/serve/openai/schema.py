@@ -8,9 +8,11 @@ spelled as in vLLM and SGLang.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -142,6 +144,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     logprobs: int | None = None
     echo: bool = False
     add_special_tokens: bool = True
+    forced_token_ids: list[TokenId] | None = None
     # Refused where they ask for something.
     suffix: str | None = None
 
