@@ -48,6 +48,7 @@ class _Open:
     arrival_us: int
     cached_tokens: int | None = None  # None before it first runs
     queue_us: int = 0
+    retractions: int = 0
     announced: bool = False  # its first delta has left
     failed: bool = False  # cancelled because of a fault
 
@@ -103,7 +104,11 @@ class Desk:
             plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True
         ):
             request = self._open.get(request_id)
-            if request is not None and request.cached_tokens is None:  # else it resumes after being sent back
+            if request is None:
+                continue
+            if request.cached_tokens is not None:
+                request.retractions += 1
+            else:
                 request.cached_tokens = cached
                 request.queue_us = now_us - request.arrival_us
                 self._prompt_tokens += request.prompt_tokens
@@ -148,6 +153,9 @@ class Desk:
             faults=self._faults,
             step_us_sum=timeline.step_us_sum,
             step_us_counts=timeline.step_us_counts,
+            phase_us_sums=timeline.phase_us_sums,
+            blocks_leased=stats.blocks_leased,
+            blocks_in_flight=stats.blocks_in_flight,
         )
 
     def _submit(self, message: wire.Generate, now_us: int) -> None:
@@ -209,10 +217,10 @@ class Desk:
             error = _FAULT
             self._faults += 1
             _log.error("request %d ends: its logits or KV are not finite", request_id)
-        if token < 0:
-            return wire.Delta(request_id, b"", None, _FINISH[finish], cached, error, queue_us)
-        self._output_tokens += 1
-        chosen = None if logprob is None else [logprob]
-        return wire.Delta(
-            request_id, token.to_bytes(4, "little"), chosen, _FINISH[finish], cached, error, queue_us
-        )
+        ids, chosen = b"", None
+        if token >= 0:
+            self._output_tokens += 1
+            ids = token.to_bytes(4, "little")
+            chosen = None if logprob is None else [logprob]
+        retractions = request.retractions
+        return wire.Delta(request_id, ids, chosen, _FINISH[finish], cached, error, queue_us, retractions)

@@ -17,19 +17,21 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 
+from tokenspeed.base.clock import Clock, MonotonicClock
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import CapacityError, EngineDeadError, RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.engine import admission, launch, wire
+from tokenspeed.obs.history import History
 from tokenspeed.obs.metrics import Metrics
-from tokenspeed.obs.timeline import RequestRecord
+from tokenspeed.obs.requests import RecentRequests, RequestTimeline
 
 _log = get_logger("engine")
 HEALTH_S: Final = 10.0  # a core that reported nothing for so long is not healthy
@@ -43,19 +45,29 @@ class Stream:
     Leaving it early (`aclose`, or the end of its `async with`) aborts the request.
     """
 
-    def __init__(self, engine: AsyncEngine, request_id: int, prompt_tokens: int, arrival_us: int) -> None:
-        self.request_id = request_id
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = 0
-        self.cached_tokens = 0
+    def __init__(self, engine: AsyncEngine, timeline: RequestTimeline) -> None:
+        self.timeline = timeline
         self._engine = engine
-        self._arrival_us = arrival_us
-        self._last_us = arrival_us
-        self._queue_us = self._first_token_us = -1
         self._pending: list[wire.Delta] = []
         self._error: TokenSpeedError | None = None
         self._ended = False  # the closing message is here, though perhaps not read
         self._wake: asyncio.Future[None] | None = None
+
+    @property
+    def request_id(self) -> int:
+        return self.timeline.request_id
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.timeline.prompt_tokens
+
+    @property
+    def output_tokens(self) -> int:
+        return self.timeline.output_tokens
+
+    @property
+    def cached_tokens(self) -> int:
+        return self.timeline.cached_tokens
 
     @property
     def ended(self) -> bool:
@@ -93,19 +105,12 @@ class Stream:
 
     def put(self, delta: wire.Delta, now_us: int) -> None:
         """Called by the engine: the core has something to say."""
-        tokens = len(delta.ids) // wire.IDS_DTYPE.itemsize
-        metrics = self._engine.metrics
         if delta.queue_us is not None:
-            metrics.queue_s.observe(delta.queue_us / 1e6)
-            self._queue_us = delta.queue_us
-            self.cached_tokens = delta.cached_tokens or 0
+            self._start(delta.queue_us, delta.cached_tokens or 0, now_us)
+        self.timeline.retractions = max(self.timeline.retractions, delta.retractions)
+        tokens = len(delta.ids) // wire.IDS_DTYPE.itemsize
         if tokens:
-            series = metrics.inter_token_s if self.output_tokens else metrics.first_token_s
-            series.observe((now_us - self._last_us) / 1e6 / (tokens if self.output_tokens else 1))
-            if not self.output_tokens:
-                self._first_token_us = now_us - self._arrival_us
-            self._last_us = now_us
-            self.output_tokens += tokens
+            self._count(tokens, now_us)
         self._pending.append(delta)
         if delta.finish is not None:
             self._close(delta.finish, now_us)
@@ -114,40 +119,67 @@ class Stream:
     def fail(self, error: TokenSpeedError, reason: str) -> None:
         """Called by the engine: the stream ends with an error, after what is pending."""
         self._error = error
-        self._close(reason, _now_us())
+        self._close(reason, self._engine.clock.now_us())
         self._notify()
+
+    def _start(self, queue_us: int, cached_tokens: int, now_us: int) -> None:
+        """A step has run the request for the first time."""
+        timeline = self.timeline
+        timeline.note_first_step(timeline.queued_us + queue_us, cached_tokens)
+        self._engine.metrics.queue_s.observe(queue_us / 1e6)
+        self._engine.history.note_start(
+            now_us, prompt_tokens=timeline.prompt_tokens, cached_tokens=cached_tokens
+        )
+
+    def _count(self, tokens: int, now_us: int) -> None:
+        """Tokens came."""
+        metrics = self._engine.metrics
+        first = not self.timeline.output_tokens
+        since_us = self.timeline.note_tokens(tokens, now_us)
+        self._engine.history.note_tokens(now_us, tokens, since_us, first=first)
+        if first:
+            metrics.first_token_s.observe(since_us / 1e6)
+        gaps, gap_us = (tokens - 1, 0.0) if first else (tokens, since_us / tokens)
+        for _ in range(gaps):
+            metrics.inter_token_s.observe(gap_us / 1e6)
 
     def _close(self, reason: str, now_us: int) -> None:
         self._ended = True
+        self._engine.requests.end(self.timeline, reason, now_us)
         metrics = self._engine.metrics
         metrics.finished.labels(reason).inc()
-        metrics.request_s.observe((now_us - self._arrival_us) / 1e6)
+        metrics.request_s.observe((now_us - self.timeline.received_us) / 1e6)
         metrics.output_tokens.observe(self.output_tokens)
         metrics.open.dec()
         if _log.isEnabledFor(logging.DEBUG):
-            _log.debug("%s", self._record(reason, now_us))
-
-    def _record(self, reason: str, now_us: int) -> RequestRecord:
-        return RequestRecord(
-            self.request_id,
-            self._queue_us,
-            self._first_token_us,
-            now_us - self._arrival_us,
-            self.prompt_tokens,
-            self.cached_tokens,
-            self.output_tokens,
-            reason,
-        )
+            _log.debug("%s", self.timeline)
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
 
+class Core(Protocol):
+    """What the front needs of `launch.CoreProcess`."""
+
+    @property
+    def ready(self) -> wire.Ready: ...
+
+    def listen(self, on_report: Callable[[wire.Report], None], on_death: Callable[[str], None]) -> None: ...
+
+    def send(self, message: wire.Message) -> None: ...
+
+    async def stop(self, grace_s: float) -> None: ...
+
+
 class AsyncEngine:
     """An engine in a process of its own. Made by `start`, ended by `stop`."""
 
-    def __init__(self, core: launch.CoreProcess) -> None:
+    def __init__(self, core: Core, clock: Clock | None = None) -> None:
+        self.clock = clock or MonotonicClock()
+        """The clock of every time in `requests` and `history`; its epoch is the core's."""
+        self.requests = RecentRequests()
+        self.history = History()
         self.ready = core.ready
         """What the core chose and measured at start."""
         self.stats: wire.Stats | None = None
@@ -187,11 +219,14 @@ class AsyncEngine:
         salt: bytes = b"",
         priority: int = 0,
         session: str | None = None,
+        answer_id: str = "",
+        received_us: int | None = None,
     ) -> Stream:
         """Start a request on a prompt of token ids [n].
 
-        Raises `RequestError` for what the caller can correct, `CapacityError` when too many requests are
-        open, and `EngineDeadError` when there is no core. Copies `ids`.
+        `answer_id` is what its caller calls it, `received_us` when it came to the caller, now if absent; both
+        for `requests` alone. Raises `RequestError` for what the caller can correct, `CapacityError` when too
+        many requests are open, and `EngineDeadError` when there is no core. Copies `ids`.
         """
         if self._dead is not None:
             raise EngineDeadError(self._dead)
@@ -204,9 +239,17 @@ class AsyncEngine:
         except RequestError as error:
             self.metrics.refused.labels(error.code).inc()
             raise
-        arrival_us = _now_us()
+        arrival_us = self.clock.now_us()
         request_id = next(self._ids)
-        stream = Stream(self, request_id, len(prompt), arrival_us)
+        timeline = self.requests.open(
+            request_id,
+            prompt_tokens=len(prompt),
+            received_us=arrival_us if received_us is None else received_us,
+            queued_us=arrival_us,
+            answer_id=answer_id,
+            session=session,
+        )
+        stream = Stream(self, timeline)
         self._streams[request_id] = stream
         self._drained.clear()
         self.metrics.open.inc()
@@ -232,7 +275,7 @@ class AsyncEngine:
             return
         self.metrics.aborted.labels(reason).inc()
         self._core.send(wire.Abort([stream.request_id]))
-        stream.put(wire.Delta(stream.request_id, b"", finish="cancelled"), _now_us())
+        stream.put(wire.Delta(stream.request_id, b"", finish="cancelled"), self.clock.now_us())
         self._note_end()
 
     def flush_prefix(self) -> None:
@@ -280,11 +323,12 @@ class AsyncEngine:
         self._heard_s = time.monotonic()
         match report:
             case wire.Deltas():
-                now_us = _now_us()
+                now_us = self.clock.now_us()
                 for delta in report.items:
                     self._deliver(delta, now_us)
             case wire.Stats():
                 self.stats = report
+                self.history.note_core(self.clock.now_us(), report.core)
             case wire.Refused():
                 stream = self._streams.pop(report.request_id, None)
                 if stream is not None:
@@ -341,8 +385,5 @@ def _merged(deltas: list[wire.Delta]) -> wire.Delta:
         told.cached_tokens,
         last.error,
         told.queue_us,
+        last.retractions,
     )
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000

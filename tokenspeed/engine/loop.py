@@ -44,6 +44,7 @@ class _Running(NamedTuple):
     plan: Plan
     flight: Any
     planned_us: int
+    plan_us: int
     launched_us: int
 
 
@@ -91,19 +92,34 @@ class Loop:
         self._quiet = plan is None
         if plan is None:
             return None
+        plan_us = self._clock.now_us() - planned_us
         for slot, sampling, prompt, output in self._desk.bindings(plan):
             self._executor.bind(slot, sampling, prompt, output)
-        return _Running(plan, self._executor.launch(plan), planned_us, self._clock.now_us())
+        return _Running(plan, self._executor.launch(plan), planned_us, plan_us, self._clock.now_us())
 
     def _retire(self, running: _Running) -> None:
+        waiting_us = self._clock.now_us()
         result = self._executor.retire(running.flight)
+        read_us = self._clock.now_us()
         self._outbox.send(self._desk.commit(running.plan, result))
         self._quiet = False
         plan = running.plan
         retired_us = self._clock.now_us()
+        phases_us = (
+            running.plan_us,
+            running.launched_us - running.planned_us - running.plan_us,
+            read_us - waiting_us,
+            retired_us - read_us,
+        )
         self.timeline.add(
             StepRecord(
-                plan.step, running.planned_us, running.launched_us, retired_us, plan.rows, len(plan.tokens)
+                plan.step,
+                running.planned_us,
+                running.launched_us,
+                retired_us,
+                plan.rows,
+                len(plan.tokens),
+                phases_us,
             )
         )
 

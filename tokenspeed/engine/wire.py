@@ -73,6 +73,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """With finish "error": what happened, in words that may be shown to the caller."""
     queue_us: int | None = None
     """From arrival to the first step that ran it; on a request's first delta."""
+    retractions: int = 0
+    """Times so far that it was sent back because blocks ran out, and resumed."""
 
 
 class Deltas(Message):

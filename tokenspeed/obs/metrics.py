@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from tokenspeed.obs.sample import CoreSample
-from tokenspeed.obs.timeline import STEP_BUCKETS_US
+from tokenspeed.obs.timeline import PHASES, STEP_BUCKETS_US
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST_TOKEN_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -38,12 +38,12 @@ class Metrics:
         self.inter_token_s = self._histogram(
             "tokenspeed_inter_token_seconds",
             _INTER_TOKEN_S,
-            "between tokens; the mean where several came at once",
+            "between tokens of a request; their mean, once for each, where several came at once",
         )
         self.queue_s = self._histogram(
             "tokenspeed_queue_seconds",
             _FIRST_TOKEN_S,
-            "from a request's arrival to the first step that ran it",
+            "from the time a tokenised request was handed to the core to the first step that ran it",
         )
         self.request_s = self._histogram(
             "tokenspeed_request_seconds", _REQUEST_S, "from a request's arrival to its end"
@@ -90,6 +90,12 @@ class _CoreCollector(Collector):
             ("running", core.running, "requests that hold a slot"),
             ("blocks_total", core.blocks_total, "KV blocks of the arena"),
             ("blocks_free", core.blocks_free, "KV blocks that hold nothing"),
+            ("blocks_leased", core.blocks_leased, "KV blocks that one request holds alone, to write"),
+            (
+                "blocks_in_flight",
+                core.blocks_in_flight,
+                "KV blocks given up that a launched step still names",
+            ),
             ("blocks_cached", core.blocks_cached, "KV blocks that hold a prefix nobody uses now"),
         )
         for name, value, help in gauges:
@@ -103,6 +109,12 @@ class _CoreCollector(Collector):
         )
         for name, value, help in counters:
             yield CounterMetricFamily(f"tokenspeed_{name}", help, value=value)
+        phases = CounterMetricFamily(
+            "tokenspeed_loop_seconds", "the loop's time by what it did with a step", labels=["phase"]
+        )
+        for phase, phase_us in zip(PHASES, core.phase_us_sums, strict=True):
+            phases.add_metric([phase], phase_us / 1e6)
+        yield phases
         yield HistogramMetricFamily(
             "tokenspeed_step_seconds",
             "steps of the model, by the time each alone had the device",

@@ -32,3 +32,9 @@ class CoreSample(msgspec.Struct, frozen=True, array_like=True):
     step_us_sum: int
     step_us_counts: list[int]
     """Steps by duration, one count per bucket of `timeline.STEP_BUCKETS_US` and one beyond."""
+    phase_us_sums: list[int]
+    """The loop's time, one sum per phase of `timeline.PHASES`."""
+    blocks_leased: int
+    """Blocks that one request holds alone, to write."""
+    blocks_in_flight: int
+    """Blocks given up while a launched step still names them."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The recent past, step by step and request by request, and the distribution of step durations since start.
+"""The recent past, step by step, and since the start the distribution of step durations and their split.
 
-In: one record per retired step, from the loop; one per ended request, from the front. Out: counts per bucket
-(they travel in `obs.sample`), and lines for a crash report or a debug log. Does not talk to Prometheus and
-holds no token. A step costs one tuple and one bisection.
+In: one record per retired step, from the loop. Out: counts per bucket and sums per phase (they travel in
+`obs.sample`), and lines for a crash report. Does not talk to Prometheus and holds no token. A step costs one
+tuple, one bisection and four additions.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ STEP_BUCKETS_US: Final = (
     1_000_000, 2_000_000, 5_000_000,
 )  # fmt: skip
 """Upper bounds, inclusive; one more bucket without bound follows."""
+PHASES: Final = ("plan", "launch", "wait", "commit")
+"""What the loop does with a step: plan it, launch it (on a CPU that runs it), wait for it, commit and report."""
 STEPS_KEPT: Final = 1024
 
 
@@ -29,26 +31,8 @@ class StepRecord(NamedTuple):
     retired_us: int
     rows: int
     tokens: int
-
-
-class RequestRecord(NamedTuple):
-    """One ended request. Durations count from its arrival; -1 where it did not get so far."""
-
-    request_id: int
-    queue_us: int
-    first_token_us: int
-    end_us: int
-    prompt_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    reason: str
-
-    def __str__(self) -> str:
-        return (
-            f"request {self.request_id}: {self.reason} after {self.end_us / 1000:.1f} ms "
-            f"(queue {self.queue_us / 1000:.1f}, first token {self.first_token_us / 1000:.1f}); "
-            f"{self.prompt_tokens} prompt tokens, {self.cached_tokens} cached, {self.output_tokens} out"
-        )
+    phases_us: tuple[int, int, int, int]
+    """The loop's time in each of `PHASES`; with overlap, other steps' phases lie between them."""
 
 
 class Timeline:
@@ -58,6 +42,7 @@ class Timeline:
         self.recent: deque[StepRecord] = deque(maxlen=STEPS_KEPT)
         self.step_us_sum = 0
         self.step_us_counts = [0] * (len(STEP_BUCKETS_US) + 1)
+        self.phase_us_sums = [0] * len(PHASES)
         self._retired_us = 0
 
     def add(self, record: StepRecord) -> None:
@@ -67,3 +52,5 @@ class Timeline:
         self.recent.append(record)
         self.step_us_sum += duration_us
         self.step_us_counts[bisect_left(STEP_BUCKETS_US, duration_us)] += 1
+        for phase, phase_us in enumerate(record.phases_us):
+            self.phase_us_sums[phase] += phase_us

@@ -74,6 +74,7 @@ def _with_service(
 
 def _with_body(service: Service, handler: _Handler) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
+        request.state.received_us = service.engine.clock.now_us()
         data = await service.bodies.read(request)
         if service.request_log is not None:
             await service.request_log.write(request.url.path, data)

@@ -13,13 +13,17 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
+from tokenspeed.base.clock import Clock
 from tokenspeed.base.errors import CapacityError, TokenSpeedError
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import wire
 from tokenspeed.engine.front import AbortReason
+from tokenspeed.obs.history import History
+from tokenspeed.obs.metrics import Metrics
+from tokenspeed.obs.requests import RecentRequests
 from tokenspeed.serve.errors import GenerationError
 from tokenspeed.text.events import Event
 from tokenspeed.text.output import OutputFinish, OutputOptions, OutputReader
@@ -31,8 +35,11 @@ _log = get_logger("serve")
 class TokenStream(Protocol):
     """One request's deltas, as `engine.front.Stream` gives them."""
 
-    output_tokens: int
-    cached_tokens: int
+    @property
+    def output_tokens(self) -> int: ...
+
+    @property
+    def cached_tokens(self) -> int: ...
 
     def abort(self, reason: AbortReason = ...) -> None: ...
 
@@ -46,10 +53,22 @@ class Engine(Protocol):
     def healthy(self) -> bool: ...
 
     ready: wire.Ready
-    metrics: Any
+    stats: wire.Stats | None
+    metrics: Metrics
+    requests: RecentRequests
+    history: History
+    clock: Clock
 
     def generate(
-        self, ids: list[int], sampling: SamplingParams, *, salt: bytes, priority: int, session: str | None
+        self,
+        ids: list[int],
+        sampling: SamplingParams,
+        *,
+        salt: bytes,
+        priority: int,
+        session: str | None,
+        answer_id: str,
+        received_us: int | None,
     ) -> TokenStream: ...
 
 
@@ -69,6 +88,8 @@ class Origin:
     salt: bytes = b""
     priority: int = 0
     session: str | None = None
+    received_us: int | None = None
+    """On the engine's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +113,7 @@ class Generation:
         choices: Sequence[Choice],
         origin: Origin,
         *,
+        answer_id: str,
         per_prompt: int = 1,
     ) -> None:
         self._per_prompt = per_prompt  # that many neighbouring choices share a prompt
@@ -107,6 +129,8 @@ class Generation:
                         salt=origin.salt,
                         priority=origin.priority,
                         session=origin.session,
+                        answer_id=answer_id,
+                        received_us=origin.received_us,
                     )
                 )
         except TokenSpeedError:

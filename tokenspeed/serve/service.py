@@ -79,11 +79,15 @@ class Service:
                 param=param,
             )
 
-    def generate(self, choices: list[Choice], origin: Origin, *, per_prompt: int) -> Generation:
-        """Start answers; what the engine refuses at once is raised here."""
+    def generate(
+        self, choices: list[Choice], origin: Origin, *, answer_id: str, per_prompt: int
+    ) -> Generation:
+        """Start the answers of one API request; what the engine refuses at once is raised here."""
         if self.draining:
             raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
-        return Generation(self.engine, self.text.tokenizer, choices, origin, per_prompt=per_prompt)
+        return Generation(
+            self.engine, self.text.tokenizer, choices, origin, answer_id=answer_id, per_prompt=per_prompt
+        )
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

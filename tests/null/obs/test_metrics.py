@@ -15,7 +15,7 @@ COUNTS = [0] * (len(STEP_BUCKETS_US) + 1)
 def _sample() -> CoreSample:
     counts = COUNTS.copy()
     counts[1], counts[-1] = 3, 1
-    return CoreSample(9, 1, 2, 64, 30, 20, 1000, 900, 50, 0, 0, 9_000_000, counts)
+    return CoreSample(9, 1, 2, 64, 30, 20, 1000, 900, 50, 0, 0, 9_000_000, counts, [2_000_000, 0, 0, 1], 6, 4)
 
 
 def test_core_series_appear_once_there_is_a_sample() -> None:
@@ -35,6 +35,8 @@ def test_step_buckets_are_cumulative_and_in_seconds() -> None:
     assert samples["0.001"] == 3
     assert samples["+Inf"] == 4
     assert samples["tokenspeed_step_seconds_sum"] == 9.0
+    phases = {s.labels["phase"]: s.value for s in families["tokenspeed_loop_seconds"].samples}
+    assert phases == {"plan": 2.0, "launch": 0.0, "wait": 0.0, "commit": 1e-6}
 
 
 def test_two_engines_share_nothing() -> None:

@@ -20,11 +20,14 @@ import numpy as np
 import uvicorn
 
 from tokenspeed.base import config
+from tokenspeed.base.clock import MonotonicClock
 from tokenspeed.base.errors import TokenSpeedError
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import wire
 from tokenspeed.engine.source import BUNDLED
+from tokenspeed.obs.history import History
 from tokenspeed.obs.metrics import Metrics
+from tokenspeed.obs.requests import RecentRequests
 from tokenspeed.serve import app
 from tokenspeed.serve.service import Service
 from tokenspeed.text.plane import TextPlane
@@ -104,6 +107,10 @@ class ScriptedEngine:
         self.script = Script()
         self.healthy = True
         self.metrics = Metrics(lambda: None)
+        self.clock = MonotonicClock()
+        self.requests = RecentRequests()
+        self.history = History()
+        self.stats: wire.Stats | None = None
         self.calls: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.aborts: queue.Queue[str] = queue.Queue()
         self.ready = wire.Ready(

@@ -62,9 +62,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     )
     n = body.n or 1
     choices = choices_of(prompt.ids, params, options_of(body, options), n)
-    origin = origin_of(body, request.headers.get("x-session-id"))
+    origin = origin_of(body, request)
     writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
-    generation = service.generate(choices, origin, per_prompt=n)
+    generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
     return await respond(request, generation, writer, n, stream=bool(body.stream))
 
 
@@ -103,7 +103,8 @@ class ChatWriter:
     def __init__(self, body: ChatBody, model: str, tokenizer: Tokenizer, prompt_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self._n = body.n or 1
-        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+        self.answer_id = f"chatcmpl-{secrets.token_hex(12)}"
+        self._head = {"id": self.answer_id, "created": int(time.time()), "model": model}
         self._tokenizer = tokenizer
         self._with_ids = body.return_token_ids
         self._with_logprobs = bool(body.logprobs)

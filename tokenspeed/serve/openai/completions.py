@@ -85,8 +85,8 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         raise refused("max_tokens", "0 with echo answers whole only; leave out stream")
     options = options_of(body, OutputOptions())
     choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n)]
-    origin = origin_of(body, request.headers.get("x-session-id"))
-    generation = service.generate(choices, origin, per_prompt=n)
+    origin = origin_of(body, request)
+    generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
     return await respond(request, generation, writer, len(choices), stream=bool(body.stream))
 
 
@@ -138,8 +138,9 @@ class CompletionWriter:
         self, body: CompletionBody, model: str, tokenizer: Tokenizer, prompt_tokens: int, echoes: list[str]
     ) -> None:
         self.prompt_tokens = prompt_tokens
+        self.answer_id = f"cmpl-{secrets.token_hex(12)}"
         self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
+            "id": self.answer_id,
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,

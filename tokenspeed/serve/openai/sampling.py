@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+from starlette.requests import Request
 
 from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, SamplingParams
 from tokenspeed.serve.body import BodyReader
@@ -110,7 +111,7 @@ def choices_of(prompt: list[int], params: SamplingParams, options: OutputOptions
     return [Choice(prompt, msgspec.structs.replace(params, seed=seed), options) for seed in seeds]
 
 
-def origin_of(body: SamplingBody, session_header: str | None) -> Origin:
+def origin_of(body: SamplingBody, request: Request) -> Origin:
     """Where a request comes from (rule R13: header first, then the body's names)."""
     names = {
         "session_id": body.session_id,
@@ -125,7 +126,10 @@ def origin_of(body: SamplingBody, session_header: str | None) -> Origin:
     return Origin(
         salt=(body.cache_salt or "").encode(),
         priority=body.priority or 0,
-        session=(session_header or "")[:NAME_CHARACTERS_MAX] or body.session_id or body.prompt_cache_key,
+        session=request.headers.get("x-session-id", "")[:NAME_CHARACTERS_MAX]
+        or body.session_id
+        or body.prompt_cache_key,
+        received_us=request.state.received_us,
     )
 
 
