@@ -9,6 +9,7 @@ are not here; text is the front's.
 from __future__ import annotations
 
 import math
+import re
 from typing import Final
 
 import msgspec
@@ -64,7 +65,9 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True):
         return len(self.forced) // FORCED_ID_BYTES
 
     def check(self) -> None:
-        """Raise `RequestError` (code `invalid_value`) naming the first field out of range."""
+        """Raise `RequestError` naming the first field of a wrong type (code `invalid_type`) or out of range
+        (`invalid_value`)."""
+        _check_types(self)
         _within("temperature", self.temperature, 0.0, 100.0)
         _within("top_k", self.top_k, 0, TOP_K_MAX)
         _within("top_p", self.top_p, math.ulp(0.0), 1.0, "above 0 and at most 1")
@@ -103,8 +106,24 @@ class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """1 when the chosen token is the likeliest."""
 
 
+def _check_types(params: SamplingParams) -> None:
+    """A struct takes any values when it is made; the core could not decode them."""
+    try:
+        msgspec.convert(msgspec.structs.astuple(params), SamplingParams)
+    except msgspec.ValidationError as error:
+        said, _, where = str(error).partition(" - at ")
+        found = re.search(r"\$\[(\d+)\]", where)
+        name = SamplingParams.__struct_fields__[int(found[1])] if found else "sampling"
+        wanted = said.replace("`", "").replace("Expected", "expected")
+        raise RequestError(f"{name}: {wanted}", code="invalid_type", param=name) from error
+
+
 def _within(name: str, value: float, low: float, high: float, wording: str | None = None) -> None:
     if not low <= value <= high:  # written so that NaN fails too
-        wanted = wording or f"in {low:.15g}..{high:.15g}"
+        wanted = wording or f"in {_plain(low)}..{_plain(high)}"
         param = name.removeprefix("number of ").removesuffix(" entries")
         raise RequestError(f"{name} is {value}; it must be {wanted}", code="invalid_value", param=param)
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"

@@ -51,6 +51,29 @@ def test_beyond_the_range_names_the_field(field: str, value: Any) -> None:
     assert caught.value.code == "invalid_value"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "hot"),
+        ("top_k", 5.5),
+        ("tokens_max", 5.5),
+        ("stop_ids", "abc"),
+        ("stop_ids", (1, "2")),
+        ("logit_bias", {"3": 1.0}),
+        ("logprobs", True),
+    ],
+)
+def test_a_wrong_type_names_the_field(field: str, value: Any) -> None:
+    with pytest.raises(RequestError, match=f"^{field}: expected ") as caught:
+        SamplingParams(**{field: value}).check()
+    assert (caught.value.param, caught.value.code) == (field, "invalid_type")
+
+
+def test_bounds_are_said_in_full() -> None:
+    with pytest.raises(RequestError, match=r"in -1\.\.9223372036854775807$"):
+        SamplingParams(seed=-2).check()
+
+
 def test_more_tokens_at_least_than_at_most_is_refused() -> None:
     with pytest.raises(RequestError, match="tokens_min"):
         SamplingParams(tokens_max=3, tokens_min=4).check()
