@@ -192,7 +192,10 @@ def _check(opt: Option, value: Any) -> None:
         if not opt.optional:
             raise SetupError(f"{opt.name} needs a value")
         return
-    for item in value if opt.repeated else (value,):
+    if opt.repeated and not isinstance(value, tuple):
+        raise SetupError(f"{opt.name}: {value!r} is no tuple; give a tuple of values")
+    items: tuple[Any, ...] = value if opt.repeated else (value,)
+    for item in items:
         wanted = opt.type
         if not isinstance(item, wanted) or (wanted is int and isinstance(item, bool)):
             raise SetupError(f"{opt.name}: {item!r} is not of type {wanted.__name__}")

@@ -20,6 +20,9 @@ KNOWN: Final[dict[str, str]] = {
     "TOKENSPEED_CACHE_DIR": "where generated files may be kept; default ~/.cache/tokenspeed",
 }
 
+_PREFIX: Final = "TOKENSPEED_"
+_SUFFIXES: Final = tuple(name.removeprefix(_PREFIX) for name in KNOWN)
+
 
 def get(name: str, default: str | None = None, *, environ: Mapping[str, str] | None = None) -> str | None:
     """Read one listed variable; `KeyError` for a name that is not in `KNOWN`."""
@@ -30,7 +33,7 @@ def get(name: str, default: str | None = None, *, environ: Mapping[str, str] | N
 def check_known(environ: Mapping[str, str] | None = None) -> None:
     """Raise `SetupError` if a `TOKENSPEED_*` variable is set that nobody reads."""
     for name in os.environ if environ is None else environ:
-        if name.startswith("TOKENSPEED_") and name not in KNOWN:
-            near = difflib.get_close_matches(name, KNOWN, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(KNOWN))}"
+        if name.startswith(_PREFIX) and name not in KNOWN:
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), _SUFFIXES, n=1)
+            hint = f"did you mean {_PREFIX}{near[0]}?" if near else f"known: {', '.join(sorted(KNOWN))}"
             raise SetupError(f"unknown environment variable {name}; {hint}")
