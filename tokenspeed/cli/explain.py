@@ -9,13 +9,13 @@ it.
 from __future__ import annotations
 
 import asyncio
-
-import torch
+import dataclasses
 
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.cli.flags import Parser, add_options, config_of
 from tokenspeed.engine.front import AsyncEngine
 from tokenspeed.engine.source import locate
+from tokenspeed.exec.facts import choose_device
 from tokenspeed.kernels.device import describe
 from tokenspeed.kernels.explain import explain
 from tokenspeed.kernels.load import registry
@@ -42,12 +42,10 @@ def main(argv: list[str]) -> None:
     if arguments.op is None:
         print("\n".join(f"{op.name:<24} {op.summary}" for op in ops.ops()))
         return
-    device = describe(config.device.device if config.device.device != "auto" else _present())
+    device = describe(choose_device(config.device.device))
+    if config.device.threads is not None:
+        device = dataclasses.replace(device, cores=config.device.threads)
     print(explain(ops, arguments.op, device, Overrides.parse(config.device.kernel, ops), arguments.traits))
-
-
-def _present() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _explain_model(argv: list[str]) -> None:

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -49,15 +50,18 @@ def main(argv: list[str]) -> None:
     config = config_of(arguments, prefer={"log_level": "warning"})
     if arguments.max_tokens < 1:
         raise SetupError(f"--max-tokens {arguments.max_tokens}: it must be at least 1")
+    directory = locate(config.model.model)  # before stdin is read: a prompt in the model's place is noticed
     prompt: str = sys.stdin.read() if arguments.prompt is None else arguments.prompt
     if not prompt:
         raise SetupError("the prompt is empty; use --prompt TEXT, or write it to stdin")
-    asyncio.run(_generate(config, prompt, arguments))
+    asyncio.run(_generate(config, directory, prompt, arguments))
 
 
-async def _generate(config: EngineConfig, prompt: str, arguments: argparse.Namespace) -> None:
+async def _generate(
+    config: EngineConfig, directory: Path, prompt: str, arguments: argparse.Namespace
+) -> None:
     started_s = time.monotonic()
-    engine, text = await start(config, locate(config.model.model))
+    engine, text = await start(config, directory)
     try:
         encoded = _encode(text, prompt, raw=arguments.raw)
         given: dict[str, Any] = {

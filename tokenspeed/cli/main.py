@@ -61,13 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     module, _ = COMMANDS[words[0]]
     try:
         env.check_known()
-        log.configure(env.get("TOKENSPEED_LOG_LEVEL") or "info")
+        _configure_log()
         return importlib.import_module(module).main(words[1:]) or 0
     except (SetupError, RequestError) as error:
         print(f"tokenspeed {words[0]}: {error}", file=sys.stderr)
         return EXIT_SETUP
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _configure_log() -> None:
+    level = env.get("TOKENSPEED_LOG_LEVEL") or "info"
+    if level not in log.LEVELS:
+        raise SetupError(f"TOKENSPEED_LOG_LEVEL is {level!r}; it must be one of {', '.join(log.LEVELS)}")
+    log.configure(level)
 
 
 if __name__ == "__main__":

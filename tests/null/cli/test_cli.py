@@ -75,6 +75,7 @@ def test_key_comes_from_the_environment_unless_given(monkeypatch):
         (["generate", "--prompt", ""], "prompt is empty"),
         (["generate", "--prompt", "x", "--max-tokens", "0"], "at least 1"),
         (["bench", "nothing"], "no benchmark 'nothing'"),
+        (["generate", "write a poem"], "no directory here"),
         (["explain", "no.such_op"], "no.such_op"),
     ],
 )
@@ -89,6 +90,24 @@ def test_misspelt_variable_is_a_mistake(monkeypatch, capsys):
     monkeypatch.setenv("TOKENSPEED_API_KAY", "x")
     code, _, err = run("env", capsys=capsys)
     assert (code, "did you mean TOKENSPEED_API_KEY" in err) == (2, True)
+
+
+def test_no_far_variable_is_suggested(monkeypatch, capsys):
+    monkeypatch.setenv("TOKENSPEED_FOO", "x")
+    assert "known: TOKENSPEED_API_KEY" in run("env", capsys=capsys)[2]
+
+
+def test_log_level_of_the_environment_is_checked(monkeypatch, capsys):
+    monkeypatch.setenv("TOKENSPEED_LOG_LEVEL", "chatty")
+    code, _, err = run("env", capsys=capsys)
+    assert (code, "debug, info, warning, error" in err) == (2, True)
+
+
+def test_explain_takes_the_device_asked_for(monkeypatch, capsys):
+    assert "7 cores" in run("explain", "norm.rms", "--device", "cpu", "--threads", "7", capsys=capsys)[1]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    code, _, err = run("explain", "norm.rms", "--device", "cuda", capsys=capsys)
+    assert (code, "no GPU here" in err) == (2, True)
 
 
 def test_version_and_usage(capsys):
