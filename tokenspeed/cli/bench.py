@@ -11,6 +11,10 @@ from tokenspeed.base.errors import SetupError
 
 BENCHMARKS: Final = {
     "scheduler": ("tokenspeed.bench.scheduler", "plan and commit, microseconds by load and context"),
+    "agentic": (
+        "tokenspeed.bench.agentic",
+        "a server under coding agents, over HTTP",
+    ),
     "kernels": ("tokenspeed.bench.kernels", "each kernel against its bound and the reference"),
 }
 
