@@ -4,8 +4,8 @@
     python benchmarks/peers/llama_cpp_convert.py LLAMA_CPP_SOURCE CHECKPOINT OUT.gguf
 
 llama.cpp's converter wants a tokenizer it knows; the random checkpoints have none. This drives the same converter and
-only replaces the vocabulary step by the format's own "no vocabulary" declaration, so every tensor goes through the
-peer's code.
+only replaces the vocabulary step by the format's own "no vocabulary" declaration, and states a query latent of 0 where
+the model has none; every tensor goes through the peer's code.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ def main() -> None:
         self.gguf_writer.add_tokenizer_model("no_vocab")
         self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
 
+    parameters = base.set_gguf_parameters
+
+    def set_gguf_parameters(self: Any) -> None:
+        parameters(self)
+        # llama.cpp knows the models without a query latent by their layer counts; any other must say so.
+        if "kv_lora_rank" in self.hparams and not self.hparams.get("q_lora_rank"):
+            self.gguf_writer.add_q_lora_rank(0)
+
     base.set_vocab = set_vocab
+    base.set_gguf_parameters = set_gguf_parameters
     model = base(args.checkpoint, gguf.LlamaFileType.MOSTLY_BF16, args.out)
     model.write()
 
