@@ -67,27 +67,35 @@ def parse_rope(config: Mapping[str, Any], head_dim: int) -> RopeConfig:
     """Read the rope of a Hugging Face config; `head_dim` is the width of what rotates. Raises SetupError."""
     section: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = section.get("rope_type") or section.get("type") or "default"
-    theta = section.get("rope_theta") or config.get("rope_theta") or 10000.0
-    partial = section.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    theta = _number("rope_theta", 10000.0, section, config)
+    partial = _number("partial_rotary_factor", 1.0, section, config)
     context_tokens = int(config["max_position_embeddings"])
-    trained_tokens = int(section.get("original_max_position_embeddings") or context_tokens)
+    trained_tokens = int(_number("original_max_position_embeddings", context_tokens, section))
     if kind in ("linear", "dynamic", "llama3") and not section.get("factor"):
         raise SetupError(f"rope type {kind!r} needs a factor; config.json has none")
     return RopeConfig(
         rotary_dim=int(head_dim * partial),
-        theta=float(theta),
+        theta=theta,
         kind=str(kind),
-        factor=float(section.get("factor") or context_tokens / trained_tokens),
+        factor=_number("factor", context_tokens / trained_tokens, section),
         trained_tokens=trained_tokens,
-        low_freq_factor=float(section.get("low_freq_factor") or 1.0),
-        high_freq_factor=float(section.get("high_freq_factor") or 4.0),
-        beta_fast=float(section.get("beta_fast") or 32.0),
-        beta_slow=float(section.get("beta_slow") or 1.0),
-        attention_factor=section.get("attention_factor"),
-        mscale=float(section.get("mscale") or 0.0),
-        mscale_all_dim=float(section.get("mscale_all_dim") or 0.0),
+        low_freq_factor=_number("low_freq_factor", 1.0, section),
+        high_freq_factor=_number("high_freq_factor", 4.0, section),
+        beta_fast=_number("beta_fast", 32.0, section),
+        beta_slow=_number("beta_slow", 1.0, section),
+        attention_factor=_number("attention_factor", 0.0, section) or None,
+        mscale=_number("mscale", 0.0, section),
+        mscale_all_dim=_number("mscale_all_dim", 0.0, section),
         truncate=bool(section.get("truncate", True)),
     )
+
+
+def _number(name: str, default: float, *sections: Mapping[str, Any]) -> float:
+    """The first of these fields that is there and not zero."""
+    value = next((section[name] for section in sections if section.get(name)), default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SetupError(f"config.json: {name} is {value!r}; it must be a number")
+    return float(value)
 
 
 class Rotary:

@@ -85,7 +85,7 @@ def _mixture(fields: Fields, *, is_v2: bool) -> MoEShape:
     methods = ("greedy", "group_limited_greedy", "noaux_tc")
     method = fields.word("topk_method", "greedy" if is_v2 else "noaux_tc", methods)
     limited = method != "greedy"
-    groups = (fields.count("n_group", 1) or 1) if limited else 1
+    groups = (fields.count("n_group", 0) or 1) if limited else 1
     top_k, scale = fields.count("num_experts_per_tok"), fields.number("routed_scaling_factor", 1.0)
     normalise = fields.flag("norm_topk_prob", not is_v2) and top_k > 1
     return MoEShape(
@@ -95,7 +95,7 @@ def _mixture(fields: Fields, *, is_v2: bool) -> MoEShape:
         ffn=fields.count("moe_intermediate_size"),
         shared_ffn=fields.count("n_shared_experts", 0) * fields.count("moe_intermediate_size"),
         groups=groups,
-        groups_top=(fields.count("topk_group", groups) or groups) if limited else 1,
+        groups_top=(fields.count("topk_group", 0) or groups) if limited else 1,
         scoring=fields.word("scoring_func", "softmax" if is_v2 else "sigmoid", ("softmax", "sigmoid")),
         group_score="top2_sum" if method == "noaux_tc" else "max",
         normalise=normalise,

@@ -17,7 +17,10 @@ class Fields:
     values: Mapping[str, Any]
 
     def count(self, name: str, default: int | None = None, *, also: str = "") -> int:
-        """A whole number; `default` when absent. `also` is a second spelling that some writers use."""
+        """A whole number; `default` when absent. At least 1, or 0 where that is the default.
+
+        `also` is a second spelling that some writers use.
+        """
         value = self.values.get(name)
         if value is None:
             value = self.values.get(also)
@@ -27,6 +30,9 @@ class Fields:
             raise SetupError(f"config.json lacks {name}, a whole number")
         if isinstance(value, bool) or not isinstance(value, int):
             raise SetupError(f"config.json: {name} is {value!r}; it must be a whole number")
+        least = 0 if default == 0 else 1
+        if value < least:
+            raise SetupError(f"config.json: {name} is {value}; it must be at least {least}")
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -37,6 +43,16 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SetupError(f"config.json: {name} is {value!r}; it must be a number")
         return float(value)
+
+    def section(self, *names: str) -> Fields:
+        """The first of these objects that is there and not empty; an empty one when none is."""
+        for name in names:
+            value: Any = self.values.get(name)
+            if value and not isinstance(value, Mapping):
+                raise SetupError(f"config.json: {name} is {value!r}; it must be an object")
+            if value:
+                return Fields(value)
+        return Fields({})
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; `default` when absent."""

@@ -46,7 +46,9 @@ def parse_trunk(fields: Fields, context_tokens: int | None) -> Trunk:
     fields.must_be_off("use_sliding_window", "sliding-window attention is not supported")
     own = model_context_tokens(fields)
     if context_tokens is not None and context_tokens > own:
-        raise SetupError(f"a context of {context_tokens} tokens is longer than the model's {own}")
+        raise SetupError(
+            f"a context of {context_tokens} tokens is longer than the model's {own}; ask for at most {own}"
+        )
     return Trunk(
         layers=fields.count("num_hidden_layers"),
         width=fields.count("hidden_size"),
@@ -60,12 +62,12 @@ def parse_trunk(fields: Fields, context_tokens: int | None) -> Trunk:
 def model_context_tokens(fields: Fields) -> int:
     """The longest context the config promises, by its own word or by how far its rope stretches."""
     own = fields.count("max_position_embeddings")
-    rope = fields.values.get("rope_parameters") or fields.values.get("rope_scaling") or {}
-    kind, factor = rope.get("rope_type") or rope.get("type"), rope.get("factor") or 1
+    rope = fields.section("rope_parameters", "rope_scaling")
+    kind, factor = rope.values.get("rope_type") or rope.values.get("type"), rope.number("factor", 1)
     if kind == "dynamic":
         return int(own * factor)
     if kind == "yarn":
-        return max(own, int(rope.get("original_max_position_embeddings", 0) * factor))
+        return max(own, int(rope.count("original_max_position_embeddings", 0) * factor))
     return own
 
 
