@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, TextIO, TypeVar
@@ -22,7 +23,7 @@ from typing import Any, Final, Literal, Self, TextIO, TypeVar
 import msgspec
 
 from tokenspeed.base import config, log
-from tokenspeed.base.errors import EngineDeadError
+from tokenspeed.base.errors import EngineDeadError, SetupError
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import source, wire
 from tokenspeed.engine.front import AsyncEngine, Stream
@@ -56,10 +57,12 @@ class LLM:
     """A model ready to generate. Use as a context manager, or call `close`.
 
     `model` is a directory, a hub id, or None for the bundled model; `options` are the fields of
-    `tokenspeed.base.config`, by name: `LLM(model, dtype="float32", max_model_len=4096)`. Raises `SetupError`.
+    `tokenspeed.base.config`, by name: `LLM(model, dtype="float32", max_model_len=4096)`. Of the server's there is
+    `log_level` alone. Raises `SetupError`.
     """
 
     def __init__(self, model: str | Path | None = None, **options: Any) -> None:
+        _refuse_server_options(options)
         directory = source.locate(None if model is None else str(model))
         settings = config.build(model=str(directory), **options)
         log.configure(settings.server.log_level)
@@ -84,21 +87,21 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         progress: bool | None = None,
     ) -> list[Completion]:
         """Complete each prompt, a text or token ids; one prompt alone is a list of one.
 
         `sampling` is one for all or one per prompt; by default what the checkpoint's authors recommend.
-        `stop` strings end an answer and are not part of it. `progress` draws a bar on stderr; by default
-        when that is a terminal. Raises `RequestError` for a prompt or parameter that cannot be served,
+        `stop`, one string or several, ends an answer and is not part of it. `progress` draws a bar on stderr; by
+        default when that is a terminal. Raises `RequestError` for a prompt or parameter that cannot be served,
         before anything is generated.
         """
         several = _as_list(prompts)
         encode = self.text.tokenizer.encode
         ids = [encode(p, add_special_tokens=True) if isinstance(p, str) else list(p) for p in several]
-        return self._run(ids, sampling, OutputOptions(stops=tuple(stop)), ignore_eos, progress)
+        return self._run(ids, sampling, OutputOptions(stops=_stops(stop)), ignore_eos, progress)
 
     def chat(
         self,
@@ -106,7 +109,7 @@ class LLM:
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: list[dict[str, Any]] | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         progress: bool | None = None,
     ) -> list[Completion]:
@@ -118,7 +121,7 @@ class LLM:
         one = bool(messages) and isinstance(messages[0], dict)
         conversations: list[Any] = [messages] if one else list(messages)
         ids = [self.text.prompt_of_chat(list(each), tools=tools).ids for each in conversations]
-        return self._run(ids, sampling, OutputOptions(stops=tuple(stop)), ignore_eos, progress)
+        return self._run(ids, sampling, OutputOptions(stops=_stops(stop)), ignore_eos, progress)
 
     def close(self) -> None:
         """End the engine's process. Harmless when it has ended."""
@@ -280,8 +283,18 @@ class _Bar:
         print(line, end="", file=self._out, flush=True)
 
 
+def _refuse_server_options(options: dict[str, Any]) -> None:
+    inert = {o.name for o in config.options() if o.branch == "server"} - {"log_level"}
+    if named := sorted(inert & options.keys()):
+        raise SetupError(f"{', '.join(named)}: only `tokenspeed serve` has a server; leave it out")
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     given: list[Any] = list(prompts)
-    return [given] if given and isinstance(given[0], int) else given
+    return [given] if given and isinstance(given[0], Integral) else given

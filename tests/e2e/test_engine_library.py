@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 import tokenspeed
@@ -36,12 +37,14 @@ def test_token_ids_and_text_are_the_same_prompt(llm: tokenspeed.LLM) -> None:
     ids = llm.text.tokenizer.encode(PROMPTS[0], add_special_tokens=True)
     assert llm.generate(ids, GREEDY)[0].token_ids == llm.generate(PROMPTS[0], GREEDY)[0].token_ids
     assert llm.generate([ids, ids], GREEDY)[1].prompt_tokens == len(ids)
+    assert llm.generate(list(np.array(ids)), GREEDY)[0].prompt_tokens == len(ids)
 
 
 def test_a_stop_string_is_not_part_of_the_text(llm: tokenspeed.LLM) -> None:
     whole = llm.generate(PROMPTS[0], GREEDY, ignore_eos=True)[0]
     stop = whole.text[8:11]
     cut = llm.generate(PROMPTS[0], GREEDY, stop=[stop], ignore_eos=True)[0]
+    assert llm.generate(PROMPTS[0], GREEDY, stop=stop, ignore_eos=True)[0].token_ids == cut.token_ids
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.finish_reason == "stop"
     assert len(cut.token_ids) < len(whole.token_ids)
@@ -75,6 +78,8 @@ def test_one_bad_prompt_stops_the_call_before_any_work(llm: tokenspeed.LLM) -> N
         llm.generate([[1], [1] * 5000], GREEDY)
     with pytest.raises(RequestError, match="top_p"):
         llm.generate(PROMPTS, SamplingParams(top_p=0.0))
+    with pytest.raises(RequestError, match="tokens_max: expected int"):
+        llm.generate(PROMPTS, SamplingParams(tokens_max=5.5))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="3 prompts came with 2"):
         llm.generate(PROMPTS, [GREEDY, GREEDY])
 
@@ -103,6 +108,10 @@ def test_the_progress_bar_is_drawn_when_asked_for(
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(SetupError, match="no_such_option"):
         tokenspeed.LLM(no_such_option=1)
+    with pytest.raises(SetupError, match="api_key, port: only `tokenspeed serve`"):
+        tokenspeed.LLM(port=9000, api_key="x", log_level="error")
+    with pytest.raises(SetupError, match="give a tuple"):
+        tokenspeed.LLM(kernel="norm.rms=ref")
     with pytest.raises(SetupError, match="no directory here"):
         tokenspeed.LLM("/no/such/model")
 
