@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tokenspeed.base.errors import SetupError
+from tokenspeed.base.errors import RequestError, SetupError
 from tokenspeed.base.sampling import SamplingParams
 
 
@@ -28,14 +28,18 @@ class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, directory: Path) -> GenerationDefaults:
-        """Read a model directory; a missing file is an empty one."""
+        """Read a model directory; a missing file is an empty one. `SetupError` for values out of range."""
         recommended = _read(directory / "generation_config.json")
         if recommended.get("eos_token_id") is None:
             recommended["eos_token_id"] = _read(directory / "config.json").get("eos_token_id")
+        if recommended.get("top_k") == -1:  # some say -1 for off
+            recommended["top_k"] = 0
         try:
-            return msgspec.convert(recommended, cls)
-        except msgspec.ValidationError as error:
+            defaults = msgspec.convert(recommended, cls)
+            defaults.sampling().check()  # a request that leaves them unset must not be blamed for them
+        except (msgspec.ValidationError, RequestError) as error:
             raise SetupError(f"{directory / 'generation_config.json'}: {error}") from error
+        return defaults
 
     def sampling(self) -> SamplingParams:
         """The recommended sampling; neutral where the checkpoint is silent."""

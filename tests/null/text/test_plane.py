@@ -74,7 +74,13 @@ def test_what_the_model_cannot_express_is_refused(model_directory, tmp_path):
 
 def test_broken_files_are_refused_with_their_names(model_directory, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((model_directory / "tokenizer.json").read_bytes())
-    for text in ("[]", "{", json.dumps({"temperature": "hot"})):
+    for text in ("[]", "{", json.dumps({"temperature": "hot"}), json.dumps({"temperature": -3})):
         (tmp_path / "generation_config.json").write_text(text)
         with pytest.raises(SetupError, match=r"generation_config\.json"):
             TextPlane.load(tmp_path)
+
+
+def test_top_k_that_is_off_is_spelled_either_way(model_directory, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((model_directory / "tokenizer.json").read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"top_k": -1}')
+    assert TextPlane.load(tmp_path).defaults.top_k == 0
