@@ -24,6 +24,7 @@ BODY_S: Final = 60.0  # a body that takes longer holds memory for nothing
 _NAMES_LOGGED_MAX: Final = 1000  # then silence: names come from outside
 _NAME_CHARACTERS_MAX: Final = 64
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
+_MISSING: Final = re.compile(r"missing required field `(?P<name>\w+)`$")
 
 
 class Body(Protocol):
@@ -147,6 +148,8 @@ def _wrong_type(error: msgspec.ValidationError) -> RequestError:
     text = str(error)
     found = _AT.search(text)
     path = found["path"] if found else ""
+    if not path and (missing := _MISSING.search(text)):
+        return RequestError(f"{missing['name']} is missing", code="invalid_type", param=missing["name"])
     return RequestError(
         f"{path}: {_plain(text)}" if path else _plain(text), code="invalid_type", param=path or None
     )

@@ -8,12 +8,14 @@ they are rendered. Tools pass as they were sent, so that the prompt does not dep
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from tokenspeed.serve.body import BodyReader
-from tokenspeed.serve.errors import refused
+from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.openai.schema import ChatMessage, ContentPart, Tool, ToolCall
 from tokenspeed.text.chat_template import Message
+
+ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 
 def plain_messages(messages: list[ChatMessage], raw: dict[str, Any], bodies: BodyReader) -> list[Message]:
@@ -26,16 +28,18 @@ def plain_messages(messages: list[ChatMessage], raw: dict[str, Any], bodies: Bod
 def plain_tools(tools: list[Tool] | None, raw: dict[str, Any]) -> list[dict[str, Any]] | None:
     """Tools for the template, or None if there are none."""
     for index, tool in enumerate(tools or ()):
-        if tool.type != "function" or tool.function is None:
-            raise refused(
-                f"tools[{index}].type", f"{tool.type!r} is not served; use 'function' with a function object"
-            )
+        if tool.type != "function":
+            raise refused(f"tools[{index}].type", f"{tool.type!r} is not served; use 'function'")
+        if tool.function is None:
+            raise refused(f"tools[{index}].function", "missing; give an object with name and parameters")
     return raw["tools"] if tools else None
 
 
 def _plain(message: ChatMessage, at: str) -> Message:
     if message.role == "function" or message.function_call is not None:
         raise refused(f"{at}.function_call", "superseded by the API itself; use tool_calls and role 'tool'")
+    if message.role not in ROLES:
+        raise out_of_range(f"{at}.role", repr(message.role[:100]), f"one of {', '.join(ROLES)}")
     plain: Message = {
         "role": "system" if message.role == "developer" else message.role,
         "content": _content(message.content, at),
