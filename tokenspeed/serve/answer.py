@@ -7,7 +7,7 @@ same events of the same path, so a streamed answer joined is the whole one.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -84,11 +84,17 @@ class Writer(Protocol):
 
 
 async def respond(
-    request: Request, generation: Generation, writer: Writer, choices: int, *, stream: bool
+    request: Request,
+    generation: Generation,
+    writer: Writer,
+    choices: int,
+    *,
+    stream: bool,
+    note_error: Callable[[BaseException], None],
 ) -> Response:
-    """Answer a request whose generation has been admitted."""
+    """Answer a request whose generation has been admitted; `note_error` is told what ends a stream early."""
     if stream:
-        return EventStream(generation, _frames(generation, writer))
+        return EventStream(generation, _frames(generation, writer), note_error)
     collected = [Collected() for _ in range(choices)]
     async with generation, abort_on_disconnect(request.receive, generation.abort):
         async for update in generation.updates():

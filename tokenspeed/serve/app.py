@@ -21,6 +21,7 @@ from tokenspeed import __version__
 from tokenspeed.base.errors import RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
 from tokenspeed.obs.metrics import CONTENT_TYPE
+from tokenspeed.serve import dashboard, debug
 from tokenspeed.serve.answer import json_response
 from tokenspeed.serve.auth import guard
 from tokenspeed.serve.errors import ApiError
@@ -47,6 +48,10 @@ def build(service: Service) -> Starlette:
         "/ready": _ready,
         "/metrics": _metrics,
         "/version": _version,
+        "/dashboard": dashboard.page,
+        "/dashboard/data": dashboard.data,
+        "/debug/requests": debug.listing,
+        "/debug/requests/{id}": debug.timeline,
     }
     routes = [Route(path, _with_service(service, handler), methods=["GET"]) for path, handler in gets.items()]
     routes += [Route(path, _with_body(service, handler), methods=["POST"]) for path, handler in POSTS.items()]
@@ -54,9 +59,9 @@ def build(service: Service) -> Starlette:
         routes=routes,
         middleware=guard(service.config.server),
         exception_handlers={
-            TokenSpeedError: _on_error,
+            TokenSpeedError: _noting(service),
             HTTPException: _Unrouted([*gets, *POSTS]),
-            Exception: _on_error,
+            Exception: _noting(service),
         },
     )
     app.router.redirect_slashes = False
@@ -125,8 +130,12 @@ def _version(request: Request, service: Service) -> Response:
     return json_response({"version": __version__})
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
-    return ApiError.of(error).response()
+def _noting(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def on_error(request: Request, error: Exception) -> Response:
+        service.note_error(error)
+        return ApiError.of(error).response()
+
+    return on_error
 
 
 class _Unrouted:

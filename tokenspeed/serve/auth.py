@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Who may ask: a key, or loopback.
 
-With a key, every route but /health and /ready wants it, as `Authorization: Bearer KEY` or `x-api-key: KEY`,
-compared in constant time. Without one the server listens on loopback only, unless told otherwise (rule R5),
-and answers only to addresses and `localhost`: a page whose name was pointed at loopback (DNS rebinding) is
-turned away.
+With a key, every route but /health, /ready and the page of /dashboard wants it, as `Authorization: Bearer
+KEY` or `x-api-key: KEY`, compared in constant time. Without one the server listens on loopback only, unless
+told otherwise (rule R5), and answers only to addresses and `localhost`: a page whose name was pointed at
+loopback (DNS rebinding) is turned away.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenspeed.base.config import ServerConfig
 from tokenspeed.base.errors import RequestError, SetupError
 from tokenspeed.serve.errors import ApiError
 
-OPEN_PATHS: Final = frozenset({"/health", "/ready"})
+OPEN_PATHS: Final = frozenset({"/health", "/ready", "/dashboard"})  # the last is a page without data
 
 
 def check_exposure(config: ServerConfig) -> None:

@@ -42,6 +42,16 @@ class GenerationError(TokenSpeedError):
 
 
 @dataclass(frozen=True, slots=True)
+class ErrorNote:
+    """What is remembered of an error: no message, for it may quote the request."""
+
+    at_us: int
+    status: int
+    code: str
+    param: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ApiError:
     """One error, ready to be sent."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Final, TypeVar
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import CapacityError, RequestError
 from tokenspeed.serve.body import BodyReader
+from tokenspeed.serve.errors import ApiError, ErrorNote
 from tokenspeed.serve.generation import Choice, Engine, Generation, Origin
 from tokenspeed.serve.request_log import RequestLog
 from tokenspeed.text.plane import TextPlane
 
 _T = TypeVar("_T")
 _TEXT_THREADS: Final = 2
+ERRORS_KEPT: Final = 16
 
 
 class Service:
@@ -38,6 +41,8 @@ class Service:
         self.bodies = BodyReader(config.server.body_bytes_max)
         directory = config.server.log_requests
         self.request_log = None if directory is None else RequestLog(Path(directory))
+        self.errors: deque[ErrorNote] = deque(maxlen=ERRORS_KEPT)
+        """The last answers that were errors, or ended as one; those of strangers and to no route are not kept."""
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._text_jobs = 0
 
@@ -45,6 +50,11 @@ class Service:
     def context_tokens_max(self) -> int:
         """Longest prompt plus answer."""
         return self.engine.ready.context_tokens_max
+
+    def note_error(self, error: BaseException) -> None:
+        """Remember that a request ended with `error`."""
+        said = ApiError.of(error)
+        self.errors.append(ErrorNote(self.engine.clock.now_us(), said.status, said.code, said.param))
 
     async def run_text(self, work: Callable[[], _T]) -> _T:
         """Run text work off the event loop; `CapacityError` when too much of it waits."""

@@ -38,11 +38,17 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, generation: Generation, frames: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        frames: AsyncIterator[bytes],
+        note_error: Callable[[BaseException], None],
+    ) -> None:
         super().__init__(None, headers=HEADERS)
         del self.headers["content-length"]
         self._generation = generation
         self._frames = frames
+        self._note_error = note_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._generation, abort_on_disconnect(receive, self._generation.abort):
@@ -58,6 +64,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_error(self, send: Send, error: Exception) -> None:
+        self._note_error(error)
         data = frame(ApiError.of(error).body()) + DONE
         await send({"type": "http.response.body", "body": data, "more_body": True})
 

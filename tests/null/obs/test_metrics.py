@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""The exported text: front series are always there, core series follow the latest sample."""
+"""The exported text: front series are always there, core series follow the latest sample; all are documented.
+
+`python tests/null/obs/test_metrics.py` writes the reference.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from tokenspeed.obs.metrics import Metrics
 from tokenspeed.obs.sample import CoreSample
 from tokenspeed.obs.timeline import STEP_BUCKETS_US
 
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "metrics.md"
 COUNTS = [0] * (len(STEP_BUCKETS_US) + 1)
 
 
@@ -44,3 +51,40 @@ def test_two_engines_share_nothing() -> None:
     one.finished.labels("stop").inc()
     assert b'tokenspeed_requests_finished_total{reason="stop"} 1.0' in one.render()
     assert b'reason="stop"' not in other.render()
+
+
+def _reference() -> str:
+    lines = [
+        "# Metrics",
+        "",
+        "What `/metrics` exports, as Prometheus text. Names end in their unit; a name without one is a count.",
+        "This page is written from the code by `python tests/null/obs/test_metrics.py`.",
+        "",
+        "| series | kind | labels | what |",
+        "|---|---|---|---|",
+    ]
+    families = sorted(Metrics(_sample).registry.collect(), key=lambda family: family.name)
+    return "\n".join([*lines, *map(_row, families)]) + "\n"
+
+
+def _row(family: Metric) -> str:
+    name = family.name + ("_total" if family.type == "counter" else "")
+    labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
+    if not family.samples:
+        labels = ["reason"]  # a counter that has not counted has no samples yet; all of ours have this label
+    return f"| {name} | {family.type} | {', '.join(labels)} | {family.documentation} |"
+
+
+def test_reference_lists_every_series() -> None:
+    assert REFERENCE.read_text() == _reference(), f"run: python {Path(__file__).name}"
+
+
+def test_every_counter_that_may_be_silent_has_the_label_the_reference_says() -> None:
+    metrics = Metrics(_sample)
+    for counter in (metrics.finished, metrics.aborted, metrics.refused):
+        counter.labels("reason").inc()
+    assert all(family.samples for family in metrics.registry.collect())
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(_reference())

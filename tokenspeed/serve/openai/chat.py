@@ -65,7 +65,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     origin = origin_of(body, request)
     writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
     generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
-    return await respond(request, generation, writer, n, stream=bool(body.stream))
+    return await respond(
+        request, generation, writer, n, stream=bool(body.stream), note_error=service.note_error
+    )
 
 
 def _check(body: ChatBody) -> None:

@@ -87,7 +87,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n)]
     origin = origin_of(body, request)
     generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
-    return await respond(request, generation, writer, len(choices), stream=bool(body.stream))
+    return await respond(
+        request, generation, writer, len(choices), stream=bool(body.stream), note_error=service.note_error
+    )
 
 
 def _prompts(prompt: str | list[Any]) -> list[str] | list[list[int]]:
