@@ -29,6 +29,7 @@ from tokenspeed.serve.openai import chat, completions, tokens
 from tokenspeed.serve.service import Service
 
 _log = get_logger("serve")
+_NEAR: Final = 0.75  # a slip of the path; /v1/messages is another API, no slip of /v1/models
 _Handler = Callable[[Request, Service, bytes], Awaitable[Response]]
 
 POSTS: Final[dict[str, _Handler]] = {
@@ -153,7 +154,7 @@ class _Unrouted:
             message = f"{request.method} {path[:100]} is not served; use {verb}"
             return ApiError(405, message, "method_not_allowed", headers=dict(error.headers or {})).response()
         if error.status_code == 404:
-            near = difflib.get_close_matches(path, self._paths, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(path, self._paths, n=1, cutoff=_NEAR)
             hint = f"did you mean {near[0]}?" if near else f"served: {', '.join(self._paths)}"
             unknown = RequestError(f"no route {path[:100]!r}; {hint}", code="unknown_route", status=404)
             return ApiError.of(unknown).response()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -25,14 +25,6 @@ _NAMES_LOGGED_MAX: Final = 1000  # then silence: names come from outside
 _NAME_CHARACTERS_MAX: Final = 64
 _AT: Final = re.compile(r" - at (?:`key` in )?`\$\.?(?P<path>[^`]*)`$")
 _MISSING: Final = re.compile(r"missing required field `(?P<name>\w+)`$")
-
-
-class Body(Protocol):
-    """What a request struct offers besides its fields."""
-
-    ignored: frozenset[str]
-
-
 _DECODER: Final = msgspec.json.Decoder(dict[str, Any])
 _ESCAPE: Final = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\."

@@ -100,6 +100,6 @@ def refused(name: str, reason: str) -> RequestError:
     return RequestError(f"{name}: {reason}", code="unsupported_parameter", param=name)
 
 
-def out_of_range(name: str, value: object, wanted: str) -> RequestError:
-    """A field whose value cannot be used."""
-    return RequestError(f"{name} is {value}; it must be {wanted}", code="invalid_value", param=name)
+def out_of_range(name: str, value: object, wanted: str, *, param: str | None = None) -> RequestError:
+    """A value that cannot be used; `param` is the field, where `name` says more than the field's name."""
+    return RequestError(f"{name} is {value}; it must be {wanted}", code="invalid_value", param=param or name)

@@ -51,7 +51,7 @@ def error_of(answer, status: int) -> dict[str, str | None]:
         ({"n": 10**30}, "n", "1..128"),
         ({"seed": 2**70}, "seed", ""),
         ({"stop": [""]}, "stop", "1..1024"),
-        ({"stop": ["x"] * 17}, "number of stop strings", "at most 16"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
         ({"stop_token_ids": list(range(999))}, "stop_token_ids", "256"),
         ({"logit_bias": {"7": 1000}}, "logit_bias", "-100..100"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "int"),
@@ -86,7 +86,7 @@ def test_wrong_fields_are_refused_by_name(http, server, fields, param, words):
     [
         ({"suffix": "x"}, "suffix"),
         ({"echo": True, "logprobs": 1}, "logprobs"),
-        ({"prompt": ["a"] * 1025}, "number of answers"),
+        ({"prompt": ["a"] * 1025}, "prompt"),
     ],
 )
 def test_completions_refuse_by_name(http, fields, param):
@@ -163,6 +163,7 @@ def test_huge_bodies_are_refused_declared_or_not(http):
         ("POST", "/v1/models", 405, "use GET"),
         ("POST", "/chat/completions", 404, "/v1/chat/completions"),
         ("GET", "/nowhere/at/all", 404, "served:"),
+        ("POST", "/v1/messages", 404, "served:"),
         ("GET", "/v1/models/other", 404, "'demo'"),
     ],
 )

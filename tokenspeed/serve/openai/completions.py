@@ -52,7 +52,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     prompts = _prompts(body.prompt)
     n = body.n or 1
     if len(prompts) * n > CHOICES_MAX:
-        raise out_of_range("number of answers", len(prompts) * n, f"at most {CHOICES_MAX}")
+        raise out_of_range("number of answers", len(prompts) * n, f"at most {CHOICES_MAX}", param="prompt")
     only_echo = body.echo and body.max_tokens == 0
     params = params_of(
         body,

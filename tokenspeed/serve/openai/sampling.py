@@ -60,7 +60,7 @@ def stops_of(body: SamplingBody) -> tuple[str, ...]:
     """The stop strings of a body."""
     stops = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     if len(stops) > STOPS_MAX:
-        raise out_of_range("number of stop strings", len(stops), f"at most {STOPS_MAX}")
+        raise out_of_range("number of stop strings", len(stops), f"at most {STOPS_MAX}", param="stop")
     for stop in stops:
         if not 1 <= len(stop) <= STOP_CHARACTERS_MAX:
             raise out_of_range("stop", f"a string of {len(stop)} characters", f"of 1..{STOP_CHARACTERS_MAX}")
