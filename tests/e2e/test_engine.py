@@ -86,6 +86,7 @@ class Answer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
     cached_tokens: int = -1
+    retractions: int = 0
     error: str | None = None
     refused: str | None = None
 
@@ -155,6 +156,7 @@ class World:
         answer.logprobs += delta.logprobs or ()
         answer.finish = delta.finish
         answer.error = delta.error
+        answer.retractions = delta.retractions
         if delta.cached_tokens is not None:
             answer.cached_tokens = delta.cached_tokens
 
@@ -257,6 +259,7 @@ def test_too_few_blocks_change_nothing_but_the_order(checkpoint: Checkpoint, ove
     answers = scarce.answers_to(checkpoint.prompts * 2)
     assert _ids(answers) == checkpoint.expected * 2
     assert scarce.core.scheduler.stats().retractions > 0
+    assert sum(answer.retractions for answer in answers) == scarce.core.scheduler.stats().retractions
 
 
 @pytest.mark.parametrize("overlap", ["off", "on"])

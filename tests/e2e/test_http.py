@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def running(*options: str) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with running() as started:
+    with running("--allow-forced-output") as started:
         yield started
 
 
@@ -120,6 +121,31 @@ def test_second_turn_finds_its_prefix_in_the_cache(client, model):
     messages += [{"role": "assistant", "content": first.choices[0].message.content or "."}, *USER]
     second = client.chat.completions.create(model=model, messages=messages, max_tokens=4)
     assert second.usage.prompt_tokens_details.cached_tokens >= 128
+
+
+def test_a_recorded_session_is_replayed_turn_by_turn(client, server, model):
+    def post(path: str, **body: Any) -> dict[str, Any]:
+        return httpx.post(server.url + path, json=body, trust_env=False).raise_for_status().json()
+
+    eos = post("/tokenize", prompt="<|im_end|>")["tokens"]
+    history = post("/tokenize", prompt="x = 1\n" * 100)["tokens"]
+    for turn in range(3):
+        recorded = [*post("/tokenize", prompt=f"turn {turn}")["tokens"], *eos, 7, 0, *eos] * 8
+        fields = {"prompt": history, "forced_token_ids": recorded, "logprobs": 0, "return_token_ids": True}
+        answer = post("/v1/completions", model=model, **fields)
+        (choice,) = answer["choices"]
+        assert (choice["token_ids"], choice["finish_reason"]) == (recorded, "length")
+        assert len(choice["logprobs"]["token_logprobs"]) == len(recorded)
+        assert answer["usage"]["completion_tokens"] == len(recorded)
+        cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= (len(history) // 64 - 1) * 64 if turn else cached == 0
+        page = httpx.get(f"{server.url}/debug/requests/{answer['id']}", trust_env=False).json()
+        (told,) = page["requests"]
+        assert (told["output_tokens"], told["cached_tokens"]) == (len(recorded), cached)
+        times = told["token_us"]
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert sum(gaps) == told["us"]["end"] - told["us"]["first_token"]
+        history = [*history, *recorded]
 
 
 def test_text_and_ids_complete_alike(client, model, server):
