@@ -15,6 +15,7 @@ BENCHMARKS: Final = {
         "tokenspeed.bench.agentic",
         "a server under coding agents, over HTTP",
     ),
+    "report": ("tokenspeed.bench.report", "results of agentic as tables, plots and one page"),
     "kernels": ("tokenspeed.bench.kernels", "each kernel against its bound and the reference"),
 }
 
