@@ -67,7 +67,9 @@ class LLM:
         settings = config.build(model=str(directory), **options)
         log.configure(settings.server.log_level)
         tokenizer = settings.model.tokenizer
-        self.text = TextPlane.load(directory, tokenizer_directory=Path(tokenizer) if tokenizer else None)
+        self.text = TextPlane.load(
+            directory, tokenizer_directory=source.locate_tokenizer(tokenizer) if tokenizer else None
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="tokenspeed-front")
         self._thread.start()

@@ -7,6 +7,7 @@ In: a directory, a Hugging Face hub id, or nothing (the bundled model). Out: a d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,21 +17,32 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from tokenspeed.base.errors import SetupError
 
 BUNDLED: Final = Path(__file__).resolve().parent.parent / "bundled" / "tokenspeed-demo"
-FILES: Final = ("*.json", "*.safetensors", "*.tiktoken", "tiktoken.model", "*.jinja")
+TEXT_FILES: Final = ("*.json", "*.tiktoken", "tiktoken.model", "*.jinja")
+FILES: Final = (*TEXT_FILES, "*.safetensors")
 
 
 def locate(model: str | None) -> Path:
     """The directory of `model`; `SetupError` says what was looked for and what would work."""
     if model is None:
         return _checked(BUNDLED, "the bundled model")
-    path = Path(model).expanduser()
+    return _checked(_directory(model, FILES), model)
+
+
+def locate_tokenizer(name: str) -> Path:
+    """The directory of a tokenizer alone; it need not be a model's. What it must hold, the text plane says."""
+    return _directory(name, TEXT_FILES)
+
+
+def _directory(name: str, files: Sequence[str]) -> Path:
+    """A directory here, or one of the hub with these of its files."""
+    path = Path(name).expanduser()
     if path.is_dir():
-        return _checked(path.resolve(), model)
+        return path.resolve()
     if path.is_file():
-        raise SetupError(f"{model} is a file; give the directory that holds config.json and *.safetensors")
-    if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise SetupError(f"{model} is no directory here and no hub id (ORG/NAME); give one of these")
-    return _checked(_download(model), model)
+        raise SetupError(f"{name} is a file; give the directory that holds it")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise SetupError(f"{name} is no directory here and no hub id (ORG/NAME); give one of these")
+    return _download(name, files)
 
 
 def _checked(directory: Path, name: str) -> Path:
@@ -39,9 +51,9 @@ def _checked(directory: Path, name: str) -> Path:
     return directory
 
 
-def _download(repo_id: str) -> Path:
+def _download(repo_id: str, files: Sequence[str]) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(FILES)))
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(files)))
     except LocalEntryNotFoundError as error:
         raise SetupError(
             f"{repo_id} is no directory here, and the hub cannot be reached to fetch it"

@@ -25,7 +25,7 @@ import uvicorn
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.engine.front import AsyncEngine
-from tokenspeed.engine.source import locate
+from tokenspeed.engine.source import locate, locate_tokenizer
 from tokenspeed.serve import app
 from tokenspeed.serve.auth import check_exposure
 from tokenspeed.serve.banner import banner
@@ -72,11 +72,9 @@ async def _serve(config: EngineConfig, directory: Path, listener: socket.socket)
         )
         port = listener.getsockname()[1]
         start_s = time.monotonic() - started_s
-        print(
-            banner(engine.ready, service.model_name, config.server, port, start_s),
-            file=sys.stderr,
-            flush=True,
-        )
+        chat = text.template is not None
+        said = banner(engine.ready, service.model_name, config.server, port, start_s, chat=chat)
+        print(said, file=sys.stderr, flush=True)
         await _Server(settings, service, ending).serve([listener])
         service.close()
     finally:
@@ -85,7 +83,7 @@ async def _serve(config: EngineConfig, directory: Path, listener: socket.socket)
 
 async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, TextPlane]:
     """Start a core and load the text plane of a model, side by side; `SetupError` from whichever fails."""
-    tokenizer = None if config.model.tokenizer is None else locate(config.model.tokenizer)
+    tokenizer = None if config.model.tokenizer is None else locate_tokenizer(config.model.tokenizer)
     found = replace(config, model=replace(config.model, model=str(directory)))  # the core need not look again
     starting = asyncio.create_task(AsyncEngine.start(found))
     try:

@@ -21,6 +21,12 @@ def test_a_directory_is_itself(tmp_path: Path) -> None:
     assert source.locate(str(tmp_path)) == tmp_path.resolve()
 
 
+def test_a_tokenizer_needs_no_model_beside_it(tmp_path: Path) -> None:
+    assert source.locate_tokenizer(str(tmp_path)) == tmp_path.resolve()
+    with pytest.raises(SetupError, match="no directory here"):
+        source.locate_tokenizer(str(tmp_path / "absent"))
+
+
 def test_what_is_no_model_says_what_would_be(tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"")

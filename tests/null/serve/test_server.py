@@ -182,9 +182,14 @@ def test_served_name(options, name):
 
 
 def test_banner_holds_a_request_that_is_valid_json(server):
-    text = banner(server.engine.ready, "demo", config.build(host="0.0.0.0", insecure=True).server, 8123, 1.5)
+    settings = config.build(host="0.0.0.0", insecure=True).server
+    text = banner(server.engine.ready, "demo", settings, 8123, 1.5, chat=True)
     assert "http://127.0.0.1:8123/v1/chat/completions" in text
     assert "OPENAI_BASE_URL=http://127.0.0.1:8123/v1" in text
+    assert "http://127.0.0.1:8123/dashboard" in text
     line = next(line for line in text.splitlines() if line.strip().startswith("-d "))
     assert json.loads(line.strip().removeprefix("-d '").removesuffix("'"))["model"] == "demo"
     assert "scripted" in text
+    text = banner(server.engine.ready, "demo", settings, 8123, 1.5, chat=False)
+    assert "http://127.0.0.1:8123/v1/completions" in text
+    assert "messages" not in text
