@@ -21,7 +21,19 @@ def configure(level: str = "info") -> None:
     root = logging.getLogger("tokenspeed")
     root.setLevel(level.upper())
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
-        root.addHandler(handler)
+        root.addHandler(_handler())
         root.propagate = False
+
+
+def adopt(library: str) -> None:
+    """Print a library's records as the project's own; idempotent."""
+    logger = logging.getLogger(library)
+    if not logger.handlers:
+        logger.addHandler(_handler())
+        logger.propagate = False
+
+
+def _handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(_FORMAT, datefmt="%H:%M:%S"))
+    return handler

@@ -22,6 +22,7 @@ from typing import Final
 
 import uvicorn
 
+from tokenspeed.base import log
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.engine.front import AsyncEngine
@@ -42,7 +43,8 @@ def serve(config: EngineConfig) -> None:
     """Serve until told to stop; `SetupError` if it cannot begin."""
     check_exposure(config.server)
     directory = locate(config.model.model)
-    loop_factory = uvicorn.Config("", loop="uvloop").get_loop_factory()
+    log.adopt("uvicorn")
+    loop_factory = uvicorn.Config("", loop="uvloop", log_config=None).get_loop_factory()
     with (
         _claim(config.server.host, config.server.port) as listener,
         asyncio.Runner(loop_factory=loop_factory) as runner,
