@@ -159,7 +159,8 @@ async def run(options: argparse.Namespace, clock: Clock) -> Result:
     filler = lambda count: random.integers(vocabulary.low, vocabulary.high, count, dtype=np.int32)  # noqa: E731
     target = Target(connect, clock, ask, options.api, options.block_tokens, filler)
     workload = workloads.build(options.workload, shape)
-    loads = options.rates if options.workload == "h2" else options.concurrency
+    open_loop = options.workload == "h2"
+    loads = options.rates if open_loop else options.concurrency
     context_tokens = options.context or server.context_tokens
     levels: list[Level] = []
     for repeat in range(options.repeats):
@@ -167,7 +168,7 @@ async def run(options: argparse.Namespace, clock: Clock) -> Result:
             title = f"{options.workload} {load:g} ({repeat + 1}/{options.repeats})"
             await _warm_up(target, workload, load, (index, repeat), context_tokens)
             made = workload.conversations(load, options.conversations, index, repeat)
-            levels.append(await _level(target, made, load, repeat, context_tokens, title))
+            levels.append(await _level(target, made, load, repeat, context_tokens, title, open_loop))
     return Result(
         name=options.name or server.model,
         workload=options.workload,
@@ -231,6 +232,7 @@ async def _level(
     repeat: int,
     context_tokens: int | None,
     title: str,
+    open_loop: bool,
 ) -> Level:
     cut = [conversation.within(context_tokens) for conversation in made]
     conversations = [conversation for conversation, _ in cut if conversation.turns]
@@ -241,7 +243,7 @@ async def _level(
     turns = sum(len(conversation.turns) for conversation in conversations)
     progress = Progress(target.clock, title, turns)
     shown = asyncio.create_task(progress.show()) if sys.stderr.isatty() else None
-    if any(conversation.arrival_us for conversation in conversations):
+    if open_loop:
         rows = await play_open(target, conversations, progress)
     else:
         rows = await play_closed(target, conversations, int(load), progress)
@@ -282,6 +284,12 @@ def _count(text: str) -> int:
     return count
 
 
+def _natural(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise ValueError(text)
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenspeed bench agentic", description=(__doc__ or "").split("\n")[0]
@@ -309,7 +317,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--scale", type=float, default=1.0, help="share of all lengths, such as 0.125")
     add("--think-scale", type=float, default=1.0, help="share of the recorded waits (h1b)")
     add("--repeats", type=_count, default=1, help="times to measure each level; a claim needs three")
-    add("--seed", type=int, default=0, help="seed of every prompt")
+    add("--seed", type=_natural, default=0, help="seed of every prompt")
     add("--vocab", type=_count, help="ids the model knows; asked of the server when absent")
     add("--context", type=_count, help="longest prompt and answer; asked of the server when absent")
     add("--block-tokens", type=_count, default=16, help="the server reuses prefixes in blocks of this size")
