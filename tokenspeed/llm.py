@@ -78,6 +78,7 @@ class LLM:
         except BaseException:
             self._end_thread()
             raise
+        self.text = self.text.within(self.ready.vocab_size)
 
     @property
     def ready(self) -> wire.Ready:

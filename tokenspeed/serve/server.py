@@ -96,7 +96,8 @@ async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, Tex
             if isinstance(started, AsyncEngine):
                 await started.stop()
         raise
-    return await starting, text
+    engine = await starting
+    return engine, text.within(engine.ready.vocab_size)
 
 
 class Ending:

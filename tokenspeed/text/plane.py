@@ -7,7 +7,7 @@ takes milliseconds on long histories, so callers on an event loop run it in an e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ class TextPlane:
             dialect.reasoning.open if dialect.reasoning else "none",
         )
         return cls(tokenizer, template, dialect, defaults, tuple(stop_ids))
+
+    def within(self, vocab_size: int) -> TextPlane:
+        """The same without stop ids that the model cannot say, which would fault every request."""
+        kept = tuple(token_id for token_id in self.stop_ids if 0 <= token_id < vocab_size)
+        if kept == self.stop_ids:
+            return self
+        _log.warning("stop ids %s are kept of %s: the model has %d ids", kept, self.stop_ids, vocab_size)
+        return replace(self, stop_ids=kept)
 
     def prompt_of_chat(
         self,

@@ -84,3 +84,9 @@ def test_top_k_that_is_off_is_spelled_either_way(model_directory, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((model_directory / "tokenizer.json").read_bytes())
     (tmp_path / "generation_config.json").write_text('{"top_k": -1}')
     assert TextPlane.load(tmp_path).defaults.top_k == 0
+
+
+def test_stop_ids_that_the_model_cannot_say_are_left_out(model_directory):
+    plane = TextPlane.load(model_directory)
+    assert plane.within(8).stop_ids == (7,)
+    assert plane.within(1 << 20) is plane
