@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tokenspeed.bench import record
@@ -32,6 +33,8 @@ def url() -> Iterator[str]:
                 break
         assert found, "the server ended"
         threading.Thread(target=process.stderr.read, daemon=True).start()
+        with httpx.Client(transport=httpx.HTTPTransport(retries=6)) as client:
+            assert client.get(f"{found[1]}/ready").status_code == 200
         yield found[1]
     finally:
         process.terminate()
