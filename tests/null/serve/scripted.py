@@ -80,9 +80,9 @@ class ScriptedStream:
             if self.aborted.is_set():
                 break
             self.output_tokens += len(group)
+            self.ended = finish is not None  # before its reader may leave
             yield self._delta(group, finish)
             if finish:
-                self.ended = True
                 return
             await asyncio.sleep(0)
         if script.failure is not None:
