@@ -148,6 +148,14 @@ def test_a_recorded_session_is_replayed_turn_by_turn(client, server, model):
         history = [*history, *recorded]
 
 
+@pytest.mark.parametrize("recorded", [[8192], [5] * 4096], ids=["no-such-id", "too-long"])
+def test_a_recording_that_cannot_be_said_is_refused_by_name(server, recorded):
+    body = {"prompt": [5], "forced_token_ids": recorded}
+    answer = httpx.post(server.url + "/v1/completions", json=body, trust_env=False)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "forced_token_ids")
+    assert "forced_token_ids" in answer.json()["error"]["message"]
+
+
 def test_text_and_ids_complete_alike(client, model, server):
     ids = httpx.post(server.url + "/tokenize", json={"prompt": "def add(a, b):"}, trust_env=False).json()[
         "tokens"
