@@ -32,6 +32,7 @@ from tokenspeed.bench.client import Connection, Origin
 from tokenspeed.bench.conversation import Conversation, Encode, Turn, Vocabulary, hashed_pieces
 from tokenspeed.bench.dialect import TAPES, Ask, CompletionsTape, read_answer, refusal
 from tokenspeed.bench.drive import Target, play_closed, play_open
+from tokenspeed.bench.occupancy import sample
 from tokenspeed.bench.record import Level, Result, Row
 from tokenspeed.bench.table import level_table
 
@@ -220,9 +221,9 @@ async def _warm_up(
     if not turns:
         return
     progress = Progress(target.clock, "warm-up", len(turns))
-    rows = await play_closed(target, [replace(conversation, turns=turns)], 1, progress)
-    if rows[-1].error:
-        raise SetupError(f"the warm-up failed: {rows[-1].error}")
+    played = await play_closed(target, [replace(conversation, turns=turns)], 1, progress)
+    if played.rows[-1].error:
+        raise SetupError(f"the warm-up failed: {played.rows[-1].error}")
 
 
 async def _level(
@@ -242,15 +243,27 @@ async def _level(
         )
     turns = sum(len(conversation.turns) for conversation in conversations)
     progress = Progress(target.clock, title, turns)
-    shown = asyncio.create_task(progress.show()) if sys.stderr.isatty() else None
-    if open_loop:
-        rows = await play_open(target, conversations, progress)
-    else:
-        rows = await play_closed(target, conversations, int(load), progress)
-    if shown is not None:
-        shown.cancel()
+    samples: list[tuple[int, float]] = []
+    beside = [asyncio.create_task(sample(target.connect(lambda data: None), target.clock, samples))]
+    if sys.stderr.isatty():
+        beside.append(asyncio.create_task(progress.show()))
+    try:
+        if open_loop:
+            played = await play_open(target, conversations, progress)
+        else:
+            played = await play_closed(target, conversations, int(load), progress)
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
     print(progress.line(), file=sys.stderr)
-    return Level(load, repeat, rows, left_out=sum(left for _, left in cut))
+    return Level(
+        load=load,
+        repeat=repeat,
+        rows=played.rows,
+        left_out=sum(left for _, left in cut),
+        occupancy=tuple((at_us - played.began_us, share) for at_us, share in samples),
+    )
 
 
 def _config(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:

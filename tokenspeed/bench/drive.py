@@ -54,6 +54,14 @@ class _Call:
     sequence: Ids | None
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """The rows of a level, whose times count from `began_us` of the clock."""
+
+    rows: tuple[Row, ...]
+    began_us: int
+
+
 class _Player:
     """One conversation under way. Its first turn is encoded before the level begins."""
 
@@ -122,7 +130,7 @@ def _row(name: str, turn: int, asked: Turn, answer: Answer, sent_us: int, ended_
 
 async def play_closed(
     target: Target, conversations: Sequence[Conversation], load: int, watcher: Watcher
-) -> tuple[Row, ...]:
+) -> Played:
     """Play conversations with `load` users at once; return a row for each request sent."""
     players = [_Player(target, conversation, watcher) for conversation in conversations]
     waiting = iter(players)
@@ -135,12 +143,10 @@ async def play_closed(
 
     with _quiet():
         await asyncio.gather(*(user() for _ in range(load)))
-    return _rows(target, players)
+    return _played(target, players)
 
 
-async def play_open(
-    target: Target, conversations: Sequence[Conversation], watcher: Watcher
-) -> tuple[Row, ...]:
+async def play_open(target: Target, conversations: Sequence[Conversation], watcher: Watcher) -> Played:
     """Play every conversation at its arrival; return a row for each request sent."""
     players = [_Player(target, conversation, watcher) for conversation in conversations]
     began_us = target.clock.now_us()
@@ -154,7 +160,7 @@ async def play_open(
 
     with _quiet():
         await asyncio.gather(*(user(player) for player in players))
-    return _rows(target, players)
+    return _played(target, players)
 
 
 class _quiet:  # noqa: N801  a context manager, spelled as one
@@ -168,14 +174,14 @@ class _quiet:  # noqa: N801  a context manager, spelled as one
         gc.enable()
 
 
-def _rows(target: Target, players: Sequence[_Player]) -> tuple[Row, ...]:
+def _played(target: Target, players: Sequence[_Player]) -> Played:
     calls = [call for player in players for call in player.calls]
     began_us = min(call.row.sent_us for call in calls)
     calls.sort(key=lambda call: call.row.sent_us)
     implied = _implied_by_ids(calls, target.block_tokens)
     if target.api == "chat":
         implied = _implied_by_counts(calls)
-    return tuple(
+    rows = tuple(
         replace(
             call.row,
             sent_us=call.row.sent_us - began_us,
@@ -186,6 +192,7 @@ def _rows(target: Target, players: Sequence[_Player]) -> tuple[Row, ...]:
         )
         for call, (least, most) in zip(calls, implied, strict=True)
     )
+    return Played(rows, began_us)
 
 
 def _implied_by_ids(calls: Sequence[_Call], block_tokens: int) -> list[tuple[int, int]]:

@@ -78,6 +78,8 @@ class Level:
     rows: tuple[Row, ...]
     left_out: int = 0
     """Requests of the workload that do not fit the server's context; they were not sent."""
+    occupancy: tuple[tuple[int, float], ...] = ()
+    """(microseconds, share of KV that requests hold); empty where the server does not say."""
 
     @property
     def duration_s(self) -> float:

@@ -98,6 +98,7 @@ def figures(results: Sequence[Result]) -> list[Figure]:
             "seconds",
             lambda row: [] if row.turn else [row.ttft_us / 1e6],
         ),
+        *_occupancy(results),
         *(_timeline(result, index) for index, result in enumerate(results)),
     ]
 
@@ -167,6 +168,25 @@ def _distribution(
         plot.add(Series(label, [Point(points[0].x, 0.0), *points], marks=False), index)
     text = "Share of values up to x at each run's highest load. Steeper and further left is better."
     return Figure(name, title, text, plot, "{:.0%}".format)
+
+
+def _occupancy(results: Sequence[Result]) -> list[Figure]:
+    """KV that requests hold, at the highest load of each run; no figure when no server says."""
+    drawn: list[tuple[int, str, list[Point]]] = []
+    for index, result in enumerate(results):
+        load = max(level.load for level in result.levels)
+        level = next(level for level in result.levels if level.load == load)
+        points = [Point(at_us / 1e6, share) for at_us, share in level.occupancy if at_us >= 0]
+        if points:
+            drawn.append((index, f"{result.name}, {load:g}", points))
+    if not drawn:
+        return []
+    seconds = [point.x for _, _, points in drawn for point in points]
+    plot = Plot(Axis.over("seconds", seconds), Axis("share of KV memory", 0, 1))
+    for index, name, points in drawn:
+        plot.add(Series(name, points, marks=False), index)
+    text = "KV that requests hold, as the server says once a second, at each run's highest load."
+    return [Figure("occupancy", "KV occupancy", text, plot, "{:.0%}".format)]
 
 
 def _timeline(result: Result, colour: int) -> Figure:

@@ -53,7 +53,11 @@ class Scripted:
                     if name.lower() == "content-length":
                         length = int(value)
                 body = await reader.readexactly(length)
-                if method == "GET":
+                if path == "/metrics":
+                    await self.whole(
+                        writer, 200, {}, b'# HELP x y\nvllm:kv_cache_usage_perc{model="m"} 0.25\n'
+                    )
+                elif method == "GET":
                     card = {"id": "scripted", "object": "model", "vocab_size": VOCAB}
                     await self.whole(writer, 200, {"object": "list", "data": [card]})
                 else:
@@ -63,8 +67,10 @@ class Scripted:
         finally:
             writer.close()
 
-    async def whole(self, writer: asyncio.StreamWriter, status: int, document: dict[str, Any]) -> None:
-        body = json.dumps(document).encode()
+    async def whole(
+        self, writer: asyncio.StreamWriter, status: int, document: dict[str, Any], text: bytes | None = None
+    ) -> None:
+        body = text or json.dumps(document).encode()
         head = f"HTTP/1.1 {status} Reason\r\nServer: scripted\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()

@@ -12,6 +12,7 @@ import pytest
 from tokenspeed.base.errors import SetupError
 from tokenspeed.bench import record
 from tokenspeed.bench.agentic import main
+from tokenspeed.bench.occupancy import occupancy
 from tokenspeed.bench.scores import Scores, by_load, score
 
 SMALL = ("--scale", "0.004", "--turns-max", "4", "--concurrency", "1,2", "--think-scale", "0")
@@ -190,3 +191,15 @@ def test_requests_beyond_the_context_are_left_out_and_counted(
         _, result = bench(server, tmp_path, "--context", "205", "--concurrency", "1")
     assert {level.left_out for level in result.levels} == {4 * 3}
     assert "12 requests do not fit the context and were left out" in capsys.readouterr().out
+
+
+def test_occupancy_is_what_the_server_says_while_a_level_runs(tmp_path: Path):
+    with peer.scripted() as server:
+        _, result = bench(server, tmp_path)
+    assert {share for level in result.levels for _, share in level.occupancy} == {0.25}
+
+
+def test_occupancy_leaves_out_prefixes_that_nobody_uses():
+    page = "tokenspeed_blocks_total 100.0\ntokenspeed_blocks_free 20.0\ntokenspeed_blocks_cached 30.0\n"
+    assert occupancy(page) == pytest.approx(0.5)
+    assert occupancy("process_cpu_seconds_total 3\n") is None

@@ -75,6 +75,12 @@ def test_frontier_draws_valid_levels_filled_and_invalid_ones_hollow():
     assert "1 users: 200 tps/user, 400 TPM" in pareto
 
 
+def test_occupancy_is_drawn_for_servers_that_say_it():
+    full = replace(FAST, levels=(replace(FAST.levels[1], occupancy=((-5, 0.1), (0, 0.5), (10**6, 0.75))),))
+    assert [figure.name for figure in figures([FAST, full])][4] == "occupancy"
+    assert "occupancy" not in [figure.name for figure in figures([FAST])]
+
+
 def test_failed_requests_are_drawn_as_failed():
     refused = Row("a", 0, 5, sent_us=0, end_us=700_000, error="HTTP 429: full")
     one = result("refusing", Level(1, 0, (*level(1, 5_000).rows, refused)))
