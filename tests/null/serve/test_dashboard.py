@@ -180,15 +180,25 @@ def test_the_page_refers_to_nothing_elsewhere_and_may_run_only_itself(live: scri
     assert "unsafe" not in policy
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_shows_the_figures(live: scripted.Serving, tmp_path: Path) -> None:
+def _rendered(url: str, profile: Path) -> str:
+    """The page's document after three seconds of its own time."""
     assert CHROMIUM is not None
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path}", "--virtual-time-budget=3000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, live.url + "/dashboard#2"], capture_output=True, text=True, timeout=120, check=True
-    )
-    text = re.sub(r"<script>.*?</script>|<[^>]+>", " ", done.stdout, flags=re.DOTALL)
+    command = [
+        CHROMIUM,
+        *flags,
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+        url,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_shows_the_figures(live: scripted.Serving, tmp_path: Path) -> None:
+    document = _rendered(live.url + "/dashboard#2", tmp_path)
+    text = re.sub(r"<script>.*?</script>|<[^>]+>", " ", document, flags=re.DOTALL)
     for shown in (
         r"demo · ",
         r"live",
@@ -199,4 +209,12 @@ def test_a_browser_shows_the_figures(live: scripted.Serving, tmp_path: Path) -> 
         r"between tokens of request 2: median 100 ms, p99 100 ms",
     ):
         assert re.search(shown, text), (shown, text)
-    assert done.stdout.count('class="fill') > len(POOL)
+    assert document.count('class="fill') > len(POOL)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_browser_is_asked_for_the_key(tmp_path: Path) -> None:
+    with scripted.serving(api_key="sesame") as guarded:
+        document = _rendered(guarded.url + "/dashboard", tmp_path)
+    assert "this server wants its key</span>" in document
+    assert '<form id="key">' in document
