@@ -280,27 +280,34 @@ def _commit() -> str:
         return "not in a repository"
 
 
-def _numbers(text: str) -> list[float]:
-    numbers = [float(word) for word in text.split(",")]
-    if not numbers or min(numbers) <= 0:
-        raise ValueError(text)
-    return numbers
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def _counts(text: str) -> list[int]:
     return [_count(word) for word in text.split(",")]
 
 
-def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise ValueError(text)
-    return count
-
-
-def _natural(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise ValueError(text)
-    return number
+def _positives(text: str) -> list[float]:
+    return [_positive(word) for word in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -319,15 +326,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--api", choices=tuple(TAPES), default="completions", help="token ids, or messages")
     add("--api-key", help="sent as a bearer token")
     add("--concurrency", type=_counts, default=[1, 2, 4, 8, 16], help="users at once, a level each")
-    add("--rates", type=_numbers, default=[1.0, 2.0, 4.0], help="requests per second, a level each (h2)")
-    add("--floors", type=_numbers, default=[70.0, 100.0, 200.0], help="tokens per second promised to a user")
+    add("--rates", type=_positives, default=[1.0, 2.0, 4.0], help="requests per second, a level each (h2)")
+    add(
+        "--floors", type=_positives, default=[70.0, 100.0, 200.0], help="tokens per second promised to a user"
+    )
     add(
         "--conversations", type=_count, help="conversations of a level; the workload's own number when absent"
     )
     add("--turns-max", type=_count, help="cut conversations after this many turns")
     add("--data", type=Path, help="folder of the recorded traces; drawn from the seed when absent")
     add("--tokenizer", type=Path, help="tokenizer.json for recorded texts; hashed pieces when absent")
-    add("--scale", type=float, default=1.0, help="share of all lengths, such as 0.125")
+    add("--scale", type=_positive, default=1.0, help="share of all lengths, such as 0.125")
     add("--think-scale", type=float, default=1.0, help="share of the recorded waits (h1b)")
     add("--repeats", type=_count, default=1, help="times to measure each level; a claim needs three")
     add("--seed", type=_natural, default=0, help="seed of every prompt")
@@ -336,7 +345,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--block-tokens", type=_count, default=16, help="the server reuses prefixes in blocks of this size")
     add("--temperature", type=float, default=0.0, help="temperature of sampling")
     add("--plain", action="store_true", help="send OpenAI's own fields only")
-    add("--timeout", type=float, default=600.0, help="seconds a request may take")
+    add("--timeout", type=_positive, default=600.0, help="seconds a request may take")
     add("--device", help="the device, in words; asked of the server when absent")
     add("--gpus", type=_count, default=1, help="devices the server uses")
     add("--name", help="what to call this run in reports; the model when absent")

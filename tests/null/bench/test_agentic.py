@@ -9,9 +9,10 @@ from typing import Any
 import peer
 import pytest
 
+from tokenspeed.base.clock import FakeClock
 from tokenspeed.base.errors import SetupError
 from tokenspeed.bench import record
-from tokenspeed.bench.agentic import main
+from tokenspeed.bench.agentic import Progress, main
 from tokenspeed.bench.occupancy import occupancy
 from tokenspeed.bench.scores import Scores, by_load, score
 
@@ -203,3 +204,28 @@ def test_occupancy_leaves_out_prefixes_that_nobody_uses():
     page = "tokenspeed_blocks_total 100.0\ntokenspeed_blocks_free 20.0\ntokenspeed_blocks_cached 30.0\n"
     assert occupancy(page) == pytest.approx(0.5)
     assert occupancy("process_cpu_seconds_total 3\n") is None
+
+
+def test_progress_shows_live_speed_and_tokens_per_minute():
+    clock = FakeClock()
+    progress = Progress(clock, "h0 4 (1/3)", turns=4)
+    clock.advance_us(20_000_000)
+    for _ in range(30):
+        progress.piece(b"data: {}\n\ndata: {}\n\n")
+    gaps_us = (20_000,) * 9  # 50 tokens a second
+    progress.call(record.Row("a", 0, 10, 0, 1, gaps_us=gaps_us, output_tokens=10))
+    progress.call(record.Row("a", 1, 10, 0, 1, error="HTTP 429: full"))
+    # 60 events in the last 10 s are 360 a minute.
+    line = "h0 4 (1/3) [##########..........] 2/4 turns, 1 failed  50.0 tps/user  360 TPM"
+    assert progress.line() == line
+    clock.advance_us(11_000_000)
+    assert progress.line().endswith(" 0 TPM")
+
+
+@pytest.mark.parametrize(
+    "words", [("--seed", "-1"), ("--concurrency", "0"), ("--rates", "0"), ("--floors", "x")]
+)
+def test_senseless_option_is_refused_by_name(words: tuple[str, str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(list(words))
+    assert f"argument {words[0]}: {words[1]!r} is not a" in capsys.readouterr().err
