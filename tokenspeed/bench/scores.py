@@ -46,6 +46,8 @@ class Scores:
     failed: int
     user_tps: float
     user_tps_p10: float
+    user_tps_pooled: float
+    """All (output - 1) over all (latency - TTFT): a burst at the end of a short answer cannot raise it much."""
     ttft_first_s: tuple[float, float]
     """p50 and p95 over first turns."""
     ttft_later_s: tuple[float, float]
@@ -137,6 +139,7 @@ def score(result: Result, level: Level) -> Scores:
         failed=len(rows) - len(answered),
         user_tps=user_tps,
         user_tps_p10=user_tps_p10,
+        user_tps_pooled=pooled_tps(answered),
         ttft_first_s=(percentile(first, 0.5), percentile(first, 0.95)),
         ttft_later_s=(percentile(later, 0.5), late_p95_s),
         output_tps=output * rate,
@@ -149,6 +152,13 @@ def score(result: Result, level: Level) -> Scores:
         checks=checks,
         verdicts=tuple(verdicts),
     )
+
+
+def pooled_tps(rows: Iterable[Row]) -> float:
+    """Tokens per second of all answers as one, first tokens left out; 0 when nothing took time."""
+    timed = [(row.output_tokens - 1, row.latency_us - row.ttft_us) for row in rows if row.output_tokens > 1]
+    spent_us = sum(spent_us for _, spent_us in timed)
+    return sum(tokens for tokens, _ in timed) * 1e6 / spent_us if spent_us else 0.0
 
 
 def cached_tokens(rows: Iterable[Row]) -> int | None:

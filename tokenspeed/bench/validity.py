@@ -140,4 +140,5 @@ def _counted(name: str, pairs: Sequence[tuple[int | None, int]]) -> Check:
 def _replayed(rows: Sequence[Row]) -> Check:
     wrong = sum(row.replayed is False for row in rows)
     asked = any(row.replayed is not None for row in rows)
-    return Check("answers", not wrong, f"{wrong} not as recorded" if asked else "free")
+    said = f"{wrong} not as recorded" if wrong else "as recorded" if asked else "free"
+    return Check("answers", not wrong, said)

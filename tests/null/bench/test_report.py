@@ -58,6 +58,12 @@ def test_page_is_whole_and_holds_every_run():
     assert "conversations were not fresh" in text
 
 
+def test_every_row_of_a_table_has_a_cell_for_each_head():
+    for table in re.findall(r"<table>.*?</table>", page([FAST, LEAKY])):
+        rows = re.findall(r"<tr>.*?</tr>", table)
+        assert len({len(re.findall(r"<t[hd]>", row)) for row in rows}) == 1
+
+
 def test_plots_are_xml_with_one_figure_for_each_question_and_a_timeline_for_each_run():
     drawn = figures([FAST, LEAKY])
     names = ["pareto", "ttft", "inter-token", "ttft-first", "timeline-0", "timeline-1"]
@@ -73,6 +79,12 @@ def test_frontier_draws_valid_levels_filled_and_invalid_ones_hollow():
     assert pareto.count('<circle class="hollow s1"') == 1
     # 4 gaps of 5 ms: 200 tokens/s; 10 tokens in 1.5 s: 400 a minute.
     assert "1 users: 200 tps/user, 400 TPM" in pareto
+
+
+def test_invalid_level_does_not_set_the_scale_of_the_frontier():
+    false = replace(level(1, 10, cached=999), load=1)
+    pareto = figures([FAST, result("false", false)])[0].plot
+    assert pareto.x.high == 200
 
 
 def test_occupancy_is_drawn_for_servers_that_say_it():

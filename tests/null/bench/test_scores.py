@@ -49,6 +49,7 @@ def test_scores_of_a_timeline_are_those_computed_by_hand():
     scores = score(result(Level(1, 0, TIMELINE)), Level(1, 0, TIMELINE))
     assert scores.user_tps == pytest.approx((100 + 200) / 2)
     assert scores.user_tps_p10 == pytest.approx(100 + 0.1 * 100)
+    assert scores.user_tps_pooled == pytest.approx((100 + 50) / (1.0 + 0.25))
     assert scores.ttft_first_s == (0.5, 0.5)
     assert scores.ttft_later_s == (0.25, 0.25)
     assert scores.output_tps == pytest.approx(152 / 3.5)
@@ -101,6 +102,13 @@ def test_slow_tenth_fails_a_floor_that_the_mean_reaches():
     assert scores.user_tps > 200
     assert scores.user_tps_p10 == pytest.approx(40)
     assert not any(verdict.passed for verdict in scores.verdicts)
+
+
+def test_burst_of_a_short_answer_lifts_the_mean_and_hardly_the_pool():
+    rows = (*TIMELINE, row(1, 3_300_000, 3_400_000, 1, 3, 960))
+    scores = score(result(Level(1, 0, rows)), Level(1, 0, rows))
+    assert scores.user_tps > 300_000
+    assert scores.user_tps_pooled == pytest.approx(152 / 1.250002)
 
 
 def test_failed_request_gives_no_tokens_and_fails_every_floor():
