@@ -119,12 +119,12 @@ def _pareto(results: Sequence[Result]) -> Figure:
     for floor in shown:
         plot.rule(floor, f"floor {floor:g}")
     for index, (result, each) in enumerate(zip(results, levels, strict=True)):
-        unit = "requests/s" if result.open_loop else "users"
+        unit = " requests/s" if result.open_loop else ""
         points = [
             Point(
                 x=_mean(scores, _speed),
                 y=_mean(scores, _tpm),
-                note=f"{load:g} {unit}: {interval([_speed(s) for s in scores])} tps/user, "
+                note=f"load {load:g}{unit}: {interval([_speed(s) for s in scores])} tps/user, "
                 f"{interval([_tpm(s) for s in scores])} TPM",
                 label=f"{load:g}",
                 hollow=not all(s.valid for s in scores),

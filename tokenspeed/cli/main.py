@@ -22,7 +22,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "generate": ("tokenspeed.cli.generate", "answer one prompt on the command line"),
     "explain": ("tokenspeed.cli.explain", "say which kernel an op gets here, and why not the others"),
     "env": ("tokenspeed.cli.environment", "print versions, devices and TOKENSPEED_* variables"),
-    "bench": ("tokenspeed.cli.bench", "run a benchmark: scheduler | kernels"),
+    "bench": ("tokenspeed.cli.bench", "run a benchmark: agentic | report | scheduler | kernels"),
     "sim": ("tokenspeed.sim.main", "run the control plane over seeded simulations"),
 }
 EXIT_SETUP: Final = 2

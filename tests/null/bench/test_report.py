@@ -78,7 +78,7 @@ def test_frontier_draws_valid_levels_filled_and_invalid_ones_hollow():
     assert pareto.count('<circle class="s0"') == 2
     assert pareto.count('<circle class="hollow s1"') == 1
     # 4 gaps of 5 ms: 200 tokens/s; 10 tokens in 1.5 s: 400 a minute.
-    assert "1 users: 200 tps/user, 400 TPM" in pareto
+    assert "load 1: 200 tps/user, 400 TPM" in pareto
 
 
 def test_invalid_level_does_not_set_the_scale_of_the_frontier():
