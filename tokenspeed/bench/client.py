@@ -24,7 +24,6 @@ from tokenspeed.base.clock import Clock
 from tokenspeed.base.errors import SetupError
 
 DATA: Final = b"data:"
-SWITCHED: Final = {100, 101}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._reply = Reply()
         self._done: asyncio.Future[None] | None = None
+        self._now_us = 0
 
     async def exchange(self, method: str, path: str, body: bytes = b"") -> Reply:
         """Send one request and wait for its whole answer; a failure is a `Reply` with an error, never raised."""

@@ -8,7 +8,7 @@ them are exact.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,6 @@ class Result:
     levels: tuple[Level, ...]
     floors: tuple[float, ...] = (70.0, 100.0, 200.0)
     benchmark: str = "agentic"
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def open_loop(self) -> bool:

@@ -2,8 +2,9 @@
 """Sessions as numbers: gaps, lengths and chains of blocks; recorded ones from a file, or drawn from a seed.
 
 A chain id names all tokens of a session up to the end of its block: two sessions share a prefix exactly as far
-as their chains are equal. The drawn sessions follow the quantiles published with the recorded ones (they are
-the constants below), so that the benchmark runs where the data is not.
+as their chains are equal. The drawn sessions follow the quantiles published with the recorded ones, so
+that the benchmark runs where the data is not; what was not published (hidden prompts, first prompts, the share of
+human gaps) was measured on them.
 """
 
 from __future__ import annotations

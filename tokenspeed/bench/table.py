@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 
 from tokenspeed.bench.record import Result
-from tokenspeed.bench.scores import Interval, Scores, by_load, floor_scores, interval
+from tokenspeed.bench.scores import Scores, by_load, floor_scores, interval
 
 COLUMNS = (
     "load",
@@ -78,7 +79,7 @@ def _line(load: float, repeats: Sequence[Scores]) -> tuple[str, ...]:
 
 def _short(repeats: Sequence[Scores], of: Callable[[Scores], tuple[float, float]], index: int) -> str:
     values = [of(each)[index] for each in repeats]
-    return "-" if any(map(math.isnan, values)) else f"{Interval(sum(values) / len(values), None).mean:.3g}"
+    return "-" if any(map(math.isnan, values)) else f"{statistics.fmean(values):.3g}"
 
 
 def _verdict(repeats: Sequence[Scores], index: int) -> str:
