@@ -102,7 +102,8 @@ def _allocate(
 
 def _mapped(size: int) -> torch.Tensor:
     """`size` zero bytes that cost nothing until touched (torch.zeros would write them all)."""
-    memory = mmap.mmap(-1, size)
+    # Private: a shared mapping (Python's default) is shmem, which takes no huge pages.
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # advice, which a kernel may not take
             memory.madvise(mmap.MADV_HUGEPAGE)  # attention reads whole blocks from all over: spare the TLB
