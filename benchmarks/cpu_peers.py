@@ -86,11 +86,15 @@ def main() -> None:
     parser.add_argument("--model", action="append", required=True, help="NAME=CHECKPOINT=GGUF; repeatable")
     parser.add_argument("--contexts", default="128,2048,8192")
     parser.add_argument("--prefills", default="512,4096,8192")
+    parser.add_argument(
+        "--batch", type=int, default=8, help="also decode this many rows at 2,048 tokens; 1 to skip"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    options = ["--contexts", args.contexts, "--prefills", args.prefills, "--threads", str(args.threads)]
+    options = ["--contexts", args.contexts, "--prefills", args.prefills]
+    options += ["--threads", str(args.threads), "--batch", str(args.batch)]
     result: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "argv": sys.argv[1:],
