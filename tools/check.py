@@ -16,13 +16,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 
+PYTEST = [sys.executable, "-m", "pytest", "-m", "not slow", "-x", "-p", "no:cacheprovider"]
+# About half of the time of the null tests: two halves keep two cores busy.
+MODEL_FLOORS = ("kernels", "layers", "models", "sampling", "spmd", "weights")
+
 CHECKS: dict[str, list[str]] = {
     "lint (ruff)": [str(BIN / "ruff"), "check", "."],
     "format (ruff)": [str(BIN / "ruff"), "format", "--check", "."],
     "import contracts": [str(BIN / "lint-imports")],
     "stubs": [sys.executable, "tools/stubs.py", "--check"],
     "types (pyright)": [str(BIN / "pyright")],
-    "null tests": [sys.executable, "-m", "pytest", "tests/null", "-m", "not slow", "-x"],
+    "null tests, model": [*PYTEST, *(f"tests/null/{each}" for each in MODEL_FLOORS)],
+    "null tests, rest": [*PYTEST, "tests/null", *(f"--ignore=tests/null/{each}" for each in MODEL_FLOORS)],
 }
 
 

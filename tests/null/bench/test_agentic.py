@@ -16,6 +16,8 @@ from tokenspeed.bench.agentic import Progress, main
 from tokenspeed.bench.occupancy import occupancy
 from tokenspeed.bench.scores import Scores, by_load, score
 
+pytestmark = pytest.mark.slow  # whole runs against a server of the test: seconds each
+
 SMALL = ("--scale", "0.004", "--turns-max", "4", "--concurrency", "1,2", "--think-scale", "0")
 
 
