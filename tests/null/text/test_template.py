@@ -145,7 +145,8 @@ def test_model_without_a_template_has_none(tmp_path):
 @pytest.mark.parametrize("path", sorted(TRUE_TEMPLATES.glob("*.jinja")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("with_tools", [False, True])
 def test_true_template_renders_as_the_reference_does(path, with_tools):
-    reference = pytest.importorskip("transformers.utils.chat_template_utils")
+    from transformers.utils import chat_template_utils as reference
+
     ours = ChatTemplate.load(path.parent / "none", {"chat_template": path.read_text(), "bos_token": "<s>"})
     assert ours is not None
     history = [m | {"content": None} if m.get("tool_calls") and ours.takes_null else m for m in HISTORY]

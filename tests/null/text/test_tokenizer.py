@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,7 +123,6 @@ def test_rank_file_gives_tokens_of_the_configuration_and_reserved_names(kimi):
 
 @given(text=st.text(alphabet="ahet 123A中\n'sé", max_size=60))
 def test_rank_file_agrees_with_tiktoken(kimi, text):
-    tiktoken = pytest.importorskip("tiktoken")
     family = tiktoken_ranks._FAMILIES["kimi"]
     ranks = tiktoken_ranks._read_ranks(kimi / "tiktoken.model")
     reference = tiktoken.Encoding("kimi", pat_str=family.pattern, mergeable_ranks=ranks, special_tokens={})
@@ -131,7 +131,6 @@ def test_rank_file_agrees_with_tiktoken(kimi, text):
 
 @pytest.mark.skipif(not QWEN.is_file(), reason="the real vocabulary is not beside the repository")
 def test_real_qwen_vocabulary_agrees_with_tiktoken():
-    tiktoken = pytest.importorskip("tiktoken")
     tokenizer = Tokenizer.load(QWEN.parent)
     assert [tokenizer.token_id(t) for t in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")] == [
         151643,

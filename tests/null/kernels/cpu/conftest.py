@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("tokenspeed.kernels.cpu._cpu", reason="the CPU extension is not built")
-
 from tokenspeed.kernels.cpu import threads
 
 
