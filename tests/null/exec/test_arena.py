@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -52,3 +54,18 @@ def test_scrubbing_clears_what_is_not_finite_and_nothing_else() -> None:
     expected[1, 0, 0, 0] = expected[2, 1, 1, 3] = 0.0
     assert torch.equal(keys, expected)
     assert values[3].isnan().all()
+
+
+def test_cpu_arena_is_private_memory() -> None:
+    """A shared mapping would be shmem, which takes no huge pages."""
+    arena = Arena([MLA(8, 4)], blocks=4, block_tokens=16, dtype=torch.float32, device=CPU)
+    (latent,) = arena.layers
+    assert isinstance(latent, torch.Tensor)
+    address = latent.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, mode, *_ = line.split()
+        low, high = (int(end, 16) for end in span.split("-"))
+        if low <= address < high:
+            assert mode.endswith("p")
+            return
+    raise AssertionError("the arena is not mapped")
