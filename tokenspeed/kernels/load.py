@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ from tokenspeed.kernels.registry import Registry
 from tokenspeed.kernels.select import Choice, Overrides, select
 from tokenspeed.kernels.spec import Kernel
 
-BACKENDS = ("tokenspeed.kernels.cpu",)
+BACKENDS = ("tokenspeed.kernels.cpu", "tokenspeed.kernels.triton", "tokenspeed.kernels.hopper")
 """Packages of this project that offer `KERNELS`."""
 
 PLUGINS = "tokenspeed.kernels"
@@ -112,7 +113,9 @@ def _backend_kernels(name: str) -> tuple[Kernel, ...]:
     try:
         return tuple(importlib.import_module(name).KERNELS)
     except ImportError as error:
-        get_logger("kernels").warning("backend %s is left out: %s", name, error)
+        # A machine without the backend's compiler (triton comes with CUDA builds of torch alone) is no fault.
+        level = logging.INFO if (error.name or "").partition(".")[0] == "triton" else logging.WARNING
+        get_logger("kernels").log(level, "backend %s is left out: %s", name, error)
         return ()
 
 

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""The Hopper backend: kernels written in Gluon for compute capability 9.0 (H100, H200).
+
+Out: `KERNELS`, gathered from the modules beside this one. They use what only this chip has (warpgroup matrix
+products, the bulk tensor copy engine, warp specialisation), so the interpreter cannot run them: tests compile
+them for the chip without one and assert registers, spills and instructions; on the chip they are crossed with
+their references.
+"""
+
+from __future__ import annotations
+
+from tokenspeed.kernels.spec import Kernel
+
+KERNELS: tuple[Kernel, ...] = ()
+"""What `kernels.load` collects."""
