@@ -7,8 +7,8 @@ Rows are sorted decode first: rows 0..decode_rows-1 have exactly one new token e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,3 +53,10 @@ class StepContext:
 
     inputs: StepInputs
     arena: Arena
+    _made: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def once(self, key: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned when `key` was first asked for in this step: work that layers share."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
