@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Convert a token-id-only checkpoint to GGUF with llama.cpp's own converter.
+"""Convert a checkpoint to GGUF, to be driven by token ids, with llama.cpp's own converter.
 
     python benchmarks/peers/llama_cpp_convert.py LLAMA_CPP_SOURCE CHECKPOINT OUT.gguf
 
 llama.cpp's converter wants a tokenizer it knows; the random checkpoints have none. This drives the same converter and
-only replaces the vocabulary step by the format's own "no vocabulary" declaration, and states a query latent of 0 where
-the model has none; every tensor goes through the peer's code.
+only replaces the vocabulary step by a placeholder of plain ASCII for every id (its server needs some text for each, and
+streams no id while a character is incomplete), and states a query latent of 0 where the model has none; every tensor
+goes through the peer's code.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Convert a checkpoint without a tokenizer to GGUF (bf16).")
+    parser = argparse.ArgumentParser(description="Convert a checkpoint to GGUF (bf16), for prompts of token ids.")
     parser.add_argument("source", type=Path, help="llama.cpp's source tree")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
@@ -31,8 +32,14 @@ def main() -> None:
     base: Any = conversion.get_model_class(architecture)
 
     def set_vocab(self: Any) -> None:
-        self.gguf_writer.add_tokenizer_model("no_vocab")
-        self.gguf_writer.add_vocab_size(self.hparams["vocab_size"])
+        size = self.hparams["vocab_size"]
+        self.gguf_writer.add_tokenizer_model("gpt2")
+        self.gguf_writer.add_tokenizer_pre("gpt-2")
+        self.gguf_writer.add_token_list([f"w{each}" for each in range(size)])
+        self.gguf_writer.add_token_types([gguf.TokenType.NORMAL] * size)
+        self.gguf_writer.add_token_merges(["w 0"])
+        self.gguf_writer.add_eos_token_id(self.hparams["eos_token_id"])
+        self.gguf_writer.add_vocab_size(size)
 
     parameters = base.set_gguf_parameters
 

@@ -89,7 +89,11 @@ class SchedulerConfig:
 class DeviceConfig:
     """Where the model runs."""
 
-    device: str = option("auto", "auto takes a GPU when there is one", choices=("auto", "cpu", "cuda"))
+    device: str = option(
+        "auto",
+        "auto takes a GPU when there is one; null computes nothing and answers with pieces of the prompt (benchmarks)",
+        choices=("auto", "cpu", "cuda", "null"),
+    )
     threads: int | None = option(
         None, "CPU threads of the kernels; the cores this process may use when absent", low=1, high=1024
     )

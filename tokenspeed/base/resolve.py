@@ -21,7 +21,7 @@ CPU_KV_BYTES_MAX: Final = 8 * GIB
 CUDA_KV_SHARE: Final = 0.9  # the rest is for activations and the allocator's slack
 CONTEXTS_MAX: Final = 16  # on a CPU an arena of more full contexts is not chosen, only asked for
 CONTEXT_TOKENS_LEAST: Final = 256
-PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 8192}  # cpu: a step stays within about half a second
+PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 8192, "null": 8192}  # cpu: a step stays within about half a second
 DTYPE_BYTES: Final = {"bfloat16": 2, "float32": 4}
 
 
@@ -30,7 +30,7 @@ class DeviceFacts:
     """What was found."""
 
     type: str
-    """cpu or cuda."""
+    """cpu, cuda or null."""
     name: str
     cores: int
     """CPU cores this process may use."""
@@ -135,8 +135,8 @@ def resolve_threads(config: DeviceConfig, cores: int) -> tuple[int, Choice]:
 def _resolve_overlap(config: SchedulerConfig, device: DeviceFacts) -> tuple[bool, Choice]:
     if config.overlap != "auto":
         return config.overlap == "on", Choice("overlap", config.overlap, "asked for")
-    if device.type == "cuda":
-        return True, Choice("overlap", "on", "the GPU runs while the next step is planned")
+    if device.type != "cpu":
+        return True, Choice("overlap", "on", "the device runs while the next step is planned")
     return False, Choice(
         "overlap", "off", "on a CPU a step runs where it is launched, so there is nothing to hide"
     )

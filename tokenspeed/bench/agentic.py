@@ -30,7 +30,7 @@ from tokenspeed.base.errors import SetupError
 from tokenspeed.bench import record, workloads
 from tokenspeed.bench.client import Connection, Origin
 from tokenspeed.bench.conversation import Conversation, Encode, Turn, Vocabulary, hashed_pieces
-from tokenspeed.bench.dialect import TAPES, Ask, CompletionsTape, read_answer, refusal
+from tokenspeed.bench.dialect import TAPES, Ask, CompletionsTape, refusal
 from tokenspeed.bench.drive import Target, play_closed, play_open
 from tokenspeed.bench.occupancy import sample
 from tokenspeed.bench.record import Level, Result, Row
@@ -125,7 +125,7 @@ async def probe_replay(connection: Connection, ask: Ask, vocabulary: Vocabulary)
     turn = Turn(ids[:PROBE_TOKENS], PROBE_TOKENS, answer=ids[PROBE_TOKENS:])
     tape = CompletionsTape(Conversation("probe", (turn,)))
     tape.turn(turn)
-    answer = read_answer(await connection.exchange("POST", tape.path, tape.body(ask, turn)))
+    answer = tape.read(await connection.exchange("POST", tape.path, tape.body(ask, turn)))
     return answer.error is None and answer.ids == ids[PROBE_TOKENS:].tolist()
 
 
@@ -143,8 +143,8 @@ async def run(options: argparse.Namespace, clock: Clock) -> Result:
         raise SetupError("the server does not say how large its vocabulary is; give it with --vocab")
     vocabulary = Vocabulary(size)
     ask = Ask(server.model, options.temperature, options.plain)
-    replays = options.workload in ("h1a", "h1b") and options.api == "completions"
-    if replays and not options.plain:
+    replays = options.workload in ("h1a", "h1b") and options.api != "chat"
+    if replays and options.api == "completions" and not options.plain:
         ask = replace(ask, forced=await probe_replay(connection, replace(ask, forced=True), vocabulary))
     connection.close()
     shape = workloads.Options(
@@ -323,7 +323,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--url", default="http://127.0.0.1:8000", help="where the server listens")
     add("--model", help="the model to ask for; the first listed when absent")
-    add("--api", choices=tuple(TAPES), default="completions", help="token ids, or messages")
+    add("--api", choices=tuple(TAPES), default="completions", help="token ids, messages, or token ids on llama.cpp's own route")
     add("--api-key", help="sent as a bearer token")
     add("--concurrency", type=_counts, default=[1, 2, 4, 8, 16], help="users at once, a level each")
     add("--rates", type=_positives, default=[1.0, 2.0, 4.0], help="requests per second, a level each (h2)")

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The two APIs the benchmark speaks: completions with token ids, and chat. Bodies out, answers in.
+"""The APIs the benchmark speaks: completions with token ids, chat, and llama.cpp's own. Bodies out, answers in.
 
 A `Tape` holds one conversation's history both as ids and as JSON, and only ever grows: a turn encodes its own
 tokens, not the 100,000 before them, so that the client stays quiet while other streams are timed. `read_answer`
 takes a `Reply` apart after it has ended. Beyond the OpenAI fields it asks for `ignore_eos`, `min_tokens` and
-`return_token_ids` (`plain` leaves these out) and for replay `forced_token_ids`.
+`return_token_ids` (`plain` leaves these out) and for replay `forced_token_ids`. llama.cpp streams ids on its
+own route only, whose events are read as the OpenAI events that they stand for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -59,6 +61,10 @@ class Tape(Protocol):
         """The request for an answer to all that was appended."""
         ...
 
+    def read(self, reply: Reply) -> Answer:
+        """The answer in a reply."""
+        ...
+
     def answer(self, ids: Ids, text: str) -> None:
         """Append an answer."""
         ...
@@ -92,6 +98,9 @@ class CompletionsTape:
             fields["forced_token_ids"] = turn.answer.tolist()
         return msgspec.json.encode(fields)
 
+    def read(self, reply: Reply) -> Answer:
+        return read_answer(reply)
+
     @property
     def ids(self) -> Ids:
         return self._ids[: self._length]
@@ -104,6 +113,33 @@ class CompletionsTape:
             self._json += b","
         self._json += msgspec.json.encode(ids.tolist())[1:-1]
         self._length += len(ids)
+
+
+class LlamaCppTape(CompletionsTape):
+    """Prompts of token ids on llama.cpp's own route: the one on which it streams ids, and says what it reused."""
+
+    path = "/completion"
+
+    def body(self, ask: Ask, turn: Turn) -> bytes:
+        # Without `response_fields` the last event repeats the whole prompt as text: work nobody reads.
+        return msgspec.json.encode(
+            {
+                "prompt": msgspec.Raw(bytes(self._json) + b"]"),
+                "n_predict": turn.answer_tokens,
+                "temperature": ask.temperature,
+                "stream": True,
+                "ignore_eos": True,
+                "cache_prompt": True,
+                "response_fields": list(_LLAMA_CPP_LAST),
+            }
+        )
+
+    def read(self, reply: Reply) -> Answer:
+        answer = read_answer(reply, _from_llama_cpp)
+        if answer.ids is not None and len(answer.ids) != answer.output_tokens:
+            # It streams nothing while a character is incomplete, and those ids never come.
+            answer.ids = answer.event_tokens = None
+        return answer
 
 
 class ChatTape:
@@ -124,6 +160,9 @@ class ChatTape:
     def body(self, ask: Ask, turn: Turn) -> bytes:
         return msgspec.json.encode(_fields(ask, turn) | {"messages": msgspec.Raw(bytes(self._json) + b"]")})
 
+    def read(self, reply: Reply) -> Answer:
+        return read_answer(reply)
+
     @property
     def ids(self) -> None:
         return None
@@ -137,7 +176,11 @@ class ChatTape:
 TAPES: Final[dict[str, type[CompletionsTape] | type[ChatTape]]] = {
     "completions": CompletionsTape,
     "chat": ChatTape,
+    "llama.cpp": LlamaCppTape,
 }
+_LLAMA_CPP_LAST: Final = ("stop", "stop_type", "tokens_predicted", "tokens_evaluated", "timings")
+"""What its last event is asked to hold."""
+_LLAMA_CPP_STOPS: Final = {"eos": "stop", "word": "stop", "limit": "length"}
 
 
 def _fields(ask: Ask, turn: Turn) -> dict[str, Any]:
@@ -154,8 +197,25 @@ def _fields(ask: Ask, turn: Turn) -> dict[str, Any]:
     }
 
 
-def read_answer(reply: Reply) -> Answer:
-    """Take a reply apart; whatever is wrong with it is the answer's `error`."""
+def _from_llama_cpp(event: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAI event that one of llama.cpp's stands for; an error is the same in both."""
+    if "error" in event:
+        return event
+    if not event.get("stop"):
+        return {"choices": [{"text": event.get("content"), "token_ids": event.get("tokens")}]}
+    usage = {
+        "prompt_tokens": event["tokens_evaluated"],
+        "completion_tokens": event["tokens_predicted"],
+        "prompt_tokens_details": {"cached_tokens": event["timings"]["cache_n"]},
+    }
+    return {"choices": [{"finish_reason": _LLAMA_CPP_STOPS.get(event["stop_type"])}], "usage": usage}
+
+
+def read_answer(reply: Reply, spelled: Callable[[dict[str, Any]], dict[str, Any]] | None = None) -> Answer:
+    """Take a reply apart; whatever is wrong with it is the answer's `error`.
+
+    `spelled` makes OpenAI events of a dialect whose streams may leave ids out; the caller looks to that.
+    """
     answer = Answer()
     if reply.status != 200:
         answer.error = (
@@ -170,6 +230,8 @@ def read_answer(reply: Reply) -> Answer:
             if data == b"[DONE]":
                 break
             document = msgspec.json.decode(data)
+            if spelled is not None:
+                document = spelled(document)
             if document.get("error"):
                 answer.error = f"in the stream: {_message(document)}"
             usage = document.get("usage") or usage
@@ -181,8 +243,8 @@ def read_answer(reply: Reply) -> Answer:
                     pieces.append((at_us, ids))
                 elif _thought(choice):
                     pieces.append((at_us, []))
-    except (msgspec.DecodeError, AttributeError, TypeError, ValueError) as error:
-        answer.error = f"not a stream of completions: {error}"
+    except (msgspec.DecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        answer.error = f"not a stream of completions: {error!r}"
     if any(ids for _, ids in pieces):
         # With ids, an event without any (a finish, an end of withheld text) brings no token: it is no step.
         pieces = [piece for piece in pieces if piece[1]]
@@ -190,7 +252,8 @@ def read_answer(reply: Reply) -> Answer:
         answer.event_tokens = [len(ids) for _, ids in pieces]
     answer.times_us = [at_us for at_us, _ in pieces]
     _count(answer, usage)
-    answer.error = answer.error or reply.error or _unfinished(answer, finish, usage)
+    unfinished = _unfinished(answer, finish, usage, ids_whole=spelled is None)
+    answer.error = answer.error or reply.error or unfinished
     return answer
 
 
@@ -213,14 +276,16 @@ def _count(answer: Answer, usage: dict[str, Any] | None) -> None:
     answer.cached_tokens = None if cached is None else int(cached)
 
 
-def _unfinished(answer: Answer, finish: str | None, usage: dict[str, Any] | None) -> str | None:
+def _unfinished(
+    answer: Answer, finish: str | None, usage: dict[str, Any] | None, *, ids_whole: bool
+) -> str | None:
     if finish not in FINISHED:
         return f"the stream ended with finish_reason {finish!r}"
     if usage is None:
         return "the stream ended without usage, which stream_options.include_usage asks for"
     if not answer.times_us:
         return "the stream held no token"
-    if answer.ids is not None and len(answer.ids) != answer.output_tokens:
+    if ids_whole and answer.ids is not None and len(answer.ids) != answer.output_tokens:
         return f"{len(answer.ids)} token ids came, usage counts {answer.output_tokens}"
     return None
 

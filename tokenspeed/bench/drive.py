@@ -21,7 +21,7 @@ import numpy as np
 from tokenspeed.base.clock import Clock
 from tokenspeed.bench.client import Connection
 from tokenspeed.bench.conversation import Conversation, Ids, Turn
-from tokenspeed.bench.dialect import TAPES, Answer, Ask, Tape, read_answer
+from tokenspeed.bench.dialect import TAPES, Answer, Ask, Tape
 from tokenspeed.bench.record import Row
 from tokenspeed.bench.validity import Ledger
 
@@ -84,7 +84,7 @@ class _Player:
                 "POST", self._tape.path, self._tape.body(self._target.ask, turn)
             )
             ended_us = self._target.clock.now_us()
-            answer = read_answer(reply)
+            answer = self._tape.read(reply)
             first = index == 0 and not self.conversation.later
             row = _row(
                 self.conversation.id, 0 if first else max(index, 1), turn, answer, reply.sent_us, ended_us

@@ -5,7 +5,7 @@
            -> executor -> Scheduler, last
 
 In: an `EngineConfig`. Out: a `Core`; or `SetupError`. Used by the core process, and in-process by tests and
-benchmarks.
+benchmarks. With `--device null` there are no weights and no arena, and the executor computes nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -24,16 +24,29 @@ from tokenspeed import kernels, models, weights
 from tokenspeed.base.config import EngineConfig, ModelConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.base.log import get_logger
-from tokenspeed.base.resolve import ModelFacts, Resolved, resolve, resolve_dtype, resolve_threads
+from tokenspeed.base.resolve import (
+    Choice,
+    DeviceFacts,
+    ModelFacts,
+    Resolved,
+    resolve,
+    resolve_dtype,
+    resolve_threads,
+)
 from tokenspeed.control import Scheduler, SchedulerOptions
 from tokenspeed.engine import source, wire
 from tokenspeed.exec import facts
 from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, BatchLimits
 from tokenspeed.exec.executor import DeviceExecutor
+from tokenspeed.exec.null import NullExecutor
+from tokenspeed.exec.protocol import Executor
 from tokenspeed.sampling import Sampler
 
 _log = get_logger("engine")
+NULL_DEVICE: Final = DeviceFacts(
+    "null", "no device", cores=1, memory_total_bytes=1 << 50, memory_available_bytes=1 << 50
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +54,11 @@ class Core:
     """Everything a loop needs."""
 
     resolved: Resolved
+    device: str
+    """What it runs on, in words."""
     model: models.Facts
     scheduler: Scheduler
-    executor: DeviceExecutor
+    executor: Executor
 
     @property
     def ready(self) -> wire.Ready:
@@ -51,6 +66,7 @@ class Core:
         resolved = self.resolved
         return wire.Ready(
             pid=os.getpid(),
+            device=self.device,
             vocab_size=self.model.vocab,
             context_tokens_max=resolved.context_tokens_max,
             block_tokens=resolved.block_tokens,
@@ -64,6 +80,8 @@ class Core:
 
 def boot(config: EngineConfig) -> Core:
     """Build a core; `SetupError` says what is wrong and what would work."""
+    if config.device.device == "null":
+        return _boot_null(config)
     directory = source.locate(config.model.model)
     hf_config = _read_config(directory, config.model)
     device = facts.choose_device(config.device.device)
@@ -101,7 +119,30 @@ def boot(config: EngineConfig) -> Core:
     )
     sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
     executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
-    return Core(resolved, model.facts, Scheduler(_scheduler_options(config, resolved)), executor)
+    scheduler = Scheduler(_scheduler_options(config, resolved))
+    return Core(resolved, f"{found.type}: {found.name}", model.facts, scheduler, executor)
+
+
+def _boot_null(config: EngineConfig) -> Core:
+    """The control plane as it is, around an executor that computes nothing.
+
+    The model says its vocabulary and nothing else: KV is counted at a byte a token, and a context longer than
+    the model's is granted, for no position is ever encoded.
+    """
+    hf_config = _read_config(source.locate(config.model.model), config.model)
+    model = models.build(hf_config, block_tokens=config.cache.block_tokens)
+    about = _model_facts(model, hf_config, config.model)
+    context_tokens = max(about.context_tokens_max, config.model.max_model_len or 0)
+    about = dataclasses.replace(
+        about, context_tokens_max=context_tokens, kv_bytes_per_token=1, weight_bytes=0
+    )
+    resolved = resolve(config, NULL_DEVICE, about)
+    warned = Choice("device", "null", "COMPUTES NOTHING: answers are pieces of the prompt, for benchmarks only")
+    resolved = dataclasses.replace(resolved, choices=(warned, *resolved.choices))
+    _log.warning("--device null computes nothing: every answer is a piece of its prompt")
+    executor = NullExecutor(slots=resolved.slots_max)
+    scheduler = Scheduler(_scheduler_options(config, resolved))
+    return Core(resolved, "null: computes nothing", model.facts, scheduler, executor)
 
 
 def _read_config(directory: Path, config: ModelConfig) -> dict[str, Any]:

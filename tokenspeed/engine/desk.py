@@ -11,6 +11,7 @@ exactly one; results and cancels of ids that are not open are normal and say not
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -156,6 +157,7 @@ class Desk:
             phase_us_sums=timeline.phase_us_sums,
             blocks_leased=stats.blocks_leased,
             blocks_in_flight=stats.blocks_in_flight,
+            cpu_us=time.process_time_ns() // 1000,
         )
 
     def _submit(self, message: wire.Generate, now_us: int) -> None:

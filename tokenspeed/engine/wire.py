@@ -95,6 +95,8 @@ class Ready(Message):
     """Core -> front: requests are welcome. What was chosen at start, and measured."""
 
     pid: int
+    device: str
+    """What the model runs on, in words."""
     vocab_size: int
     context_tokens_max: int
     """Longest prompt plus answer."""

@@ -21,7 +21,9 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` takes a GPU when there is one; `SetupError` for a GPU that is not there."""
+    """`auto` takes a GPU when there is one; `SetupError` for a device that is not there."""
+    if wanted == "null":
+        raise SetupError("--device null computes nothing, so there is nothing to ask of it; use cpu or cuda")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise SetupError("--device cuda: torch sees no GPU here; use --device cpu")
     if wanted == "auto":

@@ -8,6 +8,7 @@ nothing a user sends becomes a label.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -83,6 +84,13 @@ class _CoreCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         core = self._sample()
+        cpu = CounterMetricFamily(
+            "tokenspeed_cpu_seconds", "CPU time of a process, all its threads", labels=["process"]
+        )
+        cpu.add_metric(["api"], time.process_time())
+        if core is not None:
+            cpu.add_metric(["core"], core.cpu_us / 1e6)
+        yield cpu
         if core is None:
             return
         gauges = (

@@ -38,3 +38,5 @@ class CoreSample(msgspec.Struct, frozen=True, array_like=True):
     """Blocks that one request holds alone, to write."""
     blocks_in_flight: int
     """Blocks given up while a launched step still names them."""
+    cpu_us: int
+    """CPU time of the core process, all threads."""

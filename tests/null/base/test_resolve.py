@@ -90,3 +90,11 @@ def test_a_dtype_nobody_computes_in_becomes_bfloat16() -> None:
 def test_every_choice_has_a_reason() -> None:
     for device in (LAPTOP, GPU):
         assert all(choice.reason for choice in resolve(config.build(), device, SMALL).choices)
+
+
+def test_the_null_device_is_never_chosen_and_overlaps_like_a_gpu() -> None:
+    assert config.build().device.device == "auto"
+    device = dataclasses.replace(GPU, type="null")
+    resolved = resolve(config.build(), device, dataclasses.replace(SMALL, kv_bytes_per_token=1))
+    assert resolved.overlap
+    assert resolved.kv_tokens == 16 * 32768

@@ -17,7 +17,7 @@ from tokenspeed.engine.front import AsyncEngine
 
 S = 1_000_000
 READY = wire.Ready(
-    pid=1, vocab_size=100, context_tokens_max=64, block_tokens=4, blocks_total=32, slots_max=4,
+    pid=1, device="cpu: a CPU", vocab_size=100, context_tokens_max=64, block_tokens=4, blocks_total=32, slots_max=4,
     waiting_max=4, overlap=False, choices=[],
 )  # fmt: skip
 

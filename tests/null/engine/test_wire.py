@@ -26,9 +26,9 @@ REQUESTS = [
 REPORTS = [
     wire.Deltas([wire.Delta(7, b"\x01\0\0\0", [LOGPROB], "stop", 16)], 4),
     wire.Refused(3, "queue_full"),
-    wire.Ready(1, 100, 4096, 16, 64, 8, 32, True, [("dtype", "bfloat16", "the checkpoint's")]),
+    wire.Ready(1, "cpu: a CPU", 100, 4096, 16, 64, 8, 32, True, [("dtype", "bfloat16", "the checkpoint's")]),
     wire.Failed("no such model"),
-    wire.Stats(1, CoreSample(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, [1, 2], [1, 2, 3, 4], 14, 15)),
+    wire.Stats(1, CoreSample(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, [1, 2], [1, 2, 3, 4], 14, 15, 16)),
 ]
 
 

@@ -26,3 +26,8 @@ def test_auto_takes_what_is_there() -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(SetupError, match="--device cpu"):
         facts.choose_device("cuda")
+
+
+def test_the_null_device_is_none_to_compute_on() -> None:
+    with pytest.raises(SetupError, match="computes nothing"):
+        facts.choose_device("null")

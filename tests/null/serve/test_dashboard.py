@@ -35,7 +35,7 @@ def _sample(steps: int) -> CoreSample:
         blocks_cached=POOL["cached"], prompt_tokens=1000, prompt_tokens_cached=800, output_tokens=50,
         retractions=1, faults=0, step_us_sum=steps * 1_500, step_us_counts=counts,
         phase_us_sums=[steps * 100, steps * 1000, steps * 300, steps * 100],
-        blocks_leased=POOL["leased"], blocks_in_flight=POOL["in_flight"],
+        blocks_leased=POOL["leased"], blocks_in_flight=POOL["in_flight"], cpu_us=0,
     )  # fmt: skip
 
 
