@@ -21,7 +21,11 @@ CPU_KV_BYTES_MAX: Final = 8 * GIB
 CUDA_KV_SHARE: Final = 0.9  # the rest is for activations and the allocator's slack
 CONTEXTS_MAX: Final = 16  # on a CPU an arena of more full contexts is not chosen, only asked for
 CONTEXT_TOKENS_LEAST: Final = 256
-PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 8192, "null": 8192}  # cpu: a step stays within about half a second
+PREFILL_TOKENS: Final = {
+    "cpu": 512,
+    "cuda": 8192,
+    "null": 8192,
+}  # cpu: a step stays within about half a second
 DTYPE_BYTES: Final = {"bfloat16": 2, "float32": 4}
 
 

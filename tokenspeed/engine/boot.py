@@ -137,7 +137,9 @@ def _boot_null(config: EngineConfig) -> Core:
         about, context_tokens_max=context_tokens, kv_bytes_per_token=1, weight_bytes=0
     )
     resolved = resolve(config, NULL_DEVICE, about)
-    warned = Choice("device", "null", "COMPUTES NOTHING: answers are pieces of the prompt, for benchmarks only")
+    warned = Choice(
+        "device", "null", "COMPUTES NOTHING: answers are pieces of the prompt, for benchmarks only"
+    )
     resolved = dataclasses.replace(resolved, choices=(warned, *resolved.choices))
     _log.warning("--device null computes nothing: every answer is a piece of its prompt")
     executor = NullExecutor(slots=resolved.slots_max)
