@@ -13,7 +13,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, Self, TextIO, TypeVar
 import msgspec
 
 from tokenspeed.base import config, log
-from tokenspeed.base.errors import EngineDeadError, SetupError
+from tokenspeed.base.errors import EngineDeadError, RequestError, SetupError
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import source, wire
 from tokenspeed.engine.front import AsyncEngine, Stream
@@ -121,8 +121,7 @@ class LLM:
 
         The text is all the model wrote, reasoning and tool calls included. See `generate` for the rest.
         """
-        one = bool(messages) and isinstance(messages[0], dict)
-        conversations: list[Any] = [messages] if one else list(messages)
+        conversations = _as_conversations(messages)
         ids = [self.text.prompt_of_chat(list(each), tools=tools).ids for each in conversations]
         return self._run(ids, sampling, OutputOptions(stops=_stops(stop)), ignore_eos, progress)
 
@@ -299,5 +298,22 @@ def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    given: list[Any] = list(prompts)
-    return [given] if given and isinstance(given[0], Integral) else given
+    given = _listed(prompts, "prompts", "a text, a list of token ids, or a list of either")
+    if given and isinstance(given[0], Integral):
+        return [given]
+    return [p if isinstance(p, str) else _listed(p, "a prompt", "a text or a list of token ids") for p in given]
+
+
+def _as_conversations(messages: Any) -> list[list[Any]]:
+    """The conversations of `chat`. Raises RequestError for what is none."""
+    wanted = 'a list of {"role": ..., "content": ...}'
+    given = _listed(messages, "messages", f"{wanted}, or a list of such lists")
+    if given and isinstance(given[0], dict):
+        return [given]
+    return [_listed(each, "a conversation", wanted) for each in given]
+
+
+def _listed(value: Any, what: str, wanted: str) -> list[Any]:
+    if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
+        raise RequestError(f"{what} must be {wanted}; got {type(value).__name__}", code="invalid_value")
+    return list(value)

@@ -76,8 +76,7 @@ async def _serve(config: EngineConfig, directory: Path, listener: socket.socket)
         start_s = time.monotonic() - started_s
         chat = text.template is not None
         said = banner(engine.ready, service.model_name, config.server, port, start_s, chat=chat)
-        print(said, file=sys.stderr, flush=True)
-        await _Server(settings, service, ending).serve([listener])
+        await _Server(settings, service, ending, said).serve([listener])
         service.close()
     finally:
         await ending.finish(patience_s=0)
@@ -136,10 +135,16 @@ class Ending:
 class _Server(uvicorn.Server):
     """uvicorn, with a drain of the engine between the signal and the end."""
 
-    def __init__(self, settings: uvicorn.Config, service: Service, ending: Ending) -> None:
+    def __init__(self, settings: uvicorn.Config, service: Service, ending: Ending, said: str) -> None:
         super().__init__(settings)
         self._service = service
         self._ending = ending
+        self._said = said
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and only then say so: whoever reads the banner may connect."""
+        await super().startup(sockets)
+        print(self._said, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
