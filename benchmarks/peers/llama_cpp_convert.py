@@ -18,7 +18,9 @@ from typing import Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Convert a checkpoint to GGUF (bf16), for prompts of token ids.")
+    parser = argparse.ArgumentParser(
+        description="Convert a checkpoint to GGUF (bf16), for prompts of token ids."
+    )
     parser.add_argument("source", type=Path, help="llama.cpp's source tree")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)

@@ -323,7 +323,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--url", default="http://127.0.0.1:8000", help="where the server listens")
     add("--model", help="the model to ask for; the first listed when absent")
-    add("--api", choices=tuple(TAPES), default="completions", help="token ids, messages, or token ids on llama.cpp's own route")
+    add(
+        "--api",
+        choices=tuple(TAPES),
+        default="completions",
+        help="token ids, messages, or token ids on llama.cpp's own route",
+    )
     add("--api-key", help="sent as a bearer token")
     add("--concurrency", type=_counts, default=[1, 2, 4, 8, 16], help="users at once, a level each")
     add("--rates", type=_positives, default=[1.0, 2.0, 4.0], help="requests per second, a level each (h2)")
