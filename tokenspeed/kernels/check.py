@@ -144,13 +144,13 @@ def _compare(
     if way != NEW and got.outputs[0].data_ptr() != got.args["out"].data_ptr():
         yield "the result is not the tensor given as out"
     dtype = op.result_dtype(traits)
-    pairs = [
-        (f"output {i}", *pair)
-        for i, pair in enumerate(zip(op.canonical(got.outputs), op.canonical(want.outputs), strict=True))
-    ]
-    pairs += [(name, got.args[name], want.args[name]) for name in inputs.mutates]
-    for name, result, truth in pairs:
-        if fault := _difference(result, truth, dtype, op.tolerance[dtype]):
+    tolerance = op.tolerance[dtype]
+    for i, pair in enumerate(zip(op.canonical(got.outputs), op.canonical(want.outputs), strict=True)):
+        if fault := _difference(*pair, dtype, tolerance):
+            yield f"output {i} {fault}"
+    for name in inputs.mutates:
+        written = got.args[name], want.args[name], inputs.args[name].dtype
+        if fault := _difference(*written, tolerance):
             yield f"{name} {fault}"
     free = {*inputs.mutates, *inputs.scratch, way.removeprefix(OUT)}
     for name, value in inputs.args.items():
@@ -163,7 +163,7 @@ def _difference(got: Tensor, want: Tensor, dtype: torch.dtype, tolerance: Tolera
     if got.shape != want.shape or got.dtype != dtype:
         return f"is {show(got.dtype)} {list(got.shape)}, not {show(dtype)} {list(want.shape)}"
     result, truth = got.double(), want.double()
-    near = (result - truth).abs() <= tolerance.absolute + tolerance.relative * truth.abs()
+    near = (result == truth) | ((result - truth).abs() <= tolerance.absolute + tolerance.relative * truth.abs())
     if bool(near.all()) if want.is_floating_point() else torch.equal(got, want):
         return None
     where = (~near).nonzero()[0].tolist()

@@ -42,10 +42,12 @@ _overrides: ContextVar[Overrides] = ContextVar("kernel_overrides", default=_NO_O
 class Bound(functools.partial[Any]):
     """An op bound to its kernel for one layer: call it with the op's arguments, nothing is looked up.
 
-    `prepare` turns the layer's weights into what the call takes, `choice` says which kernel this is and why.
+    `prepare` turns the layer's weights into what the call takes, `schedule` makes what the layers of one step
+    share (None where there is nothing), `choice` says which kernel this is and why.
     """
 
     prepare: Callable[..., Any]
+    schedule: Callable[..., Any]
     choice: Choice
 
 
@@ -83,6 +85,7 @@ def build(choice: Choice) -> Bound:
     implementation = choice.kernel.build(choice.traits, choice.device)
     bound = Bound(implementation.call)
     bound.prepare = implementation.prepare or _nothing_to_prepare(choice.op)
+    bound.schedule = implementation.schedule or _nothing_to_share
     bound.choice = choice
     return bound
 
@@ -107,6 +110,10 @@ def _nothing_to_prepare(op: str) -> Callable[..., Any]:
         raise TypeError(f"{op} has no weights to prepare")
 
     return refuse
+
+
+def _nothing_to_share(*_: object) -> None:
+    return None
 
 
 def _backend_kernels(name: str) -> tuple[Kernel, ...]:

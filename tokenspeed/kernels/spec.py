@@ -45,10 +45,14 @@ class Band(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """A kernel built for one set of traits: what a layer will call, and what it calls once on its weights."""
+    """A kernel built for one set of traits: what a layer will call, what it calls once on its weights, and
+    once a step for all layers.
+    """
 
     call: Callable[..., Any]
     prepare: Callable[..., Any] | None = None
+    schedule: Callable[..., Any] | None = None
+    """What the layers of a step share; its result is passed to `call` as `schedule`."""
 
 
 Build = Callable[[Traits, Device], Implementation]

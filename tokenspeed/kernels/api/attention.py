@@ -121,45 +121,60 @@ GQA_EXTEND = Op(
 )
 
 
+MLA_DECODE_SIZES = (
+    Sizes(contexts=(1,)),
+    Sizes(contexts=(63, 64, 65, 0, 1)),
+    Sizes(contexts=(700, 0, 3, 129, 0)),
+    Sizes(contexts=(65, 0, 4, 64, 300), lengths=(4, 4, 4, 4, 4)),
+    Sizes(contexts=(130, 65, 0, 200, 9), lengths=(1, 65, 2, 70, 3)),
+)
+
+
 def mla_decode_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     heads, latent, rope = (whole(traits, name) for name in ("heads", "latent", "rope"))
     dtype, block_tokens = dtype_of(traits), whole(traits, "block_tokens")
     table = draw.table(sizes.contexts, _lengths(sizes), block_tokens)
-    rows = len(sizes.contexts)
+    tokens = sum(_lengths(sizes))
     args = {
-        "q_latent": draw.queries(rows, heads, latent, dtype=dtype),
-        "q_rope": draw.queries(rows, heads, 128 + rope, dtype=dtype)[..., 128:],
+        "q_latent": draw.queries(tokens, heads, latent, dtype=dtype),
+        "q_rope": draw.queries(tokens, heads, 128 + rope, dtype=dtype)[..., 128:],
         "arena": draw.arena(table, latent + rope, dtype=dtype),
         "block_table": table.block_table,
         "context_lens": table.context_lens,
         "scale": (latent + rope) ** -0.5,
     }
-    return Inputs(args=args, out=(rows, heads, latent))
+    if sizes.lengths:
+        lse = draw.normal(tokens, heads, dtype=FP32)
+        args |= {"row_starts": table.row_starts, "lse": lse}
+    mutates = ("lse",) if sizes.lengths else ()
+    return Inputs(args=args, mutates=mutates, out=(tokens, heads, latent))
 
 
 def mla_decode_cost(traits: Traits, sizes: Sizes) -> Cost:
     heads, latent, rope = (whole(traits, name) for name in ("heads", "latent", "rope"))
-    item, rows, context = dtype_of(traits).itemsize, len(sizes.contexts), sum(sizes.contexts)
-    moved = (context * (latent + rope) + rows * heads * (2 * latent + rope)) * item
-    return Cost(moved, 2 * context * heads * (2 * latent + rope))
+    item, tokens, context = dtype_of(traits).itemsize, sum(_lengths(sizes)), sum(sizes.contexts)
+    moved = (context * (latent + rope) + tokens * heads * (2 * latent + rope)) * item
+    return Cost(moved, 2 * _pairs(sizes) * heads * (2 * latent + rope))
 
 
 MLA_DECODE = Op(
     name="attention.mla_decode",
     summary=(
-        "Attend in the latent space with one query token a row (absorbed MLA): the cached latent is key "
-        "and value."
+        "Attend causally in the latent space with the few new tokens of each row (absorbed MLA): the cached "
+        "latent is key and value."
     ),
     shapes=(
-        "q_latent [R, H, L] dense, q_rope [R, H, Dr] (last dimension dense, the others at any stride), "
-        "arena [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (this token included, at "
-        "least 1), scale (of the un-absorbed head: 1 / sqrt(Dn + Dr), YaRN factor included) -> [R, H, L], "
-        "still latent."
+        "q_latent [T, H, L] dense, q_rope [T, H, Dr] (last dimension dense, the others at any stride), "
+        "arena [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (the new tokens included; a "
+        "row of context 0 is padding, its output is 0), scale (of the un-absorbed head: 1 / sqrt(Dn + Dr), "
+        "YaRN factor included) -> [T, H, L], still latent. row_starts [R + 1] int32 says which tokens are "
+        "whose (default: one a row); lse [T, H] float32 is filled with the log of the sum of exp(score) (-inf "
+        "in padding); schedule is what `Bound.schedule(context_lens, row_starts)` returned for this step."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, section 2.1.",
     traits=(DTYPE, HEADS, LATENT, ROPE, BLOCK_TOKENS),
     reference=Plain(ref.mla_decode),
-    sizes=DECODE,
+    sizes=MLA_DECODE_SIZES,
     points=tuple(
         Point({"dtype": BF16, "heads": heads, "latent": 512, "rope": 64, "block_tokens": 64}, sizes)
         for heads in (16, 128)

@@ -19,6 +19,7 @@ from torch import Tensor
 from tokenspeed.kernels.cpu import _cpu
 from tokenspeed.kernels.cpu.buffers import DTYPES, expect, output
 from tokenspeed.kernels.cpu.linear import PackedWeight, pack
+from tokenspeed.kernels.ref import attention as ref
 
 
 def _check_table(block_table: Tensor, context_lens: Tensor) -> int:
@@ -118,10 +119,23 @@ def mla_decode(
     context_lens: Tensor,
     scale: float,
     *,
+    row_starts: Tensor | None = None,
+    lse: Tensor | None = None,
+    schedule: object = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend in the latent space with one query token a row: the latent is key (with the rope part) and
-    value."""
+    """Attend in the latent space: the latent is key (with the rope part) and value.
+
+    Several tokens of a row are as many rows, each with the context it may see. Nothing on a CPU wants `lse`:
+    the reference fills it.
+    """
+    if lse is not None:
+        return ref.mla_decode(
+            q_latent, q_rope, arena, block_table, context_lens, scale, row_starts=row_starts, lse=lse, out=out
+        )
+    if row_starts is not None:
+        _check_starts(row_starts, context_lens.shape[0])
+        block_table, context_lens = _a_row_each(block_table, context_lens, row_starts)
     rows = _check_table(block_table, context_lens)
     _, heads, latent_dim = q_latent.shape
     rope_dim = q_rope.shape[2]
@@ -131,7 +145,7 @@ def mla_decode(
         and arena.is_contiguous()
         and q_latent.stride(2) == q_rope.stride(2) == 1
         and q_latent.dtype is q_rope.dtype is arena.dtype,
-        "want q_latent [R, H, L], q_rope [R, H, Dr] and an arena [N, P, L + Dr] of their dtype",
+        "want q_latent [T, H, L], q_rope [T, H, Dr] and an arena [N, P, L + Dr] of their dtype",
         q_latent,
         q_rope,
         arena,
@@ -143,7 +157,20 @@ def mla_decode(
         block_table.stride(0), arena.shape[1], rows, context_lens.data_ptr(), scale, y.data_ptr(),
         DTYPES[arena.dtype],
     )  # fmt: skip
+    if not context_lens.all():
+        y[context_lens == 0] = 0
     return y
+
+
+def _a_row_each(
+    block_table: Tensor, context_lens: Tensor, row_starts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Give each of T tokens a line of the table and the context it sees, none in a row of no context."""
+    rows = context_lens.shape[0]
+    lengths = row_starts.diff()
+    row_of = torch.repeat_interleave(torch.arange(rows), lengths)
+    unseen = row_starts[1:][row_of] - 1 - torch.arange(len(row_of))
+    return block_table[row_of], (context_lens[row_of] - unseen).clamp(min=0).to(torch.int32)
 
 
 def mla_pack(w_uk: Tensor, w_uv: Tensor) -> tuple[PackedWeight, PackedWeight]:

@@ -5,7 +5,7 @@ time.
 In: queries, an arena of blocks, a table that says which blocks hold which row. Out: new tensors, in the dtype
 of the queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or
 float64 when the inputs are. Every row reads only its own `context_lens` tokens; table entries past them are
-never looked at.
+never looked at. `mla_decode` skips a row of context 0 (padding): its output is 0, its log-sum -inf.
 """
 
 from __future__ import annotations
@@ -65,16 +65,31 @@ def mla_decode(
     context_lens: Tensor,
     scale: float,
     *,
+    row_starts: Tensor | None = None,
+    lse: Tensor | None = None,
+    schedule: object = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attend in the latent space with one query token a row: the latent is both key and value."""
-    latent = q_latent.shape[-1]
+    """Attend causally in the latent space: the latent is both key and value. There is nothing to schedule."""
+    heads, latent = q_latent.shape[1:]
     q = torch.cat((wide(q_latent), wide(q_rope)), -1)
-    results: list[Tensor] = []
-    for row in range(q.shape[0]):
-        kv = wide(_gather(arena, block_table[row], int(context_lens[row])))
-        results.append(((q[row] @ kv.T) * scale).softmax(-1)[None] @ kv[:, :latent])
-    return finish(_joined(results, q, latent), q_latent.dtype, out)
+    attended = q.new_zeros((q.shape[0], heads, latent))
+    sums = q.new_full((q.shape[0], heads), -torch.inf)
+    starts = torch.arange(context_lens.shape[0] + 1) if row_starts is None else row_starts
+    for row, (begin, end) in enumerate(_spans(starts)):
+        context = int(context_lens[row])
+        if context == 0:
+            continue
+        kv = wide(_gather(arena, block_table[row], context))
+        scores = torch.einsum("thd,cd->thc", q[begin:end], kv) * scale
+        query_at = torch.arange(context - (end - begin), context, device=q.device)
+        hidden = torch.arange(context, device=q.device)[None, :] > query_at[:, None]
+        scores = scores.masked_fill(hidden[:, None], -torch.inf)
+        sums[begin:end] = scores.logsumexp(-1)
+        attended[begin:end] = scores.softmax(-1) @ kv[:, :latent]
+    if lse is not None:
+        lse.copy_(sums)
+    return finish(attended, q_latent.dtype, out)
 
 
 def mla_extend(
