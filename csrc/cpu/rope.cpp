@@ -71,6 +71,7 @@ void rope_gqa_of(const RopeGqa& p) {
     const i64 place = p.write_index[t] * p.kv_heads * p.head_dim;
     E* q_to = static_cast<E*>(p.q_out) + t * p.out_stride;
     for (i64 h = 0; h < p.heads; ++h) turn(p.q, p.q_stride, h, p.q_norm, q_to);
+    if (place < 0) return;
     for (i64 h = 0; h < p.kv_heads; ++h) turn(p.k, p.k_stride, h, p.k_norm, static_cast<E*>(p.k_arena) + place);
     std::memcpy(static_cast<E*>(p.v_arena) + place, static_cast<const E*>(p.v) + t * p.v_stride,
                 static_cast<std::size_t>(p.kv_heads * p.head_dim) * sizeof(E));
@@ -82,20 +83,21 @@ void rope_mla_of(const RopeMla& p) {
   for_tokens(p.tokens, p.heads * p.rope_dim + p.latent_dim, [&](i64 t) {
     alignas(64) float values[head_dim_max];
     const float* cos_sin = p.cos_sin + p.positions[t] * p.rope_dim;
-    E* place = static_cast<E*>(p.arena) + p.write_index[t] * (p.latent_dim + p.rope_dim);
-    widen_normed(static_cast<const E*>(p.latent) + t * p.latent_stride, p.latent_dim, static_cast<const E*>(p.norm), p.eps,
-                 values);
-    narrow(values, p.latent_dim, place);
     auto turn = [&](const E* from, E* to) {
       widen_normed<E>(from, p.rope_dim, nullptr, 0.0f, values);
       rotate(values, cos_sin, p.rope_dim, p.interleaved);
       narrow(values, p.rope_dim, to);
     };
-    turn(static_cast<const E*>(p.k_rope) + t * p.k_stride, place + p.latent_dim);
     for (i64 h = 0; h < p.heads; ++h) {
       turn(static_cast<const E*>(p.q_rope) + t * p.q_token_stride + h * p.q_head_stride,
            static_cast<E*>(p.q_out) + t * p.out_token_stride + h * p.out_head_stride);
     }
+    if (p.write_index[t] < 0) return;
+    E* place = static_cast<E*>(p.arena) + p.write_index[t] * (p.latent_dim + p.rope_dim);
+    turn(static_cast<const E*>(p.k_rope) + t * p.k_stride, place + p.latent_dim);
+    widen_normed(static_cast<const E*>(p.latent) + t * p.latent_stride, p.latent_dim, static_cast<const E*>(p.norm), p.eps,
+                 values);
+    narrow(values, p.latent_dim, place);
   });
 }
 

@@ -22,7 +22,7 @@ class Table:
     context_lens: torch.Tensor  # [R] int32
     row_starts: torch.Tensor  # [R + 1] int32
     positions: torch.Tensor  # [T] int64
-    write_index: torch.Tensor  # [T] int64, block * P + offset
+    write_index: torch.Tensor  # [T] int64, block * P + offset; -1 in a row of no context
     unused: torch.Tensor  # [N, P] bool: places that hold no context of any row
 
 
@@ -50,7 +50,10 @@ class Draw:
         return torch.randperm(count, generator=self._generator).to(self.device)
 
     def table(self, contexts: Sequence[int], lengths: Sequence[int], block_tokens: int) -> Table:
-        """Lay rows out over scattered blocks, some of the pool unused, unused entries of the table -1."""
+        """Lay rows out over scattered blocks, some of the pool unused, unused entries of the table -1.
+
+        A row of no context is padding: its tokens stand at position 0 and are written nowhere (-1).
+        """
         counts = [-(-context // block_tokens) for context in contexts]
         blocks_total = sum(counts) + 2
         order = self.permutation(blocks_total).cpu()
@@ -65,8 +68,8 @@ class Draw:
             position = torch.arange(context)
             place = block_table[row, position // block_tokens].long() * block_tokens + position % block_tokens
             unused[place] = False
-            positions.append(position[-length:])
-            places.append(place[-length:])
+            positions.append(position[-length:] if context else torch.zeros(length, dtype=torch.int64))
+            places.append(place[-length:] if context else torch.full((length,), -1))
         starts = torch.tensor([0, *lengths]).cumsum(0)
         return Table(
             blocks_total=blocks_total,

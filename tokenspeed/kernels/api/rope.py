@@ -2,9 +2,9 @@
 """Ops `rope.gqa_write` and `rope.mla_write`: rotate, and put the new tokens into the KV arena, in one pass.
 
 The arenas are written at `write_index` (block * P + offset, flat over blocks) and nowhere else; indices are
-distinct within a call. Angles come as a table `cos_sin` [M, rot] float32, cosines in the first half, sines in
-the second, any YaRN factor already in them; `rot` may be less than the head (partial rotary), the dimensions
-past it then pass unchanged.
+distinct within a call, and a negative one (a padded row) writes nothing. Angles come as a table `cos_sin` [M,
+rot] float32, cosines in the first half, sines in the second, any YaRN factor already in them; `rot` may be
+less than the head (partial rotary), the dimensions past it then pass unchanged.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ SIZES = (
     Sizes(contexts=(1,)),
     Sizes(contexts=(5, 130, 64)),
     Sizes(contexts=(65, 40, 7), lengths=(33, 1, 7)),
+    Sizes(contexts=(9, 0, 0)),
 )
 EPS = 1e-6
 

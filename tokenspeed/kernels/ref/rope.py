@@ -3,7 +3,8 @@
 after.
 
 In: projected q and new k/v (or latent), angles, positions and the flat place of each token. Out: the rotated
-q, and the arenas changed at `write_index` and nowhere else. Math is float32, or float64 when the inputs are.
+q, and the arenas changed at `write_index` and nowhere else, nowhere at all where that is negative. Math is
+float32, or float64 when the inputs are.
 """
 
 from __future__ import annotations
@@ -80,4 +81,5 @@ def rotated(x: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
 
 
 def _write(arena: Tensor, write_index: Tensor, values: Tensor) -> None:
-    arena.view(-1, *arena.shape[2:])[write_index] = values.to(arena.dtype)
+    kept = write_index >= 0
+    arena.view(-1, *arena.shape[2:])[write_index[kept]] = values[kept].to(arena.dtype)

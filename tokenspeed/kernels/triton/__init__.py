@@ -12,6 +12,11 @@ a row whose `context_lens` is 0 reads and costs nothing, and a negative `write_i
 from __future__ import annotations
 
 from tokenspeed.kernels.spec import Kernel
+from tokenspeed.kernels.triton import linear, pointwise, rope
 
-KERNELS: tuple[Kernel, ...] = ()
+KERNELS: tuple[Kernel, ...] = (
+    *linear.KERNELS,
+    *pointwise.KERNELS,
+    *rope.KERNELS,
+)
 """What `kernels.load` collects."""

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Cross the kernels of the Triton backend with their references on the CPU, under Triton's interpreter.
+
+A program of its own, because the interpreter is chosen when triton is first imported: `TRITON_INTERPRET=1
+python interpreted.py linear.heads triton`. Kernels are built for the CPU with the facts of a small GPU where
+they ask for them; `linear.*` and the like, which hand large products to the vendor's library, hand them to
+torch. Prints what is wrong, one line each, and exits 1; prints nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+from tokenspeed.kernels import Device, registry
+from tokenspeed.kernels.check import faults, grid
+from tokenspeed.kernels.needs import show
+
+CASES = 6
+"""Combinations of traits per kernel: the interpreter takes about a millisecond for each program and line."""
+
+DEVICE = Device(type="cpu", name="interpreted", cores=4)
+
+
+def run(op_name: str, kernel_name: str) -> int:
+    op = registry().op(op_name)
+    kernel = next(kernel for kernel in registry().kernels(op_name) if kernel.name == kernel_name)
+    wrong = 0
+    for traits in itertools.islice(grid(op, kernel.needs), CASES):
+        for seed, sizes in enumerate(op.sizes):
+            for fault in faults(op, kernel, traits, sizes, DEVICE, seed):
+                wrong += 1
+                named = ", ".join(f"{name}={show(value)}" for name, value in traits.items())
+                print(f"{op_name}={kernel_name} at {sizes} with {named}: {fault}")
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(bool(run(*sys.argv[1:])))

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""`embedding.lookup`, `norm.rms`, `norm.add_rms`, `activation.silu_mul`: one launch each, bound by bytes or,
+for few tokens, by the launch.
+
+In: activations [T, C], last dimension dense, rows at any stride. Out: new tensors, or `out`; `add_rms` updates
+the residual in place. Sums are float32 and rounded once. A program has one token: rows never meet, so a row's
+result does not depend on the others.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tokenspeed.kernels.needs import AtLeast, Needs
+from tokenspeed.kernels.spec import Band, Kernel, Plain
+
+LANE_ELEMENTS = 8
+"""Elements a thread should hold: one 16-byte load of a 16-bit dtype."""
+COLUMNS = 1024
+"""Channels of one program where rows are cut."""
+
+
+@triton.jit
+def _rms(x, x_stride, weight, eps, y, y_stride, C: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < C
+    gain = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    value = tl.load(x + row * x_stride + column, inside, 0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / C + eps)
+    tl.store(y + row * y_stride + column, value * scale * gain, inside)
+
+
+@triton.jit
+def _add_rms(x, x_stride, residual, r_stride, weight, eps, y, y_stride, C: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    inside = column < C
+    gain = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    before = tl.load(residual + row * r_stride + column, inside, 0.0).to(tl.float32)
+    total = tl.load(x + row * x_stride + column, inside, 0.0).to(tl.float32) + before
+    tl.store(residual + row * r_stride + column, total, inside)
+    scale = tl.rsqrt(tl.sum(total * total, 0) / C + eps)
+    tl.store(y + row * y_stride + column, total * scale * gain, inside)
+
+
+@triton.jit
+def _silu_mul(x, x_stride, y, y_stride, F: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < F
+    gate = tl.load(x + row * x_stride + column, inside, 0.0).to(tl.float32)
+    up = tl.load(x + row * x_stride + F + column, inside, 0.0).to(tl.float32)
+    tl.store(y + row * y_stride + column, gate / (1.0 + tl.exp(-gate)) * up, inside)
+
+
+@triton.jit
+def _lookup(ids, table, vocabulary, y, C: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < C
+    id = tl.load(ids + row)
+    known = (id >= 0) & (id < vocabulary)
+    tl.store(y + row * C + column, tl.load(table + id * C + column, inside & known, 0.0), inside)
+
+
+def warps_of(elements: int) -> int:
+    """How many warps a program of so many elements should have: each thread one wide load, 16 at most."""
+    return min(16, max(1, elements // (32 * LANE_ELEMENTS)))
+
+
+def _like(x: Tensor, out: Tensor | None, columns: int) -> Tensor:
+    return x.new_empty((x.shape[0], columns)) if out is None else out
+
+
+def rms(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
+    """Divide each vector by its root mean square and multiply by the weight."""
+    tokens, width = x.shape
+    assert x.stride(1) == 1 and weight.shape == (width,), "want x [T, C], last dimension dense, weight [C]"
+    y = _like(x, out, width)
+    block = triton.next_power_of_2(width)
+    _rms[(tokens,)](x, x.stride(0), weight, eps, y, y.stride(0), width, block, num_warps=warps_of(block))
+    return y
+
+
+def add_rms(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add x to the residual (in place), then normalise the sum as it is before rounding."""
+    tokens, width = x.shape
+    assert x.shape == residual.shape and x.stride(1) == residual.stride(1) == 1, "want x, residual [T, C]"
+    y = _like(x, out, width)
+    block = triton.next_power_of_2(width)
+    _add_rms[(tokens,)](
+        x, x.stride(0), residual, residual.stride(0), weight, eps, y, y.stride(0), width, block,
+        num_warps=warps_of(block),
+    )  # fmt: skip
+    return y, residual
+
+
+def silu_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Return silu(first half) * second half."""
+    tokens, both = x.shape
+    assert x.stride(1) == 1 and both % 2 == 0, "want x [T, 2F], last dimension dense"
+    y = _like(x, out, both // 2)
+    block = min(COLUMNS, triton.next_power_of_2(both // 2))
+    grid = (tokens, triton.cdiv(both // 2, block))
+    _silu_mul[grid](x, x.stride(0), y, y.stride(0), both // 2, block, num_warps=warps_of(block))
+    return y
+
+
+def lookup(ids: Tensor, table: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Take one row of the table for each id; an id outside the table gives zeros."""
+    vocabulary, width = table.shape
+    assert table.is_contiguous(), "want a contiguous table [V, C]"
+    y = table.new_empty((ids.shape[0], width)) if out is None else out
+    block = min(COLUMNS, triton.next_power_of_2(width))
+    grid = (ids.shape[0], triton.cdiv(width, block))
+    _lookup[grid](ids, table, vocabulary, y, width, block, num_warps=warps_of(block))
+    return y
+
+
+_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32})
+
+KERNELS = (
+    Kernel("embedding.lookup", "triton", _NEEDS, Band.FAST, Plain(lookup)),
+    Kernel("norm.rms", "triton", _NEEDS, Band.FAST, Plain(rms)),
+    Kernel("norm.add_rms", "triton", _NEEDS, Band.FAST, Plain(add_rms)),
+    Kernel("activation.silu_mul", "triton", _NEEDS, Band.FAST, Plain(silu_mul)),
+)

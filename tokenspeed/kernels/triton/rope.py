@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: MIT
+"""`rope.gqa_write` and `rope.mla_write`: norms, rotation and the write into the arena in one launch.
+
+In: projections (last dimension dense, tokens and heads at any stride), angles, places. Out: the rotated q; the
+arenas are changed at `write_index` and nowhere else, nowhere at all where that is negative. Math is float32.
+
+Both members of a rotary pair are loaded by one thread before it stores either, so that `out` may be q itself.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from tokenspeed.kernels.needs import AtLeast, Needs
+from tokenspeed.kernels.spec import Band, Kernel, Plain
+
+HEADS_TILE = 8
+"""Heads that one program turns, at most."""
+
+
+@triton.jit
+def _angles(cos_sin, position, ROT: tl.constexpr, PAIRS: tl.constexpr):
+    """The cosines and sines [1, PAIRS] of one position."""
+    pair = tl.arange(0, PAIRS)[None, :]
+    at = cos_sin + position * ROT + pair
+    inside = pair < ROT // 2
+    return tl.load(at, inside, 0.0), tl.load(at + ROT // 2, inside, 0.0)
+
+
+@triton.jit
+def _turn(
+    source, source_head, target, target_head, head, heads, norm, eps, cos, sin,
+    D: tl.constexpr, ROT: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr,
+    NORMED: tl.constexpr,
+):  # fmt: skip
+    """Normalise and rotate heads [HEADS, 1] of one token from `source` into `target`."""
+    pair = tl.arange(0, PAIRS)[None, :]
+    first_at = 2 * pair if INTERLEAVED else pair
+    second_at = first_at + (1 if INTERLEAVED else ROT // 2)
+    inside = (head < heads) & (pair < ROT // 2)
+    first = tl.load(source + head * source_head + first_at, inside, 0.0).to(tl.float32)
+    second = tl.load(source + head * source_head + second_at, inside, 0.0).to(tl.float32)
+    rest_at = ROT + tl.arange(0, REST)[None, :]
+    resting = (head < heads) & (rest_at < D)
+    if D > ROT:
+        rest = tl.load(source + head * source_head + rest_at, resting, 0.0).to(tl.float32)
+    if NORMED:
+        squares = tl.sum(first * first + second * second, 1, keep_dims=True)
+        if D > ROT:
+            squares += tl.sum(rest * rest, 1, keep_dims=True)
+        scale = tl.rsqrt(squares / D + eps)
+        first *= scale * tl.load(norm + first_at, pair < ROT // 2, 0.0).to(tl.float32)
+        second *= scale * tl.load(norm + second_at, pair < ROT // 2, 0.0).to(tl.float32)
+        if D > ROT:
+            rest *= scale * tl.load(norm + rest_at, rest_at < D, 0.0).to(tl.float32)
+    tl.store(target + head * target_head + first_at, first * cos - second * sin, inside)
+    tl.store(target + head * target_head + second_at, second * cos + first * sin, inside)
+    if D > ROT:
+        tl.store(target + head * target_head + rest_at, rest, resting)
+
+
+@triton.jit
+def _gqa_write(
+    q, q_token, q_head, k, k_token, k_head, v, v_token, v_head, cos_sin, positions, write_index,
+    k_arena, v_arena, q_norm, k_norm, eps, out, out_token, out_head,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROT: tl.constexpr,
+    TILE: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, WIDTH: tl.constexpr,
+    INTERLEAVED: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    q_tiles: tl.constexpr = (H + TILE - 1) // TILE
+    k_tiles: tl.constexpr = (K + TILE - 1) // TILE
+    place = tl.load(write_index + token)
+    cos, sin = _angles(cos_sin, tl.load(positions + token), ROT, PAIRS)
+    head = tl.arange(0, TILE)[:, None]
+    if tile < q_tiles:
+        _turn(
+            q + token * q_token, q_head, out + token * out_token, out_head, tile * TILE + head, H, q_norm, eps,
+            cos, sin, D, ROT, PAIRS, REST, INTERLEAVED, NORMED,
+        )  # fmt: skip
+    elif place >= 0:
+        if tile < q_tiles + k_tiles:
+            _turn(
+                k + token * k_token, k_head, k_arena + place * (K * D), D, (tile - q_tiles) * TILE + head, K,
+                k_norm, eps, cos, sin, D, ROT, PAIRS, REST, INTERLEAVED, NORMED,
+            )  # fmt: skip
+        else:
+            head += (tile - q_tiles - k_tiles) * TILE
+            column = tl.arange(0, WIDTH)[None, :]
+            inside = (head < K) & (column < D)
+            value = tl.load(v + token * v_token + head * v_head + column, inside)
+            tl.store(v_arena + place * (K * D) + head * D + column, value, inside)
+
+
+@triton.jit
+def _mla_write(
+    q, q_token, q_head, latent, latent_token, k_rope, k_token, norm, eps, cos_sin, positions, write_index,
+    arena, out, out_token, out_head,
+    H: tl.constexpr, L: tl.constexpr, ROT: tl.constexpr, TILE: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    tile = tl.program_id(1)
+    cos, sin = _angles(cos_sin, tl.load(positions + token), ROT, PAIRS)
+    head = tl.arange(0, TILE)[:, None]
+    if tile > 0:
+        _turn(
+            q + token * q_token, q_head, out + token * out_token, out_head, (tile - 1) * TILE + head, H, norm,
+            eps, cos, sin, ROT, ROT, PAIRS, 1, INTERLEAVED, False,
+        )  # fmt: skip
+    else:
+        _write_latent(
+            latent + token * latent_token, k_rope + token * k_token, norm, eps, cos, sin, arena,
+            tl.load(write_index + token), L, ROT, PAIRS, WIDTH, INTERLEAVED,
+        )  # fmt: skip
+
+
+@triton.jit
+def _write_latent(
+    latent, k_rope, norm, eps, cos, sin, arena, place,
+    L: tl.constexpr, ROT: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Normalise one token's latent, rotate its key, write both at `place`."""
+    if place >= 0:
+        to = arena + place * (L + ROT)
+        column = tl.arange(0, WIDTH)
+        inside = column < L
+        value = tl.load(latent + column, inside, 0.0).to(tl.float32)
+        gain = tl.load(norm + column, inside, 0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(value * value, 0) / L + eps)
+        tl.store(to + column, value * scale * gain, inside)
+        only = tl.zeros((1, 1), tl.int32)
+        _turn(k_rope, 0, to + L, 0, only, 1, norm, eps, cos, sin, ROT, ROT, PAIRS, 1, INTERLEAVED, False)
+
+
+def _check_places(tokens: int, cos_sin: Tensor, positions: Tensor, write_index: Tensor) -> None:
+    assert cos_sin.is_contiguous() and positions.shape == write_index.shape == (tokens,), (
+        f"want cos_sin [M, rot] contiguous, positions and write_index [{tokens}]"
+    )
+
+
+def gqa_write(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    k_arena: Tensor,
+    v_arena: Tensor,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    *,
+    interleaved: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalise q and k per head if norms are given, rotate both, write k and v, return q."""
+    tokens, heads, head_dim = q.shape
+    kv_heads, rot = k.shape[1], cos_sin.shape[1]
+    _check_places(tokens, cos_sin, positions, write_index)
+    assert q.stride(2) == k.stride(2) == v.stride(2) == 1, "want dense heads"
+    assert k_arena.is_contiguous() and v_arena.is_contiguous(), "want contiguous arenas [N, P, K, D]"
+    assert (q_norm is None) == (k_norm is None), "norms come for both q and k, or for neither"
+    y = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    tile = min(HEADS_TILE, triton.next_power_of_2(kv_heads))
+    grid = (tokens, triton.cdiv(heads, tile) + 2 * triton.cdiv(kv_heads, tile))
+    _gqa_write[grid](
+        q, q.stride(0), q.stride(1), k, k.stride(0), k.stride(1), v, v.stride(0), v.stride(1), cos_sin,
+        positions, write_index, k_arena, v_arena, q if q_norm is None else q_norm,
+        k if k_norm is None else k_norm, eps, y, y.stride(0), y.stride(1), heads, kv_heads, head_dim, rot, tile,
+        triton.next_power_of_2(rot // 2), triton.next_power_of_2(max(head_dim - rot, 1)),
+        triton.next_power_of_2(head_dim), interleaved, q_norm is not None, num_warps=max(1, tile // 2),
+    )  # fmt: skip
+    return y
+
+
+def mla_write(
+    q_rope: Tensor,
+    latent: Tensor,
+    k_rope: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    arena: Tensor,
+    *,
+    interleaved: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalise the latent, rotate the rope parts, write [latent | k_rope], return q_rope."""
+    tokens, heads, rot = q_rope.shape
+    width = latent.shape[1]
+    _check_places(tokens, cos_sin, positions, write_index)
+    assert q_rope.stride(2) == latent.stride(1) == k_rope.stride(1) == 1, "want dense last dimensions"
+    assert arena.is_contiguous() and arena.shape[2] == width + rot, "want a contiguous arena [N, P, L + Dr]"
+    y = torch.empty(q_rope.shape, dtype=q_rope.dtype, device=q_rope.device) if out is None else out
+    tile = min(HEADS_TILE, triton.next_power_of_2(heads))
+    _mla_write[(tokens, 1 + triton.cdiv(heads, tile))](
+        q_rope, q_rope.stride(0), q_rope.stride(1), latent, latent.stride(0), k_rope, k_rope.stride(0),
+        norm_weight, eps, cos_sin, positions, write_index, arena, y, y.stride(0), y.stride(1), heads, width,
+        rot, tile, triton.next_power_of_2(rot // 2), triton.next_power_of_2(width), interleaved, num_warps=4,
+    )  # fmt: skip
+    return y
+
+
+_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32})
+
+KERNELS = (
+    Kernel("rope.gqa_write", "triton", _NEEDS, Band.FAST, Plain(gqa_write, call_traits=("interleaved",))),
+    Kernel("rope.mla_write", "triton", _NEEDS, Band.FAST, Plain(mla_write, call_traits=("interleaved",))),
+)
