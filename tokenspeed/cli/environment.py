@@ -11,7 +11,7 @@ import torch
 
 from tokenspeed import __version__
 from tokenspeed.base import env
-from tokenspeed.cli.flags import Parser
+from tokenspeed.base.flags import Parser
 from tokenspeed.kernels.device import describe
 
 _DISTRIBUTIONS: Final = ("torch", "numpy", "tokenizers", "starlette", "uvicorn", "msgspec", "pyzmq", "triton")

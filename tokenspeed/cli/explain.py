@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 
 from tokenspeed.base.config import EngineConfig
-from tokenspeed.cli.flags import Parser, add_options, config_of
+from tokenspeed.base.flags import Parser, add_options, config_of
 from tokenspeed.engine.front import AsyncEngine
 from tokenspeed.engine.source import locate
 from tokenspeed.exec.facts import choose_device

@@ -18,8 +18,8 @@ import msgspec
 
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
+from tokenspeed.base.flags import Parser, add_options, config_of
 from tokenspeed.base.sampling import SEED_DRAWN
-from tokenspeed.cli.flags import Parser, add_options, config_of
 from tokenspeed.engine import wire
 from tokenspeed.engine.source import locate
 from tokenspeed.serve.server import start

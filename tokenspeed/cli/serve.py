@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tokenspeed.base.config import EngineConfig
-from tokenspeed.cli.flags import Parser, add_options, config_of
+from tokenspeed.base.flags import Parser, add_options, config_of
 from tokenspeed.serve import server
 
 

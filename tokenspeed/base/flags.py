@@ -2,7 +2,8 @@
 """Command-line flags from the configuration's fields: names, types, bounds, choices and help have one source.
 
 In: the branches a command takes. Out: an `argparse` parser, and an `EngineConfig` from what it parsed. Values
-are checked by `base.config.build`, so the command line refuses exactly what the library refuses.
+are checked by `base.config.build`, so the command line refuses exactly what the library refuses. Used by the
+commands and by benchmarks that run an engine in their own process.
 """
 
 from __future__ import annotations
