@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""How do these runs compare? Results of `bench agentic` as tables, SVG plots and one page that needs no network.
+"""How do these runs compare? Results of `bench agentic` as tables, plots and one page that needs no network.
 
 In: result files, overlaid in the order given. Out: tables on the terminal, `--html` a self-contained page,
-`--svg` a folder of plots. All figures are computed from the rows of the files by the same code; a level that
+`--svg` and `--png` folders of plots. All figures are computed from the rows of the files by the same code; a level that
 failed a check is drawn hollow and named as invalid, never left out.
 """
 
@@ -18,10 +18,10 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from tokenspeed.bench import record
+from tokenspeed.bench import record, svg
+from tokenspeed.bench.plot import LIGHT, Axis, Bar, Plot, Point, Rule, Series, Tone, number
 from tokenspeed.bench.record import Level, Result, Row
 from tokenspeed.bench.scores import Scores, by_load, floor_scores, interval
-from tokenspeed.bench.svg import LIGHT, Axis, Plot, Point, Series, number, series_class, style
 from tokenspeed.bench.table import level_table
 
 CURVE_POINTS: Final = 200
@@ -42,7 +42,7 @@ class Figure:
     y_tick: Callable[[float], str] | None = number
 
     def svg(self, *, alone: bool) -> str:
-        return self.plot.render(self.title, y_tick=self.y_tick, alone=alone)
+        return svg.render(self.plot, self.title, y_tick=self.y_tick, alone=alone)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +60,18 @@ def main(argv: Sequence[str]) -> int:
         options.svg.mkdir(parents=True, exist_ok=True)
         for figure in figures(results):
             (options.svg / f"{figure.name}.svg").write_text(figure.svg(alone=True) + "\n")
+    if options.png:
+        _write_images(results, options.png)
     return 0 if every_valid else 1
+
+
+def _write_images(results: Sequence[Result], directory: Path) -> None:
+    """Raises `SetupError` where the extra that draws them is not installed."""
+    from tokenspeed.bench import png  # here, because it needs an extra
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for figure in figures(results):
+        png.write(figure.plot, figure.title, directory / f"{figure.name}.png", y_tick=figure.y_tick)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("results", nargs="+", type=Path, help="files written by bench agentic --out")
     parser.add_argument("--html", type=Path, help="write one self-contained page to this file")
     parser.add_argument("--svg", type=Path, help="write the plots to this folder")
+    parser.add_argument("--png", type=Path, help="write the plots to this folder as images (extra `plots`)")
     return parser
 
 
@@ -117,7 +129,7 @@ def _pareto(results: Sequence[Result]) -> Figure:
         Axis.over("output tokens per GPU-minute", rates),
     )
     for floor in shown:
-        plot.rule(floor, f"floor {floor:g}")
+        plot.rules.append(Rule(floor, f"floor {floor:g}"))
     for index, (result, each) in enumerate(zip(results, levels, strict=True)):
         unit = " requests/s" if result.open_loop else ""
         points = [
@@ -131,7 +143,7 @@ def _pareto(results: Sequence[Result]) -> Figure:
             )
             for load, scores in each.items()
         ]
-        plot.add(Series(result.name, points), index)
+        plot.series.append(Series(result.name, points, colour=index))
     text = "Up and to the right is better. Each mark is a level, labelled with its load; a hollow one is invalid."
     return Figure("pareto", "Speed of a user against work of a GPU", text, plot)
 
@@ -168,7 +180,7 @@ def _distribution(
         steps = min(CURVE_POINTS, len(values))
         picks = [round(step * (len(values) - 1) / max(1, steps - 1)) for step in range(steps)]
         points = [Point(max(values[pick], plot.x.low), (pick + 1) / len(values)) for pick in picks]
-        plot.add(Series(label, [Point(points[0].x, 0.0), *points], marks=False), index)
+        plot.series.append(Series(label, [Point(points[0].x, 0.0), *points], marks=False, colour=index))
     text = "Share of values up to x at each run's highest load. Steeper and further left is better."
     return Figure(name, title, text, plot, "{:.0%}".format)
 
@@ -187,7 +199,7 @@ def _occupancy(results: Sequence[Result]) -> list[Figure]:
     seconds = [point.x for _, _, points in drawn for point in points]
     plot = Plot(Axis.over("seconds", seconds), Axis("share of KV memory", 0, 1))
     for index, name, points in drawn:
-        plot.add(Series(name, points, marks=False), index)
+        plot.series.append(Series(name, points, marks=False, colour=index))
     text = "KV that requests hold, as the server says once a second, at each run's highest load."
     return [Figure("occupancy", "KV occupancy", text, plot, "{:.0%}".format)]
 
@@ -205,21 +217,29 @@ def _timeline(result: Result, colour: int) -> Figure:
         if row.conversation not in shown:
             continue
         place = len(shown) - shown.index(row.conversation) - 0.5
-        head = f"{row.conversation}, turn {row.turn}: "
-        if row.error:
-            plot.bar(row.sent_us / 1e6, row.end_us / 1e6, place, LANE_PX - 8, "failed", head + row.error)
-            continue
-        cached = "" if row.cached_tokens is None else f", {row.cached_tokens} cached"
-        wait = f"{head}{row.ttft_us / 1e6:.3f} s to the first token; prompt {row.prompt_tokens}{cached}"
-        speed = "" if row.user_tps is None else f", {row.user_tps:.1f} tokens/s"
-        plot.bar(row.sent_us / 1e6, row.first_us / 1e6, place, LANE_PX - 8, "wait", wait)
-        told = f"{head}{row.output_tokens} tokens{speed}"
-        kind = series_class(colour)
-        plot.bar(row.first_us / 1e6, row.last_us / 1e6, place, LANE_PX - 5, kind, told)
+        plot.bars.extend(_turn_bars(row, place, colour))
     more = f"; {len(lanes) - len(shown)} more are not drawn" if len(lanes) > len(shown) else ""
     text = f"Grey waits for the first token, colour receives tokens, blank is the session's own time{more}."
     title = f"Sessions of {result.name} at {load:g}"
     return Figure(f"timeline-{colour}", title, text, plot, None)
+
+
+def _turn_bars(row: Row, place: float, colour: int) -> list[Bar]:
+    """One turn in its lane: the wait, then the tokens; or all of it, where it failed."""
+    head = f"{row.conversation}, turn {row.turn}: "
+
+    def bar(begin_us: int, end_us: int, thinner_px: int, tone: Tone, note: str) -> Bar:
+        return Bar(begin_us / 1e6, end_us / 1e6, place, LANE_PX - thinner_px, tone, head + note)
+
+    if row.error:
+        return [bar(row.sent_us, row.end_us, 8, "failed", row.error)]
+    cached = "" if row.cached_tokens is None else f", {row.cached_tokens} cached"
+    wait = f"{row.ttft_us / 1e6:.3f} s to the first token; prompt {row.prompt_tokens}{cached}"
+    speed = "" if row.user_tps is None else f", {row.user_tps:.1f} tokens/s"
+    return [
+        bar(row.sent_us, row.first_us, 8, "wait", wait),
+        bar(row.first_us, row.last_us, 5, colour, f"{row.output_tokens} tokens{speed}"),
+    ]
 
 
 def page(results: Sequence[Result]) -> str:
@@ -233,7 +253,7 @@ def page(results: Sequence[Result]) -> str:
     return Template(TEMPLATE.read_text()).substitute(
         title=f"Agentic benchmark: {escape(names)}",
         subtitle=legend,
-        style=style(":root"),
+        style=svg.style(":root"),
         warnings=_warning_box(_warnings(results)),
         scores=_score_cards(results),
         plots="".join(drawn),

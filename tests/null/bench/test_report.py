@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tokenspeed.bench import record
+from tokenspeed.base.errors import SetupError
+from tokenspeed.bench import record, svg
+from tokenspeed.bench.plot import WIDTH, Axis, Plot, Point, Series, number
 from tokenspeed.bench.record import Level, Result, Row
 from tokenspeed.bench.report import figures, main, page
-from tokenspeed.bench.svg import Axis, Plot, Point, Series, number
 
 
 def level(load: float, gap_us: int, cached: int = 900) -> Level:
@@ -129,10 +131,28 @@ def test_axes_hold_their_values_with_round_ticks():
     assert Axis.over("x", [], log=True).high > Axis.over("x", [], log=True).low
     assert Axis.over("x", [0.0]).high > 0
     plot = Plot(Axis("x", 0, 10), Axis("y", 0, 10))
-    assert plot.at(0, 0)[0] < plot.at(10, 0)[0] == plot.at(99, 0)[0]
-    assert plot.at(0, 0)[1] > plot.at(0, 10)[1]
-    plot.add(Series("one", [Point(1, 1)]), 0)
-    ElementTree.fromstring(plot.render("alone", alone=True))
+    assert (plot.x.share(0), plot.x.share(10), plot.x.share(99)) == (0, 1, 1)
+    assert (plot.x.within(-1), plot.x.within(3), plot.x.within(99)) == (0, 3, 10)
+    plot.series.append(Series("one", [Point(1, 1)]))
+    ElementTree.fromstring(svg.render(plot, "alone", alone=True))
+
+
+def test_images_are_of_every_plot_and_twice_its_size(tmp_path: Path):
+    record.write(FAST, tmp_path / "a.json")
+    assert main([str(tmp_path / "a.json"), "--png", str(tmp_path / "images")]) == 0
+    images = {path.stem: path.read_bytes() for path in (tmp_path / "images").glob("*.png")}
+    assert images.keys() == {figure.name for figure in figures([FAST])}
+    assert {data[:8] for data in images.values()} == {b"\x89PNG\r\n\x1a\n"}
+    assert int.from_bytes(images["pareto"][16:20]) == 2 * WIDTH
+
+
+def test_images_without_the_extra_are_refused_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "tokenspeed.bench.png", raising=False)
+    monkeypatch.delattr("tokenspeed.bench.png", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    record.write(FAST, tmp_path / "a.json")
+    with pytest.raises(SetupError, match=r"pip install 'tokenspeed\[plots\]'"):
+        main([str(tmp_path / "a.json"), "--png", str(tmp_path)])
 
 
 def test_numbers_are_short():
