@@ -139,6 +139,7 @@ class MLAttend(Layer):
             inputs.row_starts[decoded:] - decoded,
             inputs.context_lens[decoded:],
             self._scale,
+            contexts=inputs.context_lens_np[decoded:].tolist(),
             out=out[decoded:],
         )
         return out

@@ -28,8 +28,8 @@ from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Toler
 
 DECODE = (
     Sizes(contexts=(1,)),
-    Sizes(contexts=(63, 64, 65, 1)),
-    Sizes(contexts=(700, 3, 129)),
+    Sizes(contexts=(63, 64, 65, 0, 1)),
+    Sizes(contexts=(0, 700, 3, 129)),
 )
 EXTEND = (
     Sizes(contexts=(1,), lengths=(1,)),
@@ -89,7 +89,8 @@ GQA_DECODE = Op(
     summary="Attend with one query token a row over its paged context.",
     shapes=(
         "q [R, H, D], k_arena and v_arena [N, P, K, D], block_table [R, B] int32, context_lens [R] int32 "
-        "(this token included, at least 1), scale -> [R, H, D]. Query head h reads kv head h // (H / K)."
+        "(this token included; a row of context 0 is padding, its output is 0), scale -> [R, H, D]. Query head "
+        "h reads kv head h // (H / K)."
     ),
     source="GQA, arXiv 2305.13245; paged KV, arXiv 2309.06180.",
     traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS),
@@ -143,10 +144,11 @@ def mla_decode_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         "context_lens": table.context_lens,
         "scale": (latent + rope) ** -0.5,
     }
-    if sizes.lengths:
-        lse = draw.normal(tokens, heads, dtype=FP32)
-        args |= {"row_starts": table.row_starts, "lse": lse}
+    if len(set(_lengths(sizes))) > 1:
+        args |= {"row_starts": table.row_starts, "row_tokens_max": max(sizes.lengths)}
     mutates = ("lse",) if sizes.lengths else ()
+    if mutates:
+        args["lse"] = draw.normal(tokens, heads, dtype=FP32)
     return Inputs(args=args, mutates=mutates, out=(tokens, heads, latent))
 
 
@@ -168,7 +170,7 @@ MLA_DECODE = Op(
         "arena [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (the new tokens included; a "
         "row of context 0 is padding, its output is 0), scale (of the un-absorbed head: 1 / sqrt(Dn + Dr), "
         "YaRN factor included) -> [T, H, L], still latent. row_starts [R + 1] int32 says which tokens are "
-        "whose (default: one a row); lse [T, H] float32 is filled with the log of the sum of exp(score) (-inf "
+        "whose (default: T / R each), row_tokens_max how many the longest row may have (default: T); lse [T, H] float32 is filled with the log of the sum of exp(score) (-inf "
         "in padding); schedule is what `Bound.schedule(context_lens, row_starts)` returned for this step."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, section 2.1.",
@@ -201,6 +203,7 @@ def mla_extend_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         "row_starts": table.row_starts,
         "context_lens": table.context_lens,
         "scale": (nope + rope) ** -0.5,
+        "contexts": sizes.contexts,
     }
     weights = (
         draw.normal(heads, nope, latent, dtype=dtype, scale=latent**-0.5),
@@ -228,7 +231,8 @@ MLA_EXTEND = Op(
     shapes=(
         "q [T, H, Dn + Dr], arena [N, P, L + Dr], w_uk and w_uv as prepared, block_table [R, B] int32, "
         "row_starts [R + 1] int32, context_lens [R] int32 (new tokens included), scale -> [T, H, Dv]. Key "
-        "of head h is [w_uk[h] latent | k_rope], value is latent w_uv[h]."
+        "of head h is [w_uk[h] latent | k_rope], value is latent w_uv[h]. contexts: context_lens as the host "
+        "knows them, so that a kernel that sizes memory by them need not ask the device."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, section 2.1.",
     traits=(

@@ -11,6 +11,7 @@ and values, so these two agree only to rounding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,8 @@ def gqa_decode(
         block_table.data_ptr(), block_table.stride(0), k_arena.shape[1], rows, context_lens.data_ptr(), 0,
         scale, y.data_ptr(), DTYPES[q.dtype],
     )  # fmt: skip
+    if not context_lens.all():
+        y[context_lens == 0] = 0
     return y
 
 
@@ -120,6 +123,7 @@ def mla_decode(
     scale: float,
     *,
     row_starts: Tensor | None = None,
+    row_tokens_max: int | None = None,
     lse: Tensor | None = None,
     schedule: object = None,
     out: Tensor | None = None,
@@ -133,8 +137,11 @@ def mla_decode(
         return ref.mla_decode(
             q_latent, q_rope, arena, block_table, context_lens, scale, row_starts=row_starts, lse=lse, out=out
         )
+    tokens, rows = q_latent.shape[0], context_lens.shape[0]
+    if row_starts is None and tokens != rows:
+        row_starts = torch.arange(rows + 1, dtype=torch.int32) * (tokens // rows)
     if row_starts is not None:
-        _check_starts(row_starts, context_lens.shape[0])
+        _check_starts(row_starts, rows)
         block_table, context_lens = _a_row_each(block_table, context_lens, row_starts)
     rows = _check_table(block_table, context_lens)
     _, heads, latent_dim = q_latent.shape
@@ -162,9 +169,7 @@ def mla_decode(
     return y
 
 
-def _a_row_each(
-    block_table: Tensor, context_lens: Tensor, row_starts: Tensor
-) -> tuple[Tensor, Tensor]:
+def _a_row_each(block_table: Tensor, context_lens: Tensor, row_starts: Tensor) -> tuple[Tensor, Tensor]:
     """Give each of T tokens a line of the table and the context it sees, none in a row of no context."""
     rows = context_lens.shape[0]
     lengths = row_starts.diff()
@@ -215,6 +220,7 @@ def mla_extend(
     context_lens: Tensor,
     scale: float,
     *,
+    contexts: Sequence[int] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend causally with keys and values raised from the latent to every head."""

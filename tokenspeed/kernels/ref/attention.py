@@ -5,12 +5,13 @@ time.
 In: queries, an arena of blocks, a table that says which blocks hold which row. Out: new tensors, in the dtype
 of the queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or
 float64 when the inputs are. Every row reads only its own `context_lens` tokens; table entries past them are
-never looked at. `mla_decode` skips a row of context 0 (padding): its output is 0, its log-sum -inf.
+never looked at. A decode skips a row of context 0 (padding): its output is 0, its log-sum -inf.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +49,9 @@ def gqa_extend(
     results: list[Tensor] = []
     for row, (begin, end) in enumerate(_spans(row_starts)):
         context = int(context_lens[row])
+        if context == 0:
+            results.append(wide(torch.zeros_like(q[begin:end])))
+            continue
         k = wide(_gather(k_arena, block_table[row], context))
         v = wide(_gather(v_arena, block_table[row], context))
         groups = q.shape[1] // k.shape[1]
@@ -66,17 +70,19 @@ def mla_decode(
     scale: float,
     *,
     row_starts: Tensor | None = None,
+    row_tokens_max: int | None = None,
     lse: Tensor | None = None,
     schedule: object = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend causally in the latent space: the latent is both key and value. There is nothing to schedule."""
-    heads, latent = q_latent.shape[1:]
+    rows, heads, latent = context_lens.shape[0], *q_latent.shape[1:]
     q = torch.cat((wide(q_latent), wide(q_rope)), -1)
     attended = q.new_zeros((q.shape[0], heads, latent))
     sums = q.new_full((q.shape[0], heads), -torch.inf)
-    starts = torch.arange(context_lens.shape[0] + 1) if row_starts is None else row_starts
-    for row, (begin, end) in enumerate(_spans(starts)):
+    if row_starts is None:
+        row_starts = torch.arange(rows + 1) * (q.shape[0] // max(rows, 1))
+    for row, (begin, end) in enumerate(_spans(row_starts)):
         context = int(context_lens[row])
         if context == 0:
             continue
@@ -102,6 +108,7 @@ def mla_extend(
     context_lens: Tensor,
     scale: float,
     *,
+    contexts: Sequence[int] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attend causally with keys and values raised from the latent to every head."""

@@ -12,11 +12,13 @@ a row whose `context_lens` is 0 reads and costs nothing, and a negative `write_i
 from __future__ import annotations
 
 from tokenspeed.kernels.spec import Kernel
-from tokenspeed.kernels.triton import linear, pointwise, rope
+from tokenspeed.kernels.triton import gqa, linear, pointwise, prefill, rope
 
 KERNELS: tuple[Kernel, ...] = (
+    *gqa.KERNELS,
     *linear.KERNELS,
     *pointwise.KERNELS,
+    *prefill.KERNELS,
     *rope.KERNELS,
 )
 """What `kernels.load` collects."""

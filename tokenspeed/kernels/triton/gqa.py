@@ -217,8 +217,10 @@ def _gqa_decode(
     rows = q.shape[0]
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    assert q.stride()[1:] == (shape.head_dim, 1) and k_arena.is_contiguous() and v_arena.is_contiguous()
-    assert out.is_contiguous() and block_table.stride(1) == 1 and rows * shape.kv_heads <= COUNTERS
+    assert q.stride()[1:] == (shape.head_dim, 1), "want heads dense"
+    assert all(tensor.is_contiguous() for tensor in (k_arena, v_arena, out)), "want dense arenas and out"
+    assert block_table.stride(1) == 1
+    assert rows * shape.kv_heads <= COUNTERS, f"{rows} rows of {shape.kv_heads} kv heads want a counter each"
     group = shape.heads // shape.kv_heads
     dim = triton.next_power_of_2(max(shape.head_dim, 16))
     sums = torch.empty((programs, 2, group, shape.head_dim), dtype=torch.float32, device=q.device)

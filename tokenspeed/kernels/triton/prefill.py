@@ -249,7 +249,8 @@ def _launch(
     lanes = triton.next_power_of_2(group)
     assert lanes <= QUERIES, f"{group} query heads to a kv head do not fit a tile of {QUERIES}"
     assert q.stride(2) == k.stride(2) == v.stride(2) == out.stride(2) == block_table.stride(1) == 1
-    assert k.stride() == v.stride() and dim + shared == q.shape[2]
+    assert k.stride() == v.stride()
+    assert dim + shared == q.shape[2]
     narrow = q.dtype is not FP32
     queries = QUERIES if narrow else max(32, lanes)
     tiles = triton.cdiv(tokens * lanes, queries) + rows
