@@ -11,23 +11,46 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from tokenspeed.kernels import Device, registry
 from tokenspeed.kernels.check import faults, grid
 from tokenspeed.kernels.needs import show
 
 CASES = 6
-"""Combinations of traits per kernel: the interpreter takes about a millisecond for each program and line."""
+"""Combinations of traits per kernel: the interpreter takes about a millisecond for each program."""
+TOKENS = 8
+"""Calls of more tokens than this run for the first combination alone."""
 
 DEVICE = Device(type="cpu", name="interpreted", cores=4)
+
+
+def dot(_: InterpreterBuilder, a: Any, b: Any, d: Any, *__: object) -> TensorHandle:
+    """Multiply as the interpreter does, but take 16-bit patterns of bfloat16 for the numbers they are."""
+    return TensorHandle(np.matmul(widened(a), widened(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def widened(handle: Any) -> Any:
+    if handle.dtype.scalar != tl.bfloat16:
+        return handle.data
+    return (handle.data.astype(np.uint32) << 16).view(np.float32)
+
+
+InterpreterBuilder.create_dot = dot
 
 
 def run(op_name: str, kernel_name: str) -> int:
     op = registry().op(op_name)
     kernel = next(kernel for kernel in registry().kernels(op_name) if kernel.name == kernel_name)
     wrong = 0
-    for traits in itertools.islice(grid(op, kernel.needs), CASES):
+    for case, traits in enumerate(itertools.islice(grid(op, kernel.needs), CASES)):
         for seed, sizes in enumerate(op.sizes):
+            if case and max(sizes.tokens, sum(sizes.lengths)) > TOKENS:
+                continue
             for fault in faults(op, kernel, traits, sizes, DEVICE, seed):
                 wrong += 1
                 named = ", ".join(f"{name}={show(value)}" for name, value in traits.items())
