@@ -304,9 +304,7 @@ class ShardWriter:
             left = left[self._file.write(left) :]
 
 
-def _write_shard(
-    path: Path, shard: list[Entry], dtype: torch.dtype, device: torch.device, seed: int
-) -> None:
+def _write_shard(path: Path, shard: list[Entry], dtype: torch.dtype, device: torch.device, seed: int) -> None:
     stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
     with stream, open(path, "wb", buffering=0) as file:
         writer = ShardWriter(file, device)
@@ -370,11 +368,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a random checkpoint of a true architecture.")
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("out", type=Path)
-    parser.add_argument("--device", help="where the random numbers are drawn (default: cuda where there is a GPU)")
+    parser.add_argument(
+        "--device", help="where the random numbers are drawn (default: cuda where there is a GPU)"
+    )
     parser.add_argument("--layers", type=int, help="write only this many layers")
     parser.add_argument("--vocab", type=int, help="another vocabulary size; bos and eos become 0 and 1")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16")
-    parser.add_argument("--fp8", action="store_true", help="projections as e4m3 with a scale per 128 x 128 block")
+    parser.add_argument(
+        "--fp8", action="store_true", help="projections as e4m3 with a scale per 128 x 128 block"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     config = {**SHAPES[args.shape], "torch_dtype": args.dtype}

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Encodings of a weight in a checkpoint, undone while loading.
 
-In: a checkpoint's `quantization_config`. Out: a `Format` that reads a region of a weight as plain numbers.
-What the model then computes in is not decided here. `Plain` is the identity.
+In: a checkpoint's `quantization_config`. Out: a `Format`, which says what to read for a region of a weight, and
+makes plain numbers of what was read, on whatever device that lies. It reads nothing itself, and what the model
+then computes in is not decided here. `Plain` is the identity.
 
     BlockFp8     F8_E4M3 with `<name>_scale_inv`: a float per 128 x 128 block; DeepSeek V3, Kimi K2
     PackedInt4   int32 `<name>_packed` of eight 4-bit values with `<name>_scale` per group; Kimi K2.5
@@ -10,14 +11,16 @@ What the model then computes in is not decided here. `Plain` is the identity.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.weights.checkpoint import Checkpoint
+from tokenspeed.weights.checkpoint import Checkpoint, Region
+
+Take = tuple[slice, ...]
 
 
 class Format(Protocol):
@@ -31,8 +34,12 @@ class Format(Protocol):
         """The shape of `name` once decoded."""
         ...
 
-    def read(self, checkpoint: Checkpoint, name: str, take: tuple[slice, ...]) -> torch.Tensor:
-        """The region `take` of `name`, decoded."""
+    def regions(self, checkpoint: Checkpoint, name: str, take: Take) -> tuple[Region, ...]:
+        """What to read for the region `take` of `name`. One alone is the numbers themselves."""
+        ...
+
+    def decode(self, parts: Sequence[torch.Tensor], take: Take) -> torch.Tensor:
+        """The region `take`, decoded from its `regions` as read."""
         ...
 
 
@@ -47,13 +54,18 @@ class Plain:
     def shape(self, checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
         return checkpoint.shape(name)
 
-    def read(self, checkpoint: Checkpoint, name: str, take: tuple[slice, ...]) -> torch.Tensor:
+    def regions(self, checkpoint: Checkpoint, name: str, take: Take) -> tuple[Region, ...]:
         dtype = checkpoint.dtype(name)
         if dtype not in ("F64", "F32", "F16", "BF16"):
             raise SetupError(
                 f"{name} is stored as {dtype}; config.json has no quantization_config that explains it"
             )
-        return checkpoint.read(name, take)
+        return (Region(name, take),)
+
+    def decode(self, parts: Sequence[torch.Tensor], take: Take) -> torch.Tensor:
+        del take
+        (value,) = parts
+        return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +82,30 @@ class BlockFp8:
     def shape(self, checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
         return checkpoint.shape(name)
 
-    def read(self, checkpoint: Checkpoint, name: str, take: tuple[slice, ...]) -> torch.Tensor:
+    def regions(self, checkpoint: Checkpoint, name: str, take: Take) -> tuple[Region, ...]:
         stored = self.stored(checkpoint, name)
         if len(stored) == 1:
-            return Plain().read(checkpoint, name, take)
-        weight = checkpoint.read(name, take)
+            return Plain().regions(checkpoint, name, take)
         rows, columns = take
         blocks = (
             slice(rows.start // self.rows, -(-rows.stop // self.rows)),
             slice(columns.start // self.columns, -(-columns.stop // self.columns)),
         )
-        scale = checkpoint.read(stored[1], blocks).float()
-        row_block = torch.arange(rows.start, rows.stop) // self.rows - blocks[0].start
-        column_block = torch.arange(columns.start, columns.stop) // self.columns - blocks[1].start
-        decoded = torch.empty(weight.shape, dtype=torch.float32)
-        for block in range(scale.shape[0]):  # one stripe at a time: the scales of a stripe are one row
-            stripe = row_block == block
-            decoded[stripe] = weight[stripe].float() * scale[block, column_block]
-        return decoded
+        return (Region(name, take), Region(stored[1], blocks))
+
+    def decode(self, parts: Sequence[torch.Tensor], take: Take) -> torch.Tensor:
+        if len(parts) == 1:
+            return parts[0]
+        weight, scale = parts
+        rows, columns = take
+        row_block = _blocks(rows, self.rows, weight.device)
+        column_block = _blocks(columns, self.columns, weight.device)
+        return weight.float() * scale.float().index_select(0, row_block).index_select(1, column_block)
+
+
+def _blocks(span: slice, size: int, device: torch.device) -> torch.Tensor:
+    """Which block each index of `span` lies in, counted from the first of them."""
+    return torch.arange(span.start, span.stop, device=device) // size - span.start // size
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +127,26 @@ class PackedInt4:
         rows, words = checkpoint.shape(stored[0])
         return (rows, words * 8)
 
-    def read(self, checkpoint: Checkpoint, name: str, take: tuple[slice, ...]) -> torch.Tensor:
+    def regions(self, checkpoint: Checkpoint, name: str, take: Take) -> tuple[Region, ...]:
         stored = self.stored(checkpoint, name)
         if len(stored) == 1:
-            return Plain().read(checkpoint, name, take)
+            return Plain().regions(checkpoint, name, take)
         rows, columns = take
         if columns.start % self.group or columns.stop % self.group or self.group % 8:
             raise SetupError(f"{name}: columns {columns.start}:{columns.stop} cut a group of {self.group}")
-        words = checkpoint.read(stored[0], (rows, slice(columns.start // 8, columns.stop // 8)))
+        words = slice(columns.start // 8, columns.stop // 8)
         groups = slice(columns.start // self.group, columns.stop // self.group)
-        scale = checkpoint.read(stored[1], (rows, groups)).float()
-        nibbles = (words.unsqueeze(-1) >> (4 * torch.arange(8, dtype=torch.int32))) & 15
-        values = (nibbles - 8).view(words.shape[0], -1, self.group).float()
-        return (values * scale.unsqueeze(-1)).view(words.shape[0], -1)
+        return (Region(stored[0], (rows, words)), Region(stored[1], (rows, groups)))
+
+    def decode(self, parts: Sequence[torch.Tensor], take: Take) -> torch.Tensor:
+        del take
+        if len(parts) == 1:
+            return parts[0]
+        words, scale = parts
+        lanes = 4 * torch.arange(8, dtype=torch.int32, device=words.device)
+        values = ((words.unsqueeze(-1) >> lanes) & 15) - 8
+        scaled = values.view(words.shape[0], -1, self.group).float() * scale.float().unsqueeze(-1)
+        return scaled.view(words.shape[0], -1)
 
 
 def parse_format(config: Mapping[str, Any] | None) -> Format:

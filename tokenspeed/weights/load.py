@@ -3,16 +3,23 @@
 
 In: a `Target` (a model) and a directory or seed. Out: the model with its weights installed, and what was
 read. Names and shapes are all checked before the first byte of data is read: missing, misshapen and
-unexpected tensors are one SetupError that names them. Layers are filled one after another, so the peak above
-the model itself is one layer.
+unexpected tensors are one SetupError that names them.
+
+Every parameter is allocated once, at its final size on its final device, and filled in place by several
+readers; layers are installed one after another as they are complete. Readers run at most `_AHEAD_BYTES` ahead
+of installation, so the peak above the model itself is that much, or one layer, and what installing a layer
+takes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -22,8 +29,11 @@ from tokenspeed.weights.formats import Format, parse_format
 from tokenspeed.weights.names import NameRules
 from tokenspeed.weights.parameter import Fill, Parameter
 from tokenspeed.weights.random import Tape
+from tokenspeed.weights.readers import Piece, Readers
 
-_NAMED_MAX = 8
+_NAMED_MAX: Final = 8
+_PIECE_ELEMENTS: Final = 4 << 20  # 8 MiB in bf16: a few milliseconds of one reader
+_AHEAD_BYTES: Final = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 class Loadable(Protocol):
@@ -65,53 +75,103 @@ class Loaded:
     skipped: tuple[str, ...]
 
 
-def load(model: Target, directory: Path | str) -> Loaded:
-    """Fill `model` from the safetensors in `directory`.
+def load(model: Target, directory: Path | str, *, readers: int | None = None) -> Loaded:
+    """Fill `model` from the safetensors in `directory`, with as many reader threads as said, or as fit.
 
     Raises SetupError for missing, unexpected or misshapen tensors and for formats that are not supported.
     """
-    checkpoint = Checkpoint(Path(directory))
     form = parse_format(model.quantization_config)
-    skipped = _check(model, checkpoint, form)
+    with Checkpoint(Path(directory)) as checkpoint:
+        skipped = _check(model, checkpoint, form)
+        with Readers(checkpoint, model.device, readers) as pool:
+            held, read = _stream(model, checkpoint, form, pool)
+    model.finish()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()  # what decoding took; the caller will measure what is free
+    return Loaded(held, read, skipped)
 
-    def read(fill: Fill) -> torch.Tensor:
-        return form.read(checkpoint, model.names.source(fill.source), fill.take)
 
-    held = _install(model, lambda parameter: _assemble(parameter, model, read))
-    return Loaded(held, checkpoint.read_bytes, skipped)
+@dataclass(frozen=True, slots=True)
+class _Filling:
+    """A layer whose parameters are being read."""
+
+    layer: Loadable
+    tensors: list[torch.Tensor]
+    jobs: list[Future[torch.cuda.Event | None]]
+    bytes: int
+
+
+def _stream(model: Target, checkpoint: Checkpoint, form: Format, pool: Readers) -> tuple[int, int]:
+    """Read ahead and install in order; returns bytes held by parameters and bytes read."""
+    ahead: deque[_Filling] = deque()
+    limit = _AHEAD_BYTES.get(model.device.type, _AHEAD_BYTES["cuda"])
+    held = read = 0
+    for layer in model.loadables():
+        size = sum(parameter.elements * _dtype(parameter, model).itemsize for parameter in layer.parameters)
+        while ahead and sum(filling.bytes for filling in ahead) + size > limit:
+            _install_first(ahead, pool)
+        tensors = [_allocate(parameter, model) for parameter in layer.parameters]
+        pieces = [
+            piece
+            for parameter, tensor in zip(layer.parameters, tensors, strict=True)
+            for fill in parameter.fills
+            for piece in _pieces(fill, tensor, model.names.source(fill.source), checkpoint, form)
+        ]
+        held += size
+        read += sum(checkpoint.bytes(region) for piece in pieces for region in piece.regions)
+        ahead.append(_Filling(layer, tensors, pool.start(pieces), size))
+    while ahead:
+        _install_first(ahead, pool)
+    return held, read
+
+
+def _install_first(ahead: deque[_Filling], pool: Readers) -> None:
+    filling = ahead.popleft()
+    pool.join(filling.jobs)
+    filling.layer.install(filling.tensors)
+
+
+def _pieces(
+    fill: Fill, tensor: torch.Tensor, name: str, checkpoint: Checkpoint, form: Format
+) -> Iterator[Piece]:
+    """A fill cut by rows into pieces that keep all readers busy to the end and need little memory each."""
+    rows, rest = fill.take[0], fill.take[1:]
+    shape = tuple(take.stop - take.start for take in fill.take)
+    target = tensor[fill.into].view(shape)
+    step = max(1, _PIECE_ELEMENTS * shape[0] // max(1, target.numel()))
+    for start in range(0, shape[0], step):
+        stop = min(start + step, shape[0])
+        take = (slice(rows.start + start, rows.start + stop), *rest)
+        yield Piece(target[start:stop], form.regions(checkpoint, name, take), partial(form.decode, take=take))
 
 
 def load_dummy(model: Target, *, seed: int = 0, std: float = 0.02) -> Loaded:
     """Fill `model` with seeded random weights: normal deviates of `std`, ones for norms."""
-    tape = Tape(seed, std, model.dtype)
+    tape = Tape(seed, std, model.dtype, model.device)
 
-    def assemble(parameter: Parameter) -> torch.Tensor:
-        if parameter.fill == "ones":
-            return torch.ones(parameter.shape, dtype=_dtype(parameter, model), device=model.device)
-        return _assemble(parameter, model, tape.read)
-
-    return Loaded(_install(model, assemble), 0, ())
-
-
-def _install(model: Target, assemble: Callable[[Parameter], torch.Tensor]) -> int:
     held = 0
     for layer in model.loadables():
-        tensors = [assemble(parameter) for parameter in layer.parameters]
+        tensors = [_draw(parameter, model, tape) for parameter in layer.parameters]
         held += sum(tensor.nbytes for tensor in tensors)
         layer.install(tensors)
     model.finish()
-    return held
+    return Loaded(held, 0, ())
 
 
-def _assemble(parameter: Parameter, model: Target, read: Callable[[Fill], torch.Tensor]) -> torch.Tensor:
-    dtype = _dtype(parameter, model)
-    if not parameter.fills:
-        return torch.zeros(parameter.shape, dtype=dtype, device=model.device)
-    tensor = torch.empty(parameter.shape, dtype=dtype, device=model.device)
+def _draw(parameter: Parameter, model: Target, tape: Tape) -> torch.Tensor:
+    tensor = _allocate(parameter, model)
+    if parameter.fill == "ones":
+        return tensor.fill_(1)
     for fill in parameter.fills:
         region = tensor[fill.into]
-        region.copy_(read(fill).view(region.shape))
+        region.copy_(tape.read(fill).view(region.shape))
     return tensor
+
+
+def _allocate(parameter: Parameter, model: Target) -> torch.Tensor:
+    """Memory for a parameter; zero where another rank holds it."""
+    make = torch.empty if parameter.fills else torch.zeros
+    return make(parameter.shape, dtype=_dtype(parameter, model), device=model.device)
 
 
 def _dtype(parameter: Parameter, model: Target) -> torch.dtype:

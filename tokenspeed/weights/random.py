@@ -20,10 +20,10 @@ _TAPE_LENGTH = 4_194_301
 class Tape:
     """A reel of seeded normal deviates."""
 
-    def __init__(self, seed: int, std: float, dtype: torch.dtype) -> None:
+    def __init__(self, seed: int, std: float, dtype: torch.dtype, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(seed)
         self._seed = seed
-        values = (torch.randn(_TAPE_LENGTH, generator=generator) * std).to(dtype)
+        values = (torch.randn(_TAPE_LENGTH, generator=generator) * std).to(device, dtype)
         self._values = values.repeat(2)  # so that a read of up to one length is a view, wherever it starts
 
     def read(self, fill: Fill) -> torch.Tensor:
