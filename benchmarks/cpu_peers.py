@@ -16,6 +16,7 @@ import json
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,17 @@ def streaming_gb_per_s(mib: int = 512, rounds: int = 5) -> float:
 
 
 def run_engine(checkpoint: Path, options: list[str]) -> dict[str, float]:
-    command = [sys.executable, str(HERE / "cpu_engine.py"), str(checkpoint), *options]
-    rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["rows"]
-    return {f"{row['kind']} b{row['batch']} {row['context']}": row["tokens_per_second"] for row in rows}
+    """Tokens per second by case, from `tokenspeed bench engine` in a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [sys.executable, "-m", "tokenspeed.cli", "bench", "engine", str(checkpoint), *options]
+        subprocess.run(
+            [*command, "--steps", "1,33", "--repeats", "1", "--out", out.name], check=True, stdout=sys.stderr
+        )
+        record = json.loads(Path(out.name).read_text())
+    rates = {
+        f"decode b{row['batch']} {row['context_tokens']}": row["tokens_per_s"] for row in record["decode"]
+    }
+    return rates | {f"prefill b1 {row['context_tokens']}": row["tokens_per_s"] for row in record["prefill"]}
 
 
 def run_llama(binary: Path, gguf: Path, contexts: str, prefills: str, threads: int) -> dict[str, float]:
@@ -93,8 +102,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    options = ["--contexts", args.contexts, "--prefills", args.prefills]
-    options += ["--threads", str(args.threads), "--batch", str(args.batch)]
+    threads = ["--threads", str(args.threads)]
+    single = ["--batch", "1", "--contexts", args.contexts, "--prefills", args.prefills, *threads]
+    several = ["--batch", str(args.batch), "--contexts", "2048", "--prefills", "", *threads]
+    int8 = ["--batch", "1", "--contexts", "128", "--prefills", "", "--quantization", "int8", *threads]
     result: dict[str, Any] = {
         "machine": platform.processor() or platform.machine(),
         "argv": sys.argv[1:],
@@ -110,12 +121,12 @@ def main() -> None:
         }
         for _ in range(args.rounds):
             samples["streaming_gb_per_s"].append(streaming_gb_per_s())
-            samples["ours"].append(run_engine(Path(checkpoint), options))
+            ours = run_engine(Path(checkpoint), single)
+            samples["ours"].append(ours | (run_engine(Path(checkpoint), several) if args.batch > 1 else {}))
             samples["llama_cpp"].append(
                 run_llama(args.llama_bench, Path(gguf), args.contexts, args.prefills, args.threads)
             )
-            int8 = ["--contexts", "128", "--prefills", "", "--batch", "1", "--threads", str(args.threads)]
-            samples["ours_int8"].append(run_engine(Path(checkpoint), [*int8, "--quantization", "int8"]))
+            samples["ours_int8"].append(run_engine(Path(checkpoint), int8))
         result["models"][name] = samples
         args.out.write_text(json.dumps(result, indent=1))
         print_table(name, samples)

@@ -16,6 +16,7 @@ BENCHMARKS: Final = {
         "a server under coding agents, over HTTP",
     ),
     "report": ("tokenspeed.bench.report", "results of agentic as tables, plots and one page"),
+    "engine": ("tokenspeed.bench.engine", "decode steps and prefill of a model, without HTTP"),
     "frontend": ("tokenspeed.bench.frontend", "all that is not the model: CPU time by process and context"),
     "kernels": ("tokenspeed.bench.kernels", "each kernel against its bound and the reference"),
 }
