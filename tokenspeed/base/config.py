@@ -97,6 +97,15 @@ class DeviceConfig:
     threads: int | None = option(
         None, "CPU threads of the kernels; the cores this process may use when absent", low=1, high=1024
     )
+    enforce_eager: bool = option(
+        False, "launch every step's kernels one by one instead of replaying graphs (GPU)"
+    )
+    cuda_graph_rows_max: int | None = option(
+        None, "replay steps of up to this many decoding requests as graphs (GPU)", low=1, high=4096
+    )
+    gpu_memory_share: float = option(
+        0.95, "share of the GPU's memory that weights, steps and KV may fill", low=0.05, high=1.0
+    )
     kernel: tuple[str, ...] = option(
         (), "OP=KERNEL: use this kernel for this op (repeatable); it must still meet its needs"
     )

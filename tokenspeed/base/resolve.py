@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from tokenspeed.base.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
+from tokenspeed.base.config import DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
 from tokenspeed.base.errors import SetupError
 
 GIB: Final = 1 << 30
 CPU_KV_SHARE: Final = 0.25  # of free memory: a laptop is used for other things too
 CPU_KV_SHARE_MOST: Final = 0.5  # if that is what one full context takes
 CPU_KV_BYTES_MAX: Final = 8 * GIB
-CUDA_KV_SHARE: Final = 0.9  # the rest is for activations and the allocator's slack
 CONTEXTS_MAX: Final = 16  # on a CPU an arena of more full contexts is not chosen, only asked for
 CONTEXT_TOKENS_LEAST: Final = 256
 PREFILL_TOKENS: Final = {
@@ -56,6 +55,8 @@ class ModelFacts:
     """Over all layers, in the chosen dtype."""
     weight_bytes: int
     """Still to be loaded; 0 once they are in."""
+    step_bytes: int = 0
+    """What steps and their graphs take on a GPU beside weights and KV; 0 before it is measured."""
 
 
 class Choice(NamedTuple):
@@ -93,6 +94,7 @@ def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Res
     dtype, dtype_choice = resolve_dtype(config.model, model.dtype)
     threads, threads_choice = resolve_threads(config.device, device.cores)
     overlap, overlap_choice = _resolve_overlap(config.scheduler, device)
+    _, graphs_choice = resolve_graphs(config, device)
     prefill_tokens, prefill_choice = _resolve_prefill(config.scheduler, device)
     wanted, wanted_choice = _wanted_context(config.model, model)
     blocks, context, memory_choices = _resolve_memory(config, device, model, wanted)
@@ -115,6 +117,7 @@ def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Res
             *memory_choices,
             prefill_choice,
             overlap_choice,
+            *([graphs_choice] if device.type == "cuda" else []),
         ),
     )
 
@@ -134,6 +137,16 @@ def resolve_threads(config: DeviceConfig, cores: int) -> tuple[int, Choice]:
     if config.threads is not None:
         return config.threads, Choice("threads", str(config.threads), "asked for")
     return cores, Choice("threads", str(cores), "the cores this process may use")
+
+
+def resolve_graphs(config: EngineConfig, device: DeviceFacts) -> tuple[int, Choice]:
+    """Decode steps of up to how many rows are replayed as graphs, 0 for none; needed to measure a step."""
+    if device.type != "cuda" or config.device.enforce_eager:
+        return 0, Choice("graphs", "off", "asked for" if config.device.enforce_eager else "no GPU")
+    rows, asked = config.scheduler.rows_max, config.device.cuda_graph_rows_max
+    if asked is not None and asked < rows:
+        return asked, Choice("graphs", f"decode up to {asked} rows", "asked for")
+    return rows, Choice("graphs", f"decode up to {rows} rows", "all that may run at once")
 
 
 def _resolve_overlap(config: SchedulerConfig, device: DeviceFacts) -> tuple[bool, Choice]:
@@ -174,7 +187,7 @@ def _resolve_memory(
 ) -> tuple[int, int, list[Choice]]:
     """(blocks, context tokens, choices) that fit in memory."""
     cache = config.cache
-    free = device.memory_available_bytes - model.weight_bytes
+    free = device.memory_available_bytes - model.weight_bytes - model.step_bytes
     if free <= 0:
         raise SetupError(
             f"{model.name} needs {_gib(model.weight_bytes)} for its weights, but {device.name} has "
@@ -182,7 +195,7 @@ def _resolve_memory(
             "--quantization int8"
         )
     block_bytes = cache.block_tokens * model.kv_bytes_per_token
-    budget, reason = _kv_budget(cache, device, free, wanted, model)
+    budget, reason = _kv_budget(config, device, free, wanted, model)
     blocks = budget // block_bytes
     needed = -(-wanted // cache.block_tokens)
     held = blocks * cache.block_tokens
@@ -214,9 +227,10 @@ def _resolve_memory(
 
 
 def _kv_budget(
-    cache: CacheConfig, device: DeviceFacts, free: int, wanted: int, model: ModelFacts
+    config: EngineConfig, device: DeviceFacts, free: int, wanted: int, model: ModelFacts
 ) -> tuple[int, str]:
     """(bytes, why)."""
+    cache, share = config.cache, config.device.gpu_memory_share
     one_context = -(-wanted // cache.block_tokens) * cache.block_tokens * model.kv_bytes_per_token
     if cache.kv_cache_bytes is not None:
         if cache.kv_cache_bytes > free:
@@ -226,7 +240,9 @@ def _kv_budget(
             )
         return cache.kv_cache_bytes, "asked for"
     if device.type == "cuda":
-        return int(CUDA_KV_SHARE * free), f"{CUDA_KV_SHARE:.0%} of {_gib(free)} free beside the weights"
+        kept = round((1 - share) * device.memory_total_bytes)
+        reason = f"{share:.0%} of {_gib(device.memory_total_bytes)} less weights and steps"
+        return max(0, free - kept), f"{reason} ({_gib(model.step_bytes)})" if model.step_bytes else reason
     most = CONTEXTS_MAX * one_context
     share = min(int(CPU_KV_SHARE * free), CPU_KV_BYTES_MAX)
     if most <= share:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """From a configuration to a core that can run: one way, each part built from those before it.
 
-    config -> device -> model (no memory yet) -> does it fit? -> weights -> free memory -> Resolved -> arena
-           -> executor -> Scheduler, last
+    config -> device -> model (no memory yet) -> does it fit? -> weights -> what a step takes -> free memory
+           -> Resolved -> arena -> executor -> graphs -> Scheduler, last
 
 In: an `EngineConfig`. Out: a `Core`; or `SetupError`. Used by the core process, and in-process by tests and
 benchmarks. With `--device null` there are no weights and no arena, and the executor computes nothing.
@@ -31,11 +31,12 @@ from tokenspeed.base.resolve import (
     Resolved,
     resolve,
     resolve_dtype,
+    resolve_graphs,
     resolve_threads,
 )
 from tokenspeed.control import Scheduler, SchedulerOptions
 from tokenspeed.engine import source, wire
-from tokenspeed.exec import facts
+from tokenspeed.exec import facts, graphs, probe
 from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, BatchLimits
 from tokenspeed.exec.executor import DeviceExecutor
@@ -102,7 +103,12 @@ def boot(config: EngineConfig) -> Core:
     resolve(config, found, about)  # refuse what cannot fit before reading it
     _load(model, directory, config.model)
     torch.set_num_threads(_torch_threads(config, model, threads))
-    resolved = resolve(config, facts.measure(device), dataclasses.replace(about, weight_bytes=0))
+    about = dataclasses.replace(about, weight_bytes=0)
+    resolved = resolve(config, facts.measure(device), about)
+    graph_rows_max, _ = resolve_graphs(config, found)
+    if device.type == "cuda":
+        measured = probe.step_bytes(model, _limits(resolved), graph_rows_max=graph_rows_max)
+        resolved = resolve(config, facts.measure(device), dataclasses.replace(about, step_bytes=measured))
     arena = Arena(
         model.kv_spec,
         blocks=resolved.blocks_total,
@@ -110,17 +116,39 @@ def boot(config: EngineConfig) -> Core:
         dtype=model.dtype,
         device=device,
     )
-    limits = BatchLimits(
+    limits = _limits(resolved)
+    sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
+    executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
+    if graph_rows_max:
+        resolved = _record_graphs(executor, device, graph_rows_max, resolved)
+    scheduler = Scheduler(_scheduler_options(config, resolved))
+    return Core(resolved, f"{found.type}: {found.name}", model.facts, scheduler, executor)
+
+
+def _limits(resolved: Resolved) -> BatchLimits:
+    return BatchLimits(
         slots=resolved.slots_max,
         rows=resolved.slots_max,
         tokens=resolved.tokens_per_step_max,
         context_tokens=resolved.context_tokens_max,
         block_tokens=resolved.block_tokens,
     )
-    sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
-    executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
-    scheduler = Scheduler(_scheduler_options(config, resolved))
-    return Core(resolved, f"{found.type}: {found.name}", model.facts, scheduler, executor)
+
+
+def _record_graphs(
+    executor: DeviceExecutor, device: torch.device, rows_max: int, resolved: Resolved
+) -> Resolved:
+    """Record decode steps; where that cannot be, run without and say why."""
+    started = time.monotonic()
+    try:
+        sizes = executor.record(graphs.GraphRecorder(device), graphs.sizes_up_to(rows_max)).sizes
+    except graphs.WaitsError as error:
+        reason = f"a kernel waits for the device: {error}"
+        _log.warning("decode steps cannot be replayed as graphs: %s", reason)
+        kept = tuple(choice for choice in resolved.choices if choice.name != "graphs")
+        return dataclasses.replace(resolved, choices=(*kept, Choice("graphs", "off", reason)))
+    _log.info("graphs: %d sizes up to %d rows in %.1f s", len(sizes), rows_max, time.monotonic() - started)
+    return resolved
 
 
 def _boot_null(config: EngineConfig) -> Core:

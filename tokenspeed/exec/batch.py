@@ -1,29 +1,37 @@
 # SPDX-License-Identifier: MIT
 """A plan, laid out as tensors at fixed addresses.
 
-In: a `Plan`. Out: `StepInputs`, views of buffers that are allocated once and overwritten by the next step
-but one. Keeps the block table of every slot (a plan brings only changes) and each slot's last sampled
-token, which stands in for the -1 of a token that is still in flight. All arithmetic is numpy on the host;
-then one copy, in stream order. On a CPU the tensors are the host arrays and nothing is copied. Does not run
-anything.
+In: a `Plan`. Out: `Laid`: `StepInputs` and what goes with them, views of buffers that are allocated once and
+overwritten by the next step but one. Keeps the block table of every slot (a plan brings only changes) and
+each slot's last sampled token, which stands in for the -1 of a token that is still in flight. `lay` is
+numpy on the host, then one copy, in stream order; `settle` is what only the device can do, and is part of
+the step that a graph holds. On a CPU the tensors are the host arrays, nothing is copied and nothing left to
+settle. Does not run anything.
 
-    host, one of two stagings                device
-    [ids|positions|writes|rows...] --copy--> [ids|positions|writes|rows...]   StepInputs are views of these
-    table changes, if any          --copy--> table [slots, Bmax] --gather rows--> block_table [R, B]
+    host, one of two stagings               device
+    [rows | tokens | table changes] --copy--> [rows | tokens | ..]           StepInputs are views of these
+                                              table [slots + 1, Bmax] --settle--> block_table [R, B]
+
+A graph's step is padded: to more rows, and to tables of the width of the longest context. Padding rows have
+context 0, token 0 and write index -1, and they belong to the spare slot, which is nobody's: what they note
+is never read. Graph steps have stagings of their own, as short as their rows, so that little is copied.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokenspeed import kernels
 from tokenspeed.control import Plan
 from tokenspeed.layers.step import StepInputs
 
+CPU: Final = torch.device("cpu")
+CONTEXTS_BOUND: Final = 4  # full contexts' worth of table entries that one step may bring without allocating
 _ALIGN_BYTES: Final = 64
 
 
@@ -42,57 +50,94 @@ class BatchLimits:
         return -(-self.context_tokens // self.block_tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """A step's inputs, and the slots its rows belong to."""
+
+    inputs: StepInputs
+    slots: torch.Tensor
+    """[R] int64"""
+    sample_slots: torch.Tensor
+    """[S] int64"""
+
+
 class Batch:
     """The buffers of one executor. `lay` may be called again once the step before the last was retired."""
 
     def __init__(self, limits: BatchLimits, device: torch.device, *, mirrored: bool | None = None) -> None:
         """`mirrored`: the device has memory of its own; given only to test on a CPU what a GPU does."""
         self.limits = limits
-        self._device = device
         self._mirrored = device.type != "cpu" if mirrored is None else mirrored
-        self._stagings = [_Staging(limits, device) for _ in range(2 if self._mirrored else 1)]
-        self._turn = 0
-        self._on_device = _Staging(limits, device, on_device=True) if self._mirrored else self._stagings[0]
-        self._table_host = np.zeros((limits.slots, limits.blocks_per_row), dtype=np.int32)
+        self._whole = _Stagings(limits, device, mirrored=self._mirrored)
+        short = replace(limits, tokens=limits.rows)
+        self._short = _Stagings(short, device, mirrored=True) if self._mirrored else self._whole
+        self._table_host = np.zeros((limits.slots + 1, limits.blocks_per_row), dtype=np.int32)
         self._table = torch.zeros(self._table_host.shape, dtype=torch.int32, device=device)
         self._rows_table = torch.zeros(limits.rows * limits.blocks_per_row, dtype=torch.int32, device=device)
-        self.last_tokens = torch.zeros(limits.slots, dtype=torch.int64, device=device)
-        """[slots] the token each slot sampled last."""
+        self.last_tokens = torch.zeros(limits.slots + 1, dtype=torch.int64, device=device)
+        """[slots + 1] the token each slot sampled last; the spare slot's is that of padding."""
         self._token_numbers = np.arange(limits.tokens, dtype=np.int64)
+        self._settle = kernels.bind("step.settle", kernels.describe(device), blocks=limits.blocks_per_row)
 
-    def lay(self, plan: Plan) -> StepInputs:
-        """The tensors of `plan`."""
-        self._apply_deltas(plan)
-        staging = self._stagings[self._turn]
-        self._turn = (self._turn + 1) % len(self._stagings)
-        rows, tokens, sampled = self._fill(staging, plan)
-        at = self._on_device
-        if staging is not at:
-            at.memory.copy_(staging.memory, non_blocking=True)
-        if (plan.tokens[: plan.decode_rows] < 0).any():
-            self._resolve_in_flight(at, plan.decode_rows)
-        context_lens = staging.context_lens[:rows]
-        return StepInputs(
-            token_ids=at.tensor_token_ids[:tokens],
-            positions=at.tensor_positions[:tokens],
-            write_index=at.tensor_write_index[:tokens],
-            decode_rows=plan.decode_rows,
-            rows=rows,
-            row_starts=at.tensor_row_starts[: rows + 1],
-            context_lens=at.tensor_context_lens[:rows],
-            block_table=self._gather_table(at, plan.slots, int(context_lens.max())),
-            sample_index=at.tensor_sample_index[:sampled],
-            row_starts_np=staging.row_starts[: rows + 1],
-            context_lens_np=context_lens,
-        )
+    def lay(self, plan: Plan, *, padded_rows: int = 0) -> Laid:
+        """The tensors of `plan`; with `padded_rows`, of a plan that only decodes, as a graph wants them."""
+        stagings = self._short if padded_rows else self._whole
+        host = stagings.next_host()
+        changes = self._change_table(plan, host)
+        rows, tokens, samples = self._fill(host, plan)
+        width = -(-int(host.context_lens[:rows].max()) // self.limits.block_tokens)
+        decode_rows = plan.decode_rows
+        if padded_rows:
+            host.pad(rows, padded_rows, spare_slot=self.limits.slots)
+            rows = tokens = samples = decode_rows = padded_rows
+            width = self.limits.blocks_per_row
+        stagings.copy(host, changes=changes > 0)
+        laid = self._laid(stagings.device, host, (rows, tokens, samples, decode_rows), width)
+        if self._mirrored:
+            at = stagings.device
+            if changes:
+                self._table.view(-1).index_copy_(
+                    0, at.tensors["change_at"][:changes], at.tensors["change_to"][:changes]
+                )
+        else:
+            self._settle_on_host(host, laid)
+        return laid
 
-    def note_last(self, tokens: torch.Tensor) -> None:
-        """Remember what the sampled rows of the plan just laid chose (tokens [S] int64), in stream order."""
-        self.last_tokens.index_copy_(0, self._on_device.tensor_sample_slots[: len(tokens)], tokens)
+    def lay_padding(self, rows: int) -> Laid:
+        """A step of padding alone, such as a graph of `rows` rows is captured with."""
+        host = self._short.next_host()
+        host.pad(0, rows, spare_slot=self.limits.slots)
+        self._short.copy(host, changes=False)
+        return self._laid(self._short.device, host, (rows, rows, rows, rows), self.limits.blocks_per_row)
+
+    def settle(self, laid: Laid) -> None:
+        """Put each slot's last token where the plan could only say -1, and gather the rows' tables."""
+        if self._mirrored:
+            inputs = laid.inputs
+            ids = inputs.token_ids[: inputs.decode_rows]
+            self._settle(ids, laid.slots, self.last_tokens, self._table, inputs.block_table)
 
     def blocks_of(self, slot: int, context_tokens: int) -> NDArray[np.int32]:
         """Block ids [n] that hold the first `context_tokens` of a slot."""
         return self._table_host[slot, : -(-context_tokens // self.limits.block_tokens)].copy()
+
+    def _laid(self, at: _Staging, host: _Staging, counts: tuple[int, int, int, int], width: int) -> Laid:
+        rows, tokens, samples, decode_rows = counts
+        tensors = at.tensors
+        inputs = StepInputs(
+            token_ids=tensors["token_ids"][:tokens],
+            positions=tensors["positions"][:tokens],
+            write_index=tensors["write_index"][:tokens],
+            decode_rows=decode_rows,
+            rows=rows,
+            row_starts=tensors["row_starts"][: rows + 1],
+            context_lens=tensors["context_lens"][:rows],
+            block_table=self._rows_table[: rows * width].view(rows, width),
+            sample_index=tensors["sample_index"][:samples],
+            row_starts_np=host.row_starts[: rows + 1],
+            context_lens_np=host.context_lens[:rows],
+        )
+        return Laid(inputs, tensors["slots"][:rows], tensors["sample_slots"][:samples])
 
     def _fill(self, staging: _Staging, plan: Plan) -> tuple[int, int, int]:
         """Write everything the host knows; (rows, tokens, sampled rows)."""
@@ -122,47 +167,63 @@ class Batch:
         staging.sample_slots[: len(ends)] = slots[mask]
         return rows, tokens, len(ends)
 
-    def _apply_deltas(self, plan: Plan) -> None:
+    def _change_table(self, plan: Plan, staging: _Staging) -> int:
+        """Take the plan's changes into the host's table; how many `staging` brings to the device."""
         if not len(plan.table_slots):
-            return
+            return 0
         self._table_host[plan.table_slots, plan.table_indexes] = plan.table_blocks
-        if self._mirrored:
-            flat = plan.table_slots.astype(np.int64) * self.limits.blocks_per_row + plan.table_indexes
-            flat = np.unique(flat)  # a later change of an entry wins, which the host's table already knows
-            where, blocks = (self._upload(array) for array in (flat, self._table_host.reshape(-1)[flat]))
+        if not self._mirrored:
+            return 0
+        at = plan.table_slots.astype(np.int64) * self.limits.blocks_per_row + plan.table_indexes
+        at = np.unique(at)  # a later change of an entry wins, which the host's table already knows
+        to = self._table_host.reshape(-1)[at]
+        if len(at) > len(staging.change_at):  # prefixes found for more requests at once than is foreseen
+            where, blocks = (
+                torch.from_numpy(array).to(self._table.device, non_blocking=True) for array in (at, to)
+            )
             self._table.view(-1).index_copy_(0, where, blocks)
+            return 0
+        staging.change_at[: len(at)] = at
+        staging.change_to[: len(at)] = to
+        return len(at)
 
-    def _upload(self, array: NDArray[np.integer]) -> torch.Tensor:
-        host = torch.from_numpy(np.ascontiguousarray(array))
-        if self._device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self._device, non_blocking=True)
+    def _settle_on_host(self, staging: _Staging, laid: Laid) -> None:
+        """`settle` where the device's memory is the host's: torch's launches cost as much as all of `lay`."""
+        rows, decode_rows = laid.inputs.rows, laid.inputs.decode_rows
+        ids = staging.token_ids[:decode_rows]
+        np.copyto(ids, self.last_tokens.numpy()[staging.slots[:decode_rows]], where=ids < 0)
+        out = laid.inputs.block_table.numpy()
+        np.take(self._table_host[:, : out.shape[1]], staging.slots[:rows], axis=0, out=out)
 
-    def _gather_table(self, at: _Staging, slots: NDArray[np.int32], context_tokens: int) -> torch.Tensor:
-        """[R, B]: the tables of the planned rows, as wide as the longest needs, dense."""
-        rows = len(slots)
-        width = -(-context_tokens // self.limits.block_tokens)
-        out = self._rows_table[: rows * width].view(rows, width)
-        if self._mirrored:
-            torch.index_select(self._table[:, :width], 0, at.tensor_slots[:rows], out=out)
-        else:
-            np.take(self._table_host[:, :width], slots, axis=0, out=out.numpy(), mode="clip")
-        return out
 
-    def _resolve_in_flight(self, at: _Staging, decode_rows: int) -> None:
-        """Put the slot's last token where the plan could only say -1; that happens in decode rows alone."""
-        if self._mirrored:
-            ids = at.tensor_token_ids[:decode_rows]
-            torch.where(ids < 0, self.last_tokens[at.tensor_slots[:decode_rows]], ids, out=ids)
-        else:  # three launches of torch cost as much as all of `_fill`
-            ids, last = at.token_ids[:decode_rows], self.last_tokens.numpy()[at.slots[:decode_rows]]
-            np.copyto(ids, last, where=ids < 0)
+class _Stagings:
+    """What one kind of step is staged in: host memory, two of it where a copy may still be reading one."""
+
+    def __init__(self, limits: BatchLimits, device: torch.device, *, mirrored: bool) -> None:
+        pinned = device.type == "cuda"
+        self._hosts = [_Staging(limits, CPU, pinned=pinned) for _ in range(2 if mirrored else 1)]
+        self.device = _Staging(limits, device) if mirrored else self._hosts[0]
+        self._turn = 0
+
+    def next_host(self) -> _Staging:
+        """The staging to write; the one before the last may be overwritten."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        return self._hosts[self._turn]
+
+    def copy(self, host: _Staging, *, changes: bool) -> None:
+        """Start the copy to the device."""
+        if host is not self.device:
+            size = host.memory.numel() if changes else host.changes_begin
+            self.device.memory[:size].copy_(host.memory[:size], non_blocking=True)
 
 
 class _Staging:
-    """One block of memory with a step's integers in it: numpy views on the host, and tensors."""
+    """One block of memory with a step's integers in it: tensors, and numpy views of them on the host."""
 
-    def __init__(self, limits: BatchLimits, device: torch.device, *, on_device: bool = False) -> None:
+    def __init__(self, limits: BatchLimits, device: torch.device, *, pinned: bool = False) -> None:
+        changes = limits.tokens // limits.block_tokens + 2 * limits.rows
+        if limits.tokens > limits.rows:
+            changes += CONTEXTS_BOUND * limits.blocks_per_row
         fields = {
             "token_ids": (limits.tokens, torch.int64),
             "positions": (limits.tokens, torch.int64),
@@ -172,35 +233,40 @@ class _Staging:
             "sample_slots": (limits.rows, torch.int64),
             "row_starts": (limits.rows + 1, torch.int32),
             "context_lens": (limits.rows, torch.int32),
+            "change_at": (changes, torch.int64),
+            "change_to": (changes, torch.int32),
         }
-        ends: dict[str, int] = {}
+        begins: dict[str, int] = {}
         size = 0
         for name, (count, dtype) in fields.items():
-            size = -(-size // _ALIGN_BYTES) * _ALIGN_BYTES + count * dtype.itemsize
-            ends[name] = size
-        pinned = device.type == "cuda" and not on_device
-        where = device if on_device else torch.device("cpu")
-        self.memory = torch.zeros(size, dtype=torch.uint8, device=where, pin_memory=pinned)
-
-        def tensor(name: str) -> torch.Tensor:
-            count, dtype = fields[name]
-            return self.memory[ends[name] - count * dtype.itemsize : ends[name]].view(dtype)
-
-        self.tensor_token_ids = tensor("token_ids")
-        self.tensor_positions = tensor("positions")
-        self.tensor_write_index = tensor("write_index")
-        self.tensor_slots = tensor("slots")
-        self.tensor_sample_index = tensor("sample_index")
-        self.tensor_sample_slots = tensor("sample_slots")
-        self.tensor_row_starts = tensor("row_starts")
-        self.tensor_context_lens = tensor("context_lens")
-        if on_device:
+            begins[name] = -(-size // _ALIGN_BYTES) * _ALIGN_BYTES
+            size = begins[name] + count * dtype.itemsize
+        self.changes_begin = begins["change_at"]
+        self.memory = torch.zeros(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        self.tensors = {
+            name: self.memory[begins[name] : begins[name] + count * dtype.itemsize].view(dtype)
+            for name, (count, dtype) in fields.items()
+        }
+        if device.type != "cpu":
             return
-        self.token_ids: NDArray[np.int64] = self.tensor_token_ids.numpy()
-        self.positions: NDArray[np.int64] = self.tensor_positions.numpy()
-        self.write_index: NDArray[np.int64] = self.tensor_write_index.numpy()
-        self.slots: NDArray[np.int64] = self.tensor_slots.numpy()
-        self.sample_index: NDArray[np.int64] = self.tensor_sample_index.numpy()
-        self.sample_slots: NDArray[np.int64] = self.tensor_sample_slots.numpy()
-        self.row_starts: NDArray[np.int32] = self.tensor_row_starts.numpy()
-        self.context_lens: NDArray[np.int32] = self.tensor_context_lens.numpy()
+        arrays = {name: tensor.numpy() for name, tensor in self.tensors.items()}
+        self.token_ids: NDArray[np.int64] = arrays["token_ids"]
+        self.positions: NDArray[np.int64] = arrays["positions"]
+        self.write_index: NDArray[np.int64] = arrays["write_index"]
+        self.slots: NDArray[np.int64] = arrays["slots"]
+        self.sample_index: NDArray[np.int64] = arrays["sample_index"]
+        self.sample_slots: NDArray[np.int64] = arrays["sample_slots"]
+        self.row_starts: NDArray[np.int32] = arrays["row_starts"]
+        self.context_lens: NDArray[np.int32] = arrays["context_lens"]
+        self.change_at: NDArray[np.int64] = arrays["change_at"]
+        self.change_to: NDArray[np.int32] = arrays["change_to"]
+
+    def pad(self, rows: int, rows_padded: int, *, spare_slot: int) -> None:
+        """Append rows that do nothing to `rows` rows of one token each."""
+        padding = slice(rows, rows_padded)
+        for zeroed in (self.token_ids, self.positions, self.context_lens):
+            zeroed[padding] = 0
+        self.write_index[padding] = -1
+        self.slots[padding] = self.sample_slots[padding] = spare_slot
+        self.sample_index[padding] = np.arange(rows, rows_padded)
+        self.row_starts[rows : rows_padded + 1] = np.arange(rows, rows_padded + 1)

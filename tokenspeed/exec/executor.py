@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The executor: binds slots, launches plans, retires flights. It decides nothing.
 
-In: plans of the control plane. Out: `StepResult`. A step is: lay the plan out, run the model, choose tokens,
-note them as their slots' last, start their copy to the host; none of it waits for the device. `retire` waits.
-The same lines run on a CPU, where every operation is done when it returns. Flights retire in launch order.
+In: plans of the control plane. Out: `StepResult`. A step is: lay the plan out, settle it, run the model, take
+each row's likeliest token and note it as its slot's last, start the copy to the host; where a row wants more
+than its likeliest token, the sampler chooses again in between. None of it waits for the device. `retire`
+waits. Flights retire in launch order. The same lines run on a CPU, where every operation is done when it
+returns.
+
+A step that only decodes runs as a graph (`graphs`), padded, where graphs are recorded; then what `_compute`
+launches is in the graph, and the host's part of a step is a copy, a replay and a copy.
 
 A row is at fault if its logits are not finite or, where it is not sampled, the KV it wrote. It is reported,
 so that nobody comes to share its blocks, and its blocks are cleared of what is not finite (finite values,
@@ -12,22 +17,25 @@ which other rows may read, keep their bits). No other row is touched.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tokenspeed import kernels
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.control import Plan
+from tokenspeed.exec import graphs
 from tokenspeed.exec.arena import Arena
-from tokenspeed.exec.batch import Batch
+from tokenspeed.exec.batch import Batch, Laid
+from tokenspeed.exec.graphs import Graphs, Recorder
+from tokenspeed.exec.landing import Landings
 from tokenspeed.exec.protocol import StepResult
 from tokenspeed.models import Model
-from tokenspeed.sampling import Sampled, Sampler
-
-_FAULT: Final = -1
+from tokenspeed.sampling import Sampler
+from tokenspeed.sampling.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class InFlight:
     """[T] bool: the KV written for this token is finite. Only where a row is not sampled: in others not
     finite KV reaches the logits.
     """
-    sampled: Sampled
+    report: Report | None
     copied: torch.Event | None
     """Recorded behind the copies; None where they are done at launch."""
 
@@ -54,29 +62,44 @@ class DeviceExecutor:
         self._arena = arena
         self._batch = batch
         self._sampler = sampler
-        self._asynchronous = model.device.type != "cpu"
+        self._graphs = Graphs({})
+        self._greedy = kernels.bind(
+            "step.greedy", kernels.describe(model.device), dtype=torch.float32, vocab=model.facts.vocab
+        )
+        self._chosen = torch.zeros(batch.limits.rows, dtype=torch.int32, device=model.device)
+        self._landings = Landings(batch.limits.rows, batch.limits.tokens, model.device)
 
     def bind(self, slot: int, sampling: SamplingParams, prompt: np.ndarray, output: np.ndarray) -> None:
         """Give `slot` to a request; `prompt` and `output` (int32 [n]) are what penalties look back on."""
         self._sampler.bind(slot, sampling, prompt, output)
 
     @torch.inference_mode()
+    def record(self, recorder: Recorder, sizes: Sequence[int]) -> Graphs:
+        """Record decode steps of so many rows, and run those as recorded from now on.
+
+        Raises `graphs.WaitsError`, `SetupError`.
+        """
+        laid = {rows: self._batch.lay_padding(rows) for rows in sizes}
+        self._graphs = graphs.record(recorder, sizes, lambda rows: self._compute(laid[rows]))
+        return self._graphs
+
+    @torch.inference_mode()
     def launch(self, plan: Plan) -> InFlight:
         """Start a step."""
-        inputs = self._batch.lay(plan)
-        logits = self._model.forward(inputs, self._arena)
-        mask = plan.sampled.view(np.bool_)
-        sampled = self._sampler.sample(logits, plan.slots[mask], inputs.context_lens_np[mask])
-        self._batch.note_last(sampled.tokens)
-        tokens = self._to_host(torch.where(sampled.fault, _FAULT, sampled.tokens).to(torch.int32))
-        finite = None
-        if plan.samples < plan.rows:
-            finite = self._to_host(self._arena.finite_at(inputs.write_index))
-        copied = None
-        if self._asynchronous:
-            copied = torch.Event(self._model.device)
-            copied.record()
-        return InFlight(plan, tokens, finite, sampled, copied)
+        size = self._graphs.size_for(plan.rows) if plan.decode_rows == plan.rows else None
+        if size is None:
+            laid = self._batch.lay(plan)
+            logits = self._compute(laid)
+        else:
+            laid = self._batch.lay(plan, padded_rows=size)
+            logits = self._graphs.run(size)
+        chosen, report = self._chosen[: plan.samples], None
+        slots = plan.slots if plan.samples == plan.rows else plan.slots[plan.sampled.view(np.bool_)]
+        if not self._sampler.is_greedy(slots):
+            report = self._choose(laid, logits[: plan.samples], slots, chosen, plan)
+        finite = None if plan.samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
+        tokens, finite_landed, copied = self._landings.land(chosen, finite)
+        return InFlight(plan, tokens, finite_landed, report, copied)
 
     @torch.inference_mode()
     def retire(self, flight: InFlight) -> StepResult:
@@ -88,12 +111,28 @@ class DeviceExecutor:
         faults: tuple[int, ...] = ()
         if (tokens < 0).any() or (finite is not None and not finite.all()):
             faults = self._isolate(flight.plan, tokens, finite)
-        return StepResult(flight.plan.step, tokens, self._sampler.logprobs(flight.sampled), faults)
+        logprobs = None if flight.report is None else flight.report.read()
+        return StepResult(flight.plan.step, tokens, logprobs, faults)
 
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        if not self._asynchronous:
-            return tensor
-        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+    def _compute(self, laid: Laid) -> torch.Tensor:
+        """What a graph holds: everything from laid inputs to noted tokens; logits [S, V]."""
+        self._batch.settle(laid)
+        logits = self._model.forward(laid.inputs, self._arena)
+        chosen = self._chosen[: len(laid.sample_slots)]
+        self._greedy(logits, laid.sample_slots, self._batch.last_tokens, chosen)
+        return logits
+
+    def _choose(
+        self, laid: Laid, logits: torch.Tensor, slots: NDArray[np.int32], chosen: torch.Tensor, plan: Plan
+    ) -> Report | None:
+        """Let the sampler choose anew, and note that instead."""
+        positions = laid.inputs.context_lens_np[: plan.rows]
+        if plan.samples < plan.rows:
+            positions = positions[plan.sampled.view(np.bool_)]
+        sampled = self._sampler.sample(logits, slots, positions, chosen)
+        self._batch.last_tokens.index_copy_(0, laid.sample_slots[: plan.samples], sampled.tokens)
+        chosen.copy_(torch.where(chosen < 0, chosen, sampled.tokens))
+        return sampled.report
 
     def _isolate(
         self, plan: Plan, tokens: NDArray[np.int32], finite: NDArray[np.bool_] | None

@@ -101,13 +101,30 @@ class Sampler:
         if self._penalised[slot]:
             self._history.bind(slot, prompt, output)
 
-    def sample(self, logits: Tensor, slots: NDArray[np.int32], positions: NDArray[np.int32]) -> Sampled:
+    def is_greedy(self, slots: NDArray[np.int32]) -> bool:
+        """Say whether every one of these slots wants its likeliest token and nothing beside it."""
+        return not (self._random | self._edited | self._penalised | (self._logprobs >= 0))[
+            slots
+        ].any() and not (self._replays)
+
+    def sample(
+        self,
+        logits: Tensor,
+        slots: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        likeliest: Tensor | None = None,
+    ) -> Sampled:
         """Choose a token for each row, and count it into the history that the slot's penalties look back on.
 
         logits: [S, V] float32, only read. slots: [S], bound and distinct. positions: [S], the place in its
-        context that the chosen token will take.
+        context that the chosen token will take. likeliest: [S] int32, what `step.greedy` chose, where that is
+        known.
         """
-        best, tokens = logits.max(-1)
+        if likeliest is None:
+            best, tokens = logits.max(-1)
+            fault = ~best.isfinite()
+        else:
+            fault, tokens = likeliest < 0, likeliest.clamp_min(0).long()
         busy = np.flatnonzero((self._random | self._edited | self._penalised)[slots])
         if len(busy):
             chosen = self._choose(self._taken(logits, busy), slots[busy], positions[busy])
@@ -119,7 +136,7 @@ class Sampler:
             self._history.note(slots[penalised], self._taken(tokens, penalised))
         asking = np.flatnonzero(self._logprobs[slots] >= 0)
         asked = report(logits, tokens, asking, self._logprobs[slots[asking]]) if len(asking) else None
-        return Sampled(tokens, ~best.isfinite(), asked)
+        return Sampled(tokens, fault, asked)
 
     def logprobs(self, sampled: Sampled) -> list[TokenLogprob | None] | None:
         """Read a step's log probabilities once its copies are done: an entry a row, None if no row asked."""

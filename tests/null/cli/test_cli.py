@@ -40,7 +40,7 @@ def test_help_is_golden(name):
 def test_every_option_has_a_flag_that_sets_it():
     for option in config.options():
         number = str(int(option.high or option.low or 7))
-        sample = {bool: [], int: [number], str: ["x"]}[option.type]
+        sample = {bool: [], int: [number], float: [number], str: ["x"]}[option.type]
         words = [option.choices[-1]] if option.choices else sample
         given = serve.parse([*([option.flag] if option.flag else []), *words])
         value = getattr(getattr(given, option.branch), option.name)

@@ -8,6 +8,6 @@ here.
 
 from __future__ import annotations
 
-from tokenspeed.kernels.api import attention, dense, linear, moe, rope
+from tokenspeed.kernels.api import attention, dense, linear, moe, rope, step
 
-OPS = (*linear.OPS, *dense.OPS, *rope.OPS, *attention.OPS, *moe.OPS)
+OPS = (*linear.OPS, *dense.OPS, *rope.OPS, *attention.OPS, *moe.OPS, *step.OPS)
