@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import triton.language as tl
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from tokenspeed.kernels import Device, registry
@@ -40,6 +41,14 @@ def widened(handle: Any) -> Any:
     return (handle.data.astype(np.uint32) << 16).view(np.float32)
 
 
+def patch_tensor(tensor: Any, scope: Any) -> None:
+    """Patch as the interpreter does, but let loop bounds be arrays of one number, which numpy 2.4 minds."""
+    PATCH_TENSOR(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+PATCH_TENSOR = interpreter._patch_lang_tensor
+interpreter._patch_lang_tensor = patch_tensor
 InterpreterBuilder.create_dot = dot
 
 

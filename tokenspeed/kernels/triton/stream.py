@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+"""Weights times few tokens, at the speed of memory: every byte of a weight is read once and waits for nothing.
+
+In: weights [G, O, I], x [T, G, I] (last dimension dense), T at most `TOKENS_MAX`. Out: y [T, G, O], in the
+dtype y has, written in place. G matrices each have their own input: heads; 1 for a plain product. Two forms:
+
+    few     T <= `FEW`: a block holds whole rows of a weight in registers, multiplies and sums (no matrix unit)
+    tiles   blocks multiply tiles [ROWS, DEPTH] on the matrix unit, the weight as the large operand; where rows
+            alone do not fill the device, several blocks share one tile's depth and the last to arrive adds the
+            parts up, in their order: runs are identical, and nothing has to be cleared between launches
+
+Launched early (`launch.early`), `few` asks for its weights before it waits for the kernel that makes x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import cuda
+
+from tokenspeed.kernels.triton.launch import early
+from tokenspeed.kernels.workspace import counters
+
+FEW = 4
+TOKENS_MAX = 64
+
+
+@triton.jit
+def _few(
+    x, x_token, x_group, w, bias, y, y_token, y_group, O, I: tl.constexpr,
+    T: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, BIASED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        cuda.gdc_launch_dependents()
+    group = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    depth = tl.arange(0, DEPTH)
+    there = row < O
+    at = w + (group * O + row)[:, None] * I + depth[None, :]
+    weight = tl.load(at, there[:, None] & (depth < I)[None, :], 0.0).to(tl.float32)
+    if EARLY:
+        cuda.gdc_wait()
+    for token in tl.static_range(T):
+        value = tl.load(x + token * x_token + group * x_group + depth, depth < I, 0.0).to(tl.float32)
+        total = tl.sum(weight * value[None, :], 1)
+        if BIASED:
+            total += tl.load(bias + row, there, 0.0).to(tl.float32)
+        tl.store(y + token * y_token + group * y_group + row, total, there)
+
+
+@triton.jit
+def _tiles(
+    x, x_token, x_group, w, bias, y, y_token, y_group, partials, arrivals, T, O, I: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
+    BIASED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
+    cut, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    row = cut * ROWS + tl.arange(0, ROWS)
+    token = tl.arange(0, TOKENS)
+    there = row < O
+    steps: tl.constexpr = (I + PARTS * DEPTH - 1) // (PARTS * DEPTH)
+    total = tl.zeros((ROWS, TOKENS), tl.float32)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        depth = (part * steps + step) * DEPTH + tl.arange(0, DEPTH)
+        inside = depth < I
+        weight = tl.load(
+            w + (group * O + row)[:, None] * I + depth[None, :], there[:, None] & inside[None, :], 0.0
+        )
+        value = tl.load(
+            x + token[None, :] * x_token + group * x_group + depth[:, None],
+            inside[:, None] & (token < T)[None, :],
+            0.0,
+        )
+        total = tl.dot(weight, value, total, input_precision="ieee")
+    last = True
+    if PARTS > 1:
+        tile = group * tl.num_programs(0) + cut
+        size: tl.constexpr = ROWS * TOKENS
+        mine = partials + tile * (PARTS * size) + tl.arange(0, ROWS)[:, None] * TOKENS + token[None, :]
+        tl.store(mine + part * size, total)
+        tl.debug_barrier()
+        last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel") == PARTS - 1
+        if last:
+            total = tl.zeros((ROWS, TOKENS), tl.float32)
+            for other in tl.static_range(PARTS):
+                total += tl.load(mine + other * size, cache_modifier=".cg")
+            tl.store(arrivals + tile, 0)
+    if last:
+        if BIASED:
+            total += tl.load(bias + row, there, 0.0).to(tl.float32)[:, None]
+        to = y + token.to(tl.int64)[None, :] * y_token + group * y_group + row[:, None]
+        tl.store(to, total, there[:, None] & (token < T)[None, :])
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How one product is cut: rows of a block, depth of a step, blocks that share a tile's depth."""
+
+    rows: int
+    depth: int
+    parts: int
+    stages: int
+    warps: int
+
+
+def few(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, tiling: Tiling) -> None:
+    """Write x W^T + b into y, for T <= `FEW` tokens; of the tiling, rows and warps count."""
+    groups, outputs, inputs = weight.shape
+    ahead = early(x.device)
+    _few[(triton.cdiv(outputs, tiling.rows), groups)](
+        x, x.stride(0), x.stride(1), weight, weight if bias is None else bias, y, y.stride(0), y.stride(1),
+        outputs, inputs, x.shape[0], tiling.rows, triton.next_power_of_2(inputs), bias is not None, ahead,
+        num_warps=tiling.warps, launch_pdl=ahead,
+    )  # fmt: skip
+
+
+def tiles(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, tiling: Tiling) -> None:
+    """Write x W^T + b into y, for T <= `TOKENS_MAX` tokens."""
+    groups, outputs, inputs = weight.shape
+    tokens = max(8, triton.next_power_of_2(x.shape[0]))
+    cuts, parts = triton.cdiv(outputs, tiling.rows), tiling.parts
+    partials = y
+    if parts > 1:
+        partials = torch.empty(
+            (groups * cuts, parts, tiling.rows, tokens), dtype=torch.float32, device=x.device
+        )
+    ahead = early(x.device)
+    _tiles[(cuts, parts, groups)](
+        x, x.stride(0), x.stride(1), weight, weight if bias is None else bias, y, y.stride(0), y.stride(1),
+        partials, counters(x.device), x.shape[0], outputs, inputs, tokens, tiling.rows, tiling.depth, parts,
+        tiling.stages, bias is not None, ahead, num_warps=tiling.warps, launch_pdl=ahead,
+    )  # fmt: skip
