@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +32,7 @@ from tokenspeed.bench.conversation import Conversation, Encode, Turn, Vocabulary
 from tokenspeed.bench.dialect import TAPES, Ask, CompletionsTape, refusal
 from tokenspeed.bench.drive import Target, play_closed, play_open
 from tokenspeed.bench.occupancy import sample
+from tokenspeed.bench.provenance import commit
 from tokenspeed.bench.record import Level, Result, Row
 from tokenspeed.bench.table import level_table
 
@@ -173,7 +173,7 @@ async def run(options: argparse.Namespace, clock: Clock) -> Result:
     return Result(
         name=options.name or server.model,
         workload=options.workload,
-        commit=_commit(),
+        commit=commit(),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=options.seed,
         device=options.device or str(server.facts.get("device", "not stated")),
@@ -198,6 +198,10 @@ def _encoder(tokenizer: Path | None, vocabulary: Vocabulary) -> Encode:
     if not tokenizer.is_file():
         raise SetupError(f"--tokenizer {tokenizer}: no such file; a model's tokenizer.json is meant")
     loaded = Tokenizer.from_file(str(tokenizer))
+    if loaded.get_vocab_size() > vocabulary.size:
+        raise SetupError(
+            f"--tokenizer {tokenizer}: makes {loaded.get_vocab_size()} ids, the model knows {vocabulary.size}"
+        )
     return lambda text: np.array(loaded.encode(text, add_special_tokens=False).ids, np.int32)
 
 
@@ -270,14 +274,6 @@ def _config(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     for name, value in vars(options).items():
         if name != "api_key":
             yield name, str(value) if isinstance(value, Path) else value
-
-
-def _commit() -> str:
-    asked = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not in a repository"
 
 
 def _count(text: str) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sessions as numbers: gaps, lengths and chains of blocks; recorded ones from a file, or drawn from a seed.
+"""Sessions as numbers and, where they were recorded, words: gaps, lengths, chains of blocks, texts.
 
 A chain id names all tokens of a session up to the end of its block: two sessions share a prefix exactly as far
 as their chains are equal. The drawn sessions follow the quantiles published with the recorded ones, so
@@ -53,6 +53,17 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """The recorded text of one call, as ChatML puts it to a model."""
+
+    messages: tuple[str, ...]
+    """What is new since the answer before, without frames."""
+    prompt: str
+    """The same in its frames, up to where the answer begins."""
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Session:
     """One recorded or drawn session. `chain[j]` names tokens 0..512 (j + 1) of its stream."""
 
@@ -60,6 +71,8 @@ class Session:
     hidden_tokens: int
     chain: tuple[int, ...]
     calls: tuple[Call, ...]
+    words: tuple[Words, ...] | None = None
+    """A text for each call; None where only numbers are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +96,9 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def read_sessions(directory: Path) -> list[Session]:
-    """The recorded sessions of `agent_replay.jsonl.gz`."""
+    """The recorded sessions of `agent_replay.jsonl.gz`; their texts, if `agent_sessions.jsonl.gz` is beside it."""
+    texts = directory / "dev" / "agent_sessions.jsonl.gz"
+    words = {entry["id"]: _words(entry) for entry in read_lines(texts)} if texts.is_file() else {}
     return [
         Session(
             id=entry["id"],
@@ -93,9 +108,44 @@ def read_sessions(directory: Path) -> list[Session]:
                 Call(gap_s or 0.0, kind == "human", input_tokens, max(output_tokens, 1))
                 for gap_s, kind, input_tokens, _, output_tokens in entry["turns"]
             ),
+            words=words.get(entry["id"]),
         )
         for entry in read_lines(directory / "dev" / "agent_replay.jsonl.gz")
     ]
+
+
+def _words(entry: dict[str, Any]) -> tuple[Words, ...]:
+    """Cut the messages of a session at its answers."""
+    messages: list[dict[str, Any]] = entry["messages"]
+    found: list[Words] = []
+    done = 0
+    for turn in entry["turns"]:
+        place: int = turn["i"]
+        new = [(message["role"], _said(message)) for message in messages[done:place]]
+        framed = "".join(f"<|im_start|>{role}\n{said}<|im_end|>\n" for role, said in new)
+        begin = "\n" if done else ""  # closes the line of the answer before
+        found.append(
+            Words(
+                messages=tuple(said for _, said in new if said),
+                prompt=f"{begin}{framed}<|im_start|>assistant\n",
+                answer=_said(messages[place]) + "<|im_end|>",
+            )
+        )
+        done = place + 1
+    return tuple(found)
+
+
+def _said(message: dict[str, Any]) -> str:
+    """What a message says, its reasoning and its calls included."""
+    parts = [message.get("content") or ""]
+    if reasoning := message.get("reasoning_content"):
+        parts.insert(0, f"<think>\n{reasoning}\n</think>\n")
+    for call in message.get("tool_calls") or ():
+        function: dict[str, str] = call["function"]
+        # The arguments are JSON already.
+        named = f'{{"name": "{function["name"]}", "arguments": {function["arguments"]}}}'
+        parts.append(f"<tool_call>\n{named}\n</tool_call>")
+    return "\n".join(part for part in parts if part)
 
 
 def read_arrivals(directory: Path) -> list[Arrival]:

@@ -5,8 +5,8 @@ In: a shape, a scale, a vocabulary, a seed, the folder of traces or none. Out: `
 all lengths alike; waits keep their length unless `think_scale` says otherwise. It sends nothing.
 
 - h0: a first turn of 50,000 tokens, 800 more each turn, 10 to 15 turns, answers of exactly 500.
-- h1a, h1b: real sessions by their lengths and shared prefixes, the recorded answers to be forced; h1b waits
-  as its tools and people did (at most 60 s and 120 s).
+- h1a, h1b: real sessions, their recorded texts where the traces hold them, else by lengths and shared prefixes;
+  the recorded answers to be forced; h1b waits as its tools and people did (at most 60 s and 120 s).
 - h2: a trace in open loop, each request at its time, scaled to a mean rate.
 """
 
@@ -153,26 +153,67 @@ class _Replayed:
     def _conversation(self, session: replay.Session, start_s: float, key: tuple[int, ...]) -> Conversation:
         options = self._options
         calls = session.calls[: options.turns_max]
-        end = calls[-1].input_tokens + calls[-1].output_tokens
         stream = _Stream(options, key)
-        ids = stream.ids(session.chain, end, session.id)
+        speech = (
+            _Drawn(stream, session, calls) if session.words is None else _Spoken(stream, session, options)
+        )
         turns: list[Turn] = []
         done = 0
         for index, call in enumerate(calls):
             begin = max(stream.position(call.input_tokens), done + 1)
             after = max(stream.position(call.input_tokens + call.output_tokens), begin + 1)
             wait_s = start_s if index == 0 else replay.capped_gap_s(call) if self._thinks else 0.0
-            ids_ = np.concatenate([ids, ids[: max(0, after - len(ids))]])
+            ids, answer, texts = speech.call(index, done, begin, after)
             turns.append(
                 Turn(
-                    ids=ids_[done:begin],
+                    ids=ids,
                     answer_tokens=after - begin,
-                    answer=ids_[begin:after],
+                    answer=answer,
                     think_us=round(wait_s * options.think_scale * 1e6),
+                    texts=texts,
                 )
             )
             done = after
         return Conversation(session.id, tuple(turns))
+
+
+class _Drawn:
+    """What a session says where only its chain of blocks is known: ids drawn by their names."""
+
+    def __init__(self, stream: _Stream, session: replay.Session, calls: Sequence[replay.Call]) -> None:
+        end = calls[-1].input_tokens + calls[-1].output_tokens
+        self._ids = stream.ids(session.chain, end, session.id)
+
+    def call(self, index: int, done: int, begin: int, after: int) -> tuple[Ids, Ids, None]:
+        """The new ids of a prompt and its answer, which end at `begin` and `after` of the stream."""
+        ids = self._ids
+        if after > len(ids):
+            ids = np.concatenate([ids, ids[: after - len(ids)]])
+        return ids[done:begin], ids[begin:after], None
+
+
+class _Spoken:
+    """What a session said: its recorded texts, encoded, each cut or repeated to the recorded number of tokens.
+
+    So lengths are those of the record whatever the tokenizer, and equal beginnings stay equal. Hidden system prompts
+    were not recorded: drawn ids stand for them, and a nonce of the level heads a session without one.
+    """
+
+    def __init__(self, stream: _Stream, session: replay.Session, options: Options) -> None:
+        assert session.words is not None
+        self._words = session.words
+        self._options = options
+        blocks = session.chain[: session.hidden_tokens // replay.BLOCK_TOKENS]
+        self._head = stream.ids(blocks, session.hidden_tokens, session.id) if blocks else stream.nonce()
+
+    def call(self, index: int, done: int, begin: int, after: int) -> tuple[Ids, Ids, tuple[str, ...]]:
+        """The new ids of a prompt, its answer, and for chat its messages."""
+        said, encode = self._words[index], self._options.encode
+        head = self._head[: begin - 1] if index == 0 else self._head[:0]
+        ids = np.concatenate([head, fitted(encode(said.prompt), begin - done - len(head))])
+        texts = tuple(text[: self._options.scaled(len(text))] for text in said.messages)
+        answer = fitted(encode(said.answer), after - begin)
+        return ids, answer, (words(head), *texts) if len(head) else texts
 
 
 class _Trace:
@@ -214,6 +255,10 @@ class _Stream:
     def position(self, tokens: int) -> int:
         """A position of the recorded stream, scaled."""
         return tokens * self._block_tokens // replay.BLOCK_TOKENS
+
+    def nonce(self) -> Ids:
+        """What makes this key's sessions unlike those of any other."""
+        return self._vocabulary.draw(NONCE_TOKENS, *self._key, 3)
 
     def ids(self, chain: Sequence[int], tokens: int, name: str) -> Ids:
         """The scaled ids of a stream of `tokens`; what its chain does not cover is private to `name`."""

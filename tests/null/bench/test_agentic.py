@@ -231,3 +231,13 @@ def test_senseless_option_is_refused_by_name(words: tuple[str, str], capsys: pyt
     with pytest.raises(SystemExit):
         main(list(words))
     assert f"argument {words[0]}: {words[1]!r} is not a" in capsys.readouterr().err
+
+
+def test_tokenizer_of_another_model_is_refused_before_anything_is_measured(tmp_path: Path):
+    tokenizer = Path(__file__).parents[3] / "tokenspeed" / "bundled" / "tokenspeed-demo" / "tokenizer.json"
+    with (
+        peer.scripted() as server,
+        pytest.raises(SetupError, match=r"makes 81\d\d ids, the model knows 1000"),
+    ):
+        bench(server, tmp_path, "--tokenizer", str(tokenizer))
+    assert server.bodies == []

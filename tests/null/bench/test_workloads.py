@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +40,75 @@ def implied_share(conversations: list[Conversation], block_tokens: int = 16) -> 
             history = np.concatenate([prompt, answer])
             ledger.finish(history)
     return reused / total
+
+
+def recorded(directory: Path, *, texts: bool = True) -> Path:
+    """Traces of two sessions without a hidden prompt, which begin alike, and one with."""
+    heads = {"one": 0, "two": 0, "hidden": 1024}
+    files: dict[str, list[dict[str, Any]]] = {"agent_replay": [], "agent_sessions": []}
+    for name, hidden in heads.items():
+        call = {"function": {"name": "look", "arguments": '{"at": "' + name + '"}'}}
+        messages: list[dict[str, Any]] = [
+            {"role": "system", "content": "You are an agent that writes programs. " * 20},
+            {"role": "user", "content": f"Mend {name}."},
+            {"role": "assistant", "content": "", "reasoning_content": "hm", "tool_calls": [call]},
+            {"role": "tool", "content": f"def {name}(): pass"},
+            {"role": "assistant", "content": "Done."},
+        ]
+        turns = [[None, "start", hidden + 400, 400, 30], [0.5, "tool", hidden + 460, 30, 8]]
+        chain = [*range(hidden // 512), 900]
+        files["agent_replay"].append(
+            {"id": name, "hidden_prefix": hidden, "chain512": chain, "turns": turns}
+        )  # fmt: skip
+        files["agent_sessions"].append({"id": name, "messages": messages, "turns": [{"i": 2}, {"i": 4}]})
+    (directory / "dev").mkdir()
+    for file, entries in files.items():
+        if texts or file == "agent_replay":
+            lines = b"\n".join(json.dumps(entry).encode() for entry in entries)
+            (directory / "dev" / f"{file}.jsonl.gz").write_bytes(gzip.compress(lines))
+    return directory
+
+
+def test_h1_says_the_recorded_texts_in_the_recorded_lengths(tmp_path: Path):
+    workload = workloads.build("h1a", options(recorded(tmp_path), scale=1.0))
+    made = {each.id: each.turns for each in workload.conversations(2, 3, 0, 0)}
+    encode = hashed_pieces(VOCABULARY)
+    for name, turns in made.items():
+        hidden = 1024 * (name == "hidden")
+        assert [(len(turn.ids), turn.answer_tokens) for turn in turns] == [(hidden + 400, 30), (30, 8)]
+        call = f'{{"name": "look", "arguments": {{"at": "{name}"}}}}'
+        called = f"<think>\nhm\n</think>\n\n<tool_call>\n{call}\n</tool_call>"
+        for turn, said in zip(turns, (f"{called}<|im_end|>", "Done.<|im_end|>"), strict=True):
+            assert turn.answer is not None
+            assert turn.answer.tolist() == fitted(encode(said), turn.answer_tokens).tolist()
+        new = f"\n<|im_start|>tool\ndef {name}(): pass<|im_end|>\n<|im_start|>assistant\n"
+        assert turns[1].ids.tolist() == fitted(encode(new), 30).tolist()
+        assert turns[0].texts is not None
+        assert turns[0].texts[1:] == ("You are an agent that writes programs. " * 20, f"Mend {name}.")
+        assert turns[1].texts == (f"def {name}(): pass",)
+    # The system prompt that two sessions have in common is common here too, under one nonce.
+    assert made["one"][0].ids[:200].tolist() == made["two"][0].ids[:200].tolist()
+    assert made["one"][0].ids[:8].tolist() != made["hidden"][0].ids[:8].tolist()
+
+
+def test_h1_without_texts_says_drawn_ids_in_the_same_lengths(tmp_path: Path):
+    workload = workloads.build("h1a", options(recorded(tmp_path, texts=False), scale=1.0))
+    for conversation in workload.conversations(2, 3, 0, 0):
+        hidden = 1024 * (conversation.id == "hidden")
+        assert [(len(t.ids), t.answer_tokens, t.texts) for t in conversation.turns] == [
+            (hidden + 400, 30, None),
+            (30, 8, None),
+        ]
+
+
+@NO_DATA
+def test_every_recorded_call_has_its_words():
+    sessions = replay.read_sessions(TRACES)
+    assert len(sessions) == 330
+    for session in sessions:
+        assert session.words is not None
+        assert len(session.words) == len(session.calls)
+        assert all(each.answer and each.prompt.endswith("<|im_start|>assistant\n") for each in session.words)
 
 
 @pytest.mark.parametrize("data", [None, pytest.param(TRACES, marks=NO_DATA)])
