@@ -18,7 +18,6 @@ import fnmatch
 import itertools
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 
 from tokenspeed.base.errors import SetupError
+from tokenspeed.bench.provenance import commit
 from tokenspeed.kernels.check import twin
 from tokenspeed.kernels.device import Device, describe
 from tokenspeed.kernels.draw import Draw
@@ -244,7 +244,7 @@ def _record(
 ) -> dict[str, Any]:
     return {
         "benchmark": "kernels",
-        "commit": _commit(),
+        "commit": commit(),
         "device": str(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -252,14 +252,6 @@ def _record(
         "ceiling": asdict(ceiling),
         "rows": [asdict(row) for row in rows],
     }
-
-
-def _commit() -> str:
-    asked = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
-    try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not in a repository"
 
 
 if __name__ == "__main__":

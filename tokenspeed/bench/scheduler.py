@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +24,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenspeed.bench.provenance import commit, machine
 from tokenspeed.control import Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
 
 BLOCK_TOKENS: Final = 64
@@ -253,20 +252,6 @@ def _verdict(row: Row) -> str:
     return f"{row.bar_us:.0f}" + ("" if row.median_us <= row.bar_us else " MISSED")
 
 
-def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
-
-
-def _device() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} {platform.machine()}, {len(names)} CPUs"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tokenspeed bench scheduler", description=(__doc__ or "").split("\n")[0]
@@ -294,9 +279,9 @@ def main(argv: Sequence[str]) -> int:
     print(report(rows))
     if options.json:
         record = {
-            "commit": _commit(),
-            "device": _device(),
-            "python": platform.python_version(),
+            "benchmark": "scheduler",
+            "commit": commit(),
+            "machine": asdict(machine()),
             "block_tokens": BLOCK_TOKENS,
             "seed": options.seed,
             "rows": [asdict(row) | {"median_us": row.median_us, "p99_us": row.p99_us} for row in rows],

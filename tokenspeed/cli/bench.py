@@ -10,6 +10,7 @@ from typing import Final
 from tokenspeed.base.errors import SetupError
 
 BENCHMARKS: Final = {
+    "all": ("tokenspeed.bench.suite", "what this machine can run, in a few minutes, into a folder of results"),
     "scheduler": ("tokenspeed.bench.scheduler", "plan and commit, microseconds by load and context"),
     "agentic": (
         "tokenspeed.bench.agentic",
