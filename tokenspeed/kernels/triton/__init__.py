@@ -12,13 +12,15 @@ a row whose `context_lens` is 0 reads and costs nothing, and a negative `write_i
 from __future__ import annotations
 
 from tokenspeed.kernels.spec import Kernel
-from tokenspeed.kernels.triton import gqa, linear, pointwise, prefill, rope
+from tokenspeed.kernels.triton import absorb, gqa, linear, pointwise, prefill, rope, step
 
 KERNELS: tuple[Kernel, ...] = (
+    *absorb.KERNELS,
     *gqa.KERNELS,
     *linear.KERNELS,
     *pointwise.KERNELS,
     *prefill.KERNELS,
     *rope.KERNELS,
+    *step.KERNELS,
 )
 """What `kernels.load` collects."""
