@@ -12,12 +12,13 @@ a row whose `context_lens` is 0 reads and costs nothing, and a negative `write_i
 from __future__ import annotations
 
 from tokenspeed.kernels.spec import Kernel
-from tokenspeed.kernels.triton import absorb, gqa, linear, pointwise, prefill, rope, step
+from tokenspeed.kernels.triton import absorb, gqa, linear, mla, pointwise, prefill, rope, step
 
 KERNELS: tuple[Kernel, ...] = (
     *absorb.KERNELS,
     *gqa.KERNELS,
     *linear.KERNELS,
+    *mla.KERNELS,
     *pointwise.KERNELS,
     *prefill.KERNELS,
     *rope.KERNELS,
