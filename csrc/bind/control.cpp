@@ -346,6 +346,9 @@ void bind_plan(nb::module_& m) {
     TS_ARRAY(9, bound_slots, "int32", "[A] slots that get another request with this plan");
     TS_ARRAY(10, bound_request_ids, "uint64", "[A] the requests they get");
     TS_ARRAY(11, cached_tokens, "int32", "[A] tokens of each found in the prefix tree");
+    TS_ARRAY(12, group_rows, "int32", "[M] decode rows that share leading blocks, group after group");
+    TS_ARRAY(13, group_sizes, "int32", "[G] rows of each group");
+    TS_ARRAY(14, group_blocks, "int32", "[G] leading blocks the rows of each group have in common");
 #undef TS_ARRAY
 }
 

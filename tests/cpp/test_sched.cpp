@@ -155,6 +155,55 @@ TEST(the_next_turn_of_a_session_hits_prompt_and_answer) {
     EXPECT(values(plan.buffer.cached_tokens) == std::vector{16});
 }
 
+TEST(rows_that_begin_with_the_same_blocks_are_grouped) {
+    Options options = options_of();
+    options.blocks_total = 200;
+    options.context_tokens_max = 200;
+    options.slots_max = options.rows_per_step_max = 6;
+    options.prefill_tokens_max = options.tokens_per_step_max = 64;
+    // Blocks of 4. Two families of a common system prompt of 8 blocks, of which one goes on together for 12
+    // more; one request of its own.
+    const auto prompt = [](std::int32_t common, std::int32_t family, std::int32_t own) {
+        std::vector<std::int32_t> tokens(static_cast<std::size_t>(common * 4), 1);
+        tokens.insert(tokens.end(), 48, family);
+        tokens.insert(tokens.end(), 3, own);
+        return world::Request{tokens, {20, 0, {}}, "", 0};
+    };
+    World world(options, {prompt(8, 2, 0), prompt(8, 3, 0), prompt(0, 4, 0), prompt(8, 2, 1), prompt(8, 2, 2),
+                          prompt(8, 3, 1)});
+    const auto step = [&world] {
+        const bool planned = world.plan();
+        if (planned) {
+            world.commit();
+        }
+        return planned;
+    };
+    const auto run = [&](std::size_t i) {  // until its prompt is computed and it decodes with the others
+        (void)world.submit(i);
+        EXPECT(step());
+        while (world.plan_last().decode_rows != world.plan_last().rows()) {
+            EXPECT(step());
+        }
+    };
+    run(0);
+    run(1);
+    run(2);
+    EXPECT(values(world.plan_last().group_rows) == (std::vector{0, 1}));
+    EXPECT(values(world.plan_last().group_blocks) == std::vector{8});
+    run(3);
+    run(4);
+    run(5);
+    EXPECT(values(world.plan_last().group_rows) == (std::vector{0, 3, 4, 1, 5}));
+    // All five share 8 blocks, which would spare 32 reads; the families spare 40 and 20.
+    EXPECT(values(world.plan_last().group_sizes) == (std::vector{3, 2}));
+    EXPECT(values(world.plan_last().group_blocks) == (std::vector{20, 20}));
+    EXPECT(world.cancel(3));
+    EXPECT(step() && step());
+    EXPECT(values(world.plan_last().group_sizes) == (std::vector{2, 2}));
+    while (step()) {
+    }
+}
+
 TEST(equal_prompts_that_run_together_end_on_the_same_blocks) {
     Options options = options_of();
     options.prefill_tokens_max = 16;

@@ -229,7 +229,34 @@ class World {
         }
         require(token == plan.tokens.size(), "a plan has tokens of no row");
         check_budgets(plan);
+        check_groups(plan);
         flights_.push_back(std::move(flight));
+    }
+
+    // Groups are disjoint, of decode rows, and what they share is the same blocks, computed before this step.
+    void check_groups(const PlanBuffer& plan) const {
+        std::set<std::int32_t> grouped;
+        std::size_t next = 0;
+        for (std::size_t g = 0; g < plan.group_sizes.size(); ++g) {
+            const std::int32_t size = plan.group_sizes.values()[g];
+            const std::int32_t blocks = plan.group_blocks.values()[g];
+            require(size >= 2 && blocks >= scheduler.options().shared_blocks_min, "a group that saves nothing");
+            const auto rows = plan.group_rows.values().subspan(next, static_cast<std::size_t>(size));
+            next += rows.size();
+            const auto table_of = [&](std::int32_t row) -> const auto& {
+                return slots_[static_cast<std::size_t>(plan.slots.values()[static_cast<std::size_t>(row)])].table;
+            };
+            for (const std::int32_t row : rows) {
+                require(row >= 0 && row < plan.decode_rows, "a group of rows that do not decode");
+                require(grouped.insert(row).second, "a row in two groups");
+                const std::int32_t start = plan.starts.values()[static_cast<std::size_t>(row)];
+                require(blocks * scheduler.options().block_tokens <= start, "a shared block is being written");
+                for (std::int32_t i = 0; i < blocks; ++i) {
+                    require(table_of(row).at(i) == table_of(rows[0]).at(i), "a group shares unequal blocks");
+                }
+            }
+        }
+        require(next == plan.group_rows.size(), "a group without rows, or rows without a group");
     }
 
     void check_budgets(const PlanBuffer& plan) const {

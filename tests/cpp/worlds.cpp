@@ -156,6 +156,7 @@ Options small_options(bool overlap, bool prefix_cache) {
             .context_tokens_max = 8,
             .prefix_cache = prefix_cache,
             .overlap = overlap,
+            .shared_blocks_min = 1,
             .hash_key = {1, 2},
             .log_bytes = 1024};
 }
@@ -218,6 +219,7 @@ void wander(std::uint64_t seed, std::size_t& transitions) {
                     .context_tokens_max = 64,
                     .prefix_cache = random.below(4) > 0,
                     .overlap = random.below(2) > 0,
+                    .shared_blocks_min = 1,
                     .hash_key = {seed, 7},
                     .log_bytes = 1024,
                     .seed = seed};

@@ -242,6 +242,18 @@ class Plan:
     def cached_tokens(self) -> numpy.typing.NDArray[numpy.int32]:
         """[A] tokens of each found in the prefix tree"""
 
+    @property
+    def group_rows(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[M] decode rows that share leading blocks, group after group"""
+
+    @property
+    def group_sizes(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[G] rows of each group"""
+
+    @property
+    def group_blocks(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[G] leading blocks the rows of each group have in common"""
+
 class Outcome:
     """What a commit told: K rows of (request, token, finish)."""
 

@@ -141,6 +141,7 @@ class SimExecutor:
         self._last_step = plan.step
         self._bind_slots(plan)
         self._apply_deltas(plan)
+        self._check_groups(plan)
         rows = self._rows(plan)
         self._check_budgets(plan, rows)
         flight = Flight(plan.step, slots=frozenset(plan.slots.tolist()))
@@ -224,6 +225,22 @@ class SimExecutor:
                         f"writes it for request {writer}",
                     )
             occupant.table[index] = block
+
+    def _check_groups(self, plan: Plan) -> None:
+        """Groups are of decode rows, a row is in one, and what they share is computed and the same."""
+        members = plan.group_rows.tolist()
+        if len(set(members)) < len(members) or not all(0 <= row < plan.decode_rows for row in members):
+            raise ViolationError("I7", f"step {plan.step} groups rows {members} of {plan.decode_rows}")
+        ends = np.cumsum(plan.group_sizes).tolist()
+        for end, size, blocks in zip(
+            ends, plan.group_sizes.tolist(), plan.group_blocks.tolist(), strict=True
+        ):
+            rows = members[end - size : end]
+            occupants = [self._occupants[slot] for slot in plan.slots[rows].tolist()]
+            tables = {tuple(o.table[:blocks]) for o in occupants if o is not None}
+            if len(tables) != 1 or int(plan.starts[rows].min()) < blocks * self._limits.block_tokens:
+                raise ViolationError("memory", f"step {plan.step}: rows {rows} do not share {blocks} blocks")
+            self._trace.reached["rows that share a prefix"] += size
 
     def _rows(self, plan: Plan) -> list[Row]:
         rows: list[Row] = []

@@ -18,6 +18,7 @@ Holdings::Holdings(const Options& options)
       waiting(options.waiting_max + options.slots_max),
       prefilling(options.slots_max),
       decoding(options.slots_max),
+      sharing(options),
       log(options.log_bytes, options.seed) {
     places.reserve(static_cast<std::size_t>(options.waiting_max + 2 * options.slots_max));
 }
@@ -70,6 +71,7 @@ const Ledger& Holdings::ledger(Place place) const {
 void Holdings::release(Residence&& leavings) {
     const SlotId slot = leavings.slot.slot();
     std::erase_if(redirects, [slot](const PendingRedirect& each) { return each.slot == slot; });
+    sharing.forget(slot);
     if (!flights.empty()) {
         flights.newest().hold(std::move(leavings));
         return;

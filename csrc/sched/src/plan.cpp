@@ -20,6 +20,9 @@ void PlanBuffer::clear() {
     bound_slots.clear();
     bound_request_ids.clear();
     cached_tokens.clear();
+    group_rows.clear();
+    group_sizes.clear();
+    group_blocks.clear();
 }
 
 void PlanBuffer::add_delta(SlotId slot, std::int32_t index, BlockId block) {
@@ -38,7 +41,10 @@ std::uint64_t PlanBuffer::digest() const {
     digest = digest_of(digest, table_slots.values());
     digest = digest_of(digest, table_indexes.values());
     digest = digest_of(digest, table_blocks.values());
-    return digest_of(digest, cached_tokens.values());
+    digest = digest_of(digest, cached_tokens.values());
+    digest = digest_of(digest, group_rows.values());
+    digest = digest_of(digest, group_sizes.values());
+    return digest_of(digest, group_blocks.values());
 }
 
 void OutcomeBuffer::clear() {

@@ -29,6 +29,7 @@ bool Planner::plan(PlanBuffer& plan, StepId step, std::uint64_t now_us) {
     if (plan.rows() == 0) {
         return false;
     }
+    holdings_.sharing.mark(plan);
     holdings_.redirects.clear();  // sent; a plan without rows leaves them for the next
     plan.samples = holdings_.flights.next().samples();
     holdings_.flights.launch(step);

@@ -27,6 +27,9 @@ PLAN_TYPES = {
     "bound_slots": np.int32,
     "bound_request_ids": np.uint64,
     "cached_tokens": np.int32,
+    "group_rows": np.int32,
+    "group_sizes": np.int32,
+    "group_blocks": np.int32,
 }
 
 

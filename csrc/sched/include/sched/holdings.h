@@ -18,6 +18,7 @@
 #include "sched/in_flight.h"
 #include "sched/options.h"
 #include "sched/roster.h"
+#include "sched/sharing.h"
 
 namespace tokenspeed {
 
@@ -121,6 +122,7 @@ struct Holdings {
     std::unordered_map<RequestId, Place> places;
     Flights flights;
     std::vector<PendingRedirect> redirects;
+    Sharing sharing;
     bool blocked = false;  // the first of those waiting did not fit, and no capacity came free since
     Counters counters;
     EventLog log;

@@ -20,6 +20,9 @@ struct Options {
     std::int32_t context_tokens_max = 0;  // prompt and output of one request
     bool prefix_cache = true;
     bool overlap = false;  // plan a step while the one before it is in flight
+    // Leading blocks that rows must have in common before a kernel is told: below, merging two partial results
+    // costs more than reading the blocks twice.
+    std::int32_t shared_blocks_min = 8;
     HashKey hash_key{};
     std::int32_t log_bytes = 1 << 20;
     std::uint64_t seed = 0;  // names the run in logs and failures

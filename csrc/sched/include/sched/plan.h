@@ -2,7 +2,7 @@
 // PlanBuffer, OutcomeBuffer: what control tells the executor and what it tells the front, in preallocated
 // memory.
 //
-// R rows (decode rows first), T tokens, D table deltas, A newly bound requests. The memory belongs to the
+// R rows (decode rows first), T tokens, D table deltas, A newly bound requests, G groups. The memory belongs to the
 // caller (the binding gives it numpy arrays), is laid out once and never moves. A plan is valid until its
 // commit.
 #pragma once
@@ -35,6 +35,10 @@ struct PlanBuffer {
     Bounded<std::int32_t> bound_slots;
     Bounded<std::uint64_t> bound_request_ids;
     Bounded<std::int32_t> cached_tokens;
+    // decode rows that begin with the same blocks: G groups, their rows one group after another
+    Bounded<std::int32_t> group_rows;
+    Bounded<std::int32_t> group_sizes;   // rows of each group, at least 2
+    Bounded<std::int32_t> group_blocks;  // leading blocks that the rows of each have in common
 
     template <class Visit>
     void visit(Visit&& each, const Options& options) {
@@ -52,6 +56,9 @@ struct PlanBuffer {
         each(bound_slots, rows);
         each(bound_request_ids, rows);
         each(cached_tokens, rows);
+        each(group_rows, rows);
+        each(group_sizes, rows);
+        each(group_blocks, rows);
     }
 
     void clear();
