@@ -33,7 +33,8 @@ from tokenspeed.weights.readers import Piece, Readers
 
 _NAMED_MAX: Final = 8
 _PIECE_ELEMENTS: Final = 4 << 20  # 8 MiB in bf16: a few milliseconds of one reader
-_AHEAD_BYTES: Final = {"cpu": 256 << 20, "cuda": 2 << 30}
+_AHEAD_BYTES: Final = 256 << 20  # on the host, where installing may pack a layer anew
+_AHEAD_BYTES_CUDA: Final = 2 << 30  # two layers of a large mixture
 
 
 class Loadable(Protocol):
@@ -93,36 +94,41 @@ def load(model: Target, directory: Path | str, *, readers: int | None = None) ->
 
 @dataclass(frozen=True, slots=True)
 class _Filling:
-    """A layer whose parameters are being read."""
+    """A layer whose parameters are being read. `read_bytes` is what that takes of the checkpoint."""
 
     layer: Loadable
     tensors: list[torch.Tensor]
     jobs: list[Future[torch.cuda.Event | None]]
     bytes: int
+    read_bytes: int
 
 
 def _stream(model: Target, checkpoint: Checkpoint, form: Format, pool: Readers) -> tuple[int, int]:
     """Read ahead and install in order; returns bytes held by parameters and bytes read."""
     ahead: deque[_Filling] = deque()
-    limit = _AHEAD_BYTES.get(model.device.type, _AHEAD_BYTES["cuda"])
+    limit = _AHEAD_BYTES_CUDA if model.device.type == "cuda" else _AHEAD_BYTES
     held = read = 0
     for layer in model.loadables():
         size = sum(parameter.elements * _dtype(parameter, model).itemsize for parameter in layer.parameters)
         while ahead and sum(filling.bytes for filling in ahead) + size > limit:
             _install_first(ahead, pool)
-        tensors = [_allocate(parameter, model) for parameter in layer.parameters]
-        pieces = [
-            piece
-            for parameter, tensor in zip(layer.parameters, tensors, strict=True)
-            for fill in parameter.fills
-            for piece in _pieces(fill, tensor, model.names.source(fill.source), checkpoint, form)
-        ]
-        held += size
-        read += sum(checkpoint.bytes(region) for piece in pieces for region in piece.regions)
-        ahead.append(_Filling(layer, tensors, pool.start(pieces), size))
+        ahead.append(_begin(layer, model, checkpoint, form, pool))
+        held, read = held + size, read + ahead[-1].read_bytes
     while ahead:
         _install_first(ahead, pool)
     return held, read
+
+
+def _begin(layer: Loadable, model: Target, checkpoint: Checkpoint, form: Format, pool: Readers) -> _Filling:
+    tensors = [_allocate(parameter, model) for parameter in layer.parameters]
+    pieces = [
+        piece
+        for parameter, tensor in zip(layer.parameters, tensors, strict=True)
+        for fill in parameter.fills
+        for piece in _pieces(fill, tensor, model.names.source(fill.source), checkpoint, form)
+    ]
+    read = sum(checkpoint.bytes(region) for piece in pieces for region in piece.regions)
+    return _Filling(layer, tensors, pool.start(pieces), sum(t.nbytes for t in tensors), read)
 
 
 def _install_first(ahead: deque[_Filling], pool: Readers) -> None:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ from safetensors.torch import save_file
 from tokenspeed import weights
 from tokenspeed.base.errors import SetupError
 from tokenspeed.dist import Mesh
+from tokenspeed.weights.checkpoint import Checkpoint
+
+loading = importlib.import_module("tokenspeed.weights.load")  # the package's `load` is the function
 
 
 def test_merged_and_stacked_parameters_hold_their_parts(
@@ -169,3 +174,105 @@ def test_dummy_weights_repeat_by_seed_and_slice_when_sharded(built: Any, recorde
     assert abs(float(one[name].std()) - 0.02) < 0.001
     assert torch.equal(one["model.norm.weight"], torch.ones(160))
     assert torch.linalg.matrix_rank(one[name]) == 160
+
+
+@pytest.mark.parametrize("readers", [1, 3, 16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_number_of_readers_and_pieces_loads_the_same(
+    readers: int,
+    dtype: str,
+    built: Any,
+    fit: Any,
+    written: Any,
+    recorded: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A piece may be a row, part of an expert, or all of it; values may be read into place or converted."""
+    tensors = fit(built())
+    directory = written(tmp_path / "m", tensors)
+    monkeypatch.setattr(loading, "_PIECE_ELEMENTS", 700)
+    model = built(dtype=dtype)
+    seen = recorded(model)
+    done = weights.load(model, directory, readers=readers)
+    assert done.read_bytes == sum(tensor.nbytes for tensor in tensors.values())
+    for layer in model.loadables():
+        for parameter in layer.parameters:
+            got = seen.tensors[parameter.name]
+            for fill in parameter.fills:
+                want = tensors[fill.source][fill.take].to(got.dtype)
+                assert torch.equal(got[fill.into].view(want.shape), want), fill.source
+
+
+def test_memory_ahead_of_installation_is_bounded_and_parameters_are_allocated_once(
+    built: Any, fit: Any, written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that keep nothing leave at most the bound, or one layer, alive; nothing is stacked from parts."""
+    model = built()
+    directory = written(tmp_path / "m", fit(model))
+    allocate, alive, peak, total = loading._allocate, 0, 0, 0
+
+    def free(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    def counted(parameter: Any, model: Any) -> torch.Tensor:
+        nonlocal alive, peak, total
+        tensor = allocate(parameter, model)
+        alive, total = alive + tensor.nbytes, total + tensor.nbytes
+        peak = max(peak, alive)
+        weakref.finalize(tensor, free, tensor.nbytes)
+        return tensor
+
+    sizes = []
+    for layer in model.loadables():
+        layer.install = lambda tensors: None
+        sizes.append(sum(parameter.elements * 4 for parameter in layer.parameters))
+    monkeypatch.setattr(loading, "_allocate", counted)
+    monkeypatch.setattr(loading, "_AHEAD_BYTES", 100_000)
+    done = weights.load(model, directory)
+    assert total == done.parameter_bytes == sum(sizes)
+    assert max(sizes) <= peak <= max(100_000, max(sizes))
+    assert peak < total
+
+
+def test_an_error_while_reading_ends_the_load(
+    built: Any, fit: Any, written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_into = Checkpoint.read_into
+
+    def failing(self: Checkpoint, region: Any, out: torch.Tensor) -> None:
+        if region.name == "model.layers.1.mlp.experts.2.up_proj.weight":
+            raise SetupError("the disk is gone")
+        read_into(self, region, out)
+
+    monkeypatch.setattr(Checkpoint, "read_into", failing)
+    model = built()
+    with pytest.raises(SetupError, match="the disk is gone"):
+        weights.load(model, written(tmp_path / "m", fit(model)), readers=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_holds_what_the_host_holds(
+    dtype: str,
+    built: Any,
+    fit: Any,
+    written: Any,
+    recorded: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pieces of 700 elements, so that every reader uses both of its buffers many times."""
+    monkeypatch.setattr(loading, "_PIECE_ELEMENTS", 700)
+    directory = written(tmp_path / "m", fit(built()))
+    seen: list[dict[str, torch.Tensor]] = []
+    for device in ("cpu", "cuda"):
+        model = built(dtype=dtype, device=device)
+        record = recorded(model)
+        weights.load(model, directory, readers=6)
+        seen.append(record.tensors)
+    for name, tensor in seen[0].items():
+        assert seen[1][name].is_cuda
+        assert torch.equal(seen[1][name].cpu(), tensor), name
