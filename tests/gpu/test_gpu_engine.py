@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""The whole core on a GPU: what transformers says, in every mode, without ever waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from tokenspeed.base.errors import SetupError
+
+MODES: dict[str, dict[str, Any]] = {
+    "graphs": {},
+    "eager": {"enforce_eager": True},
+    "graphs-no-overlap": {"overlap": "off"},
+    "eager-no-overlap": {"enforce_eager": True, "overlap": "off"},
+    "no-prefix-cache": {"prefix_cache": False},
+    "few-graphs": {"cuda_graph_rows_max": 3},
+    "references": {"kernel": ("*=ref",)},
+}
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.9, "top_p": 0.9},
+    {"temperature": 0.7, "top_k": 7, "logprobs": 3},
+    {"temperature": 1.0, "min_p": 0.05, "presence": 0.4, "frequency": 0.2},
+    {"repetition": 1.2, "logit_bias": {5: 3.0}},
+    {"tokens_min": 8, "stop_ids": (9, 11, 14)},
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_greedy_tokens_equal_transformers(checkpoint: Any, world: Any, mode: str) -> None:
+    core = world(checkpoint.directory, **MODES[mode])
+    assert core.answers_to(checkpoint.prompts) == checkpoint.expected
+    assert core.answers_to(checkpoint.prompts) == checkpoint.expected  # this time on cached prefixes
+
+
+def test_every_family_decodes_as_graphs(checkpoint: Any, world: Any) -> None:
+    value, reason = world(checkpoint.directory).choices["graphs"]
+    assert value.startswith("decode up to 16 rows"), reason
+
+
+@pytest.mark.parametrize("family", ["llama", "moonlight"])
+def test_requests_of_all_kinds_are_told_the_same_in_every_mode(
+    checkpoint_of: Callable[[str], Any], world: Any, family: str
+) -> None:
+    checkpoint = checkpoint_of(family)
+
+    def told(**options: Any) -> list[list[int]]:
+        core = world(checkpoint.directory, **options)
+        ids = [
+            core.submit(prompt, **{"seed": i, **KINDS[i % len(KINDS)]})
+            for i, prompt in enumerate(checkpoint.prompts)
+        ]
+        core.finish()
+        return [core.answers[i].ids for i in ids]
+
+    want = told()
+    assert all(told(**options) == want for options in MODES.values() if "kernel" not in options)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.parametrize("mode", ["graphs", "eager"])
+def test_launching_never_waits_for_the_device(
+    checkpoint_of: Callable[[str], Any], world: Any, mode: str, kind: int
+) -> None:
+    checkpoint = checkpoint_of("llama")
+    core = world(checkpoint.directory, **MODES[mode])
+    for round_index in range(2):  # the first compiles, which may wait
+        if round_index:
+            launch = core.core.executor.launch
+            core.core.executor.launch = without_waiting(launch)
+            core.core.executor.bind = without_waiting(core.core.executor.bind)
+        for prompt in checkpoint.prompts:
+            core.submit(prompt, **KINDS[kind])
+        core.finish()
+
+
+def without_waiting(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return function(*args)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return call
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3-moe", "moonlight"])
+def test_a_thousand_replays_are_stable(checkpoint_of: Callable[[str], Any], world: Any, family: str) -> None:
+    checkpoint = checkpoint_of(family)
+    core = world(checkpoint.directory, rows_max=4)
+    prompts = [prompt[:8] for prompt in checkpoint.prompts[:3]]
+    first = core.answers_to(prompts, tokens_max=500)
+    assert core.answers_to(prompts, tokens_max=500) == first
+    assert all(len(said) == 500 for said in first)
+
+
+def test_an_arena_beyond_what_32_bits_address(checkpoint_of: Callable[[str], Any], world: Any) -> None:
+    checkpoint = checkpoint_of("moonlight")
+    core = world(checkpoint.directory, kv_cache_bytes=20 << 30)  # 2^31 floats in each of its layers
+    executor = core.core.executor
+    (tensor, *_) = executor._arena.layers
+    assert tensor.numel() > 1 << 31
+    assert core.answers_to(checkpoint.prompts) == checkpoint.expected
+
+
+def test_an_arena_that_does_not_fit_says_so(checkpoint_of: Callable[[str], Any], world: Any) -> None:
+    with pytest.raises(SetupError, match="give at most"):
+        world(checkpoint_of("llama").directory, kv_cache_bytes=1 << 40)
+
+
+def test_the_share_of_memory_asked_for_is_kept(checkpoint_of: Callable[[str], Any], world: Any) -> None:
+    before = torch.cuda.mem_get_info()[0]
+    core = world(checkpoint_of("llama").directory, kv_cache_bytes=None, gpu_memory_share=0.6)
+    free, total = torch.cuda.mem_get_info()
+    core.answers_to(checkpoint_of("llama").prompts)
+    assert before - free > 0.3 * total
+    assert torch.cuda.mem_get_info()[0] >= 0.39 * total
