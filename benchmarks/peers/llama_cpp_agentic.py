@@ -5,7 +5,7 @@
 
 In: a checkpoint (make_checkpoint.py) and its GGUF twin (llama_cpp_convert.py); OPTIONS go to `bench agentic` as they
 are. Out: a JSON a side and `report.html` in `--out`. Rounds alternate between the servers, each alone with the threads
-it is given, so that a slow minute of a shared machine hurts all; a round is a repeat, with conversations of its own. Seeds
+it is given, so that a slow minute of a shared machine hurts all; a round is a repeat, with its own conversations. Seeds
 and checks are the same. llama.cpp runs with flash attention and without: one prefills faster here, the other decodes
 faster. It judges nothing: `bench report` does.
 """

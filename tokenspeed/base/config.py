@@ -126,6 +126,9 @@ class ServerConfig:
     log_requests: str | None = option(
         None, "write each request body to this directory, replayable (holds prompt text)"
     )
+    otel_endpoint: str | None = option(
+        None, "send spans of every request to this OTLP collector, as http://HOST:4318 (extra otel)"
+    )
     log_level: str = option(
         "info", "least severe log record to print", choices=("debug", "info", "warning", "error")
     )

@@ -221,12 +221,14 @@ class AsyncEngine:
         session: str | None = None,
         answer_id: str = "",
         received_us: int | None = None,
+        traceparent: str | None = None,
     ) -> Stream:
         """Start a request on a prompt of token ids [n].
 
-        `answer_id` is what its caller calls it, `received_us` when it came to the caller, now if absent; both
-        for `requests` alone. Raises `RequestError` for what the caller can correct, `CapacityError` when too
-        many requests are open, and `EngineDeadError` when there is no core. Copies `ids`.
+        `answer_id` is what its caller calls it, `received_us` when it came to the caller, now if absent,
+        `traceparent` the trace it is part of; all for `requests` alone. Raises `RequestError` for what the caller
+        can correct, `CapacityError` when too many requests are open, and `EngineDeadError` when there is no core.
+        Copies `ids`.
         """
         if self._dead is not None:
             raise EngineDeadError(self._dead)
@@ -248,6 +250,7 @@ class AsyncEngine:
             queued_us=arrival_us,
             answer_id=answer_id,
             session=session,
+            traceparent=traceparent,
         )
         stream = Stream(self, timeline)
         self._streams[request_id] = stream

@@ -3,7 +3,8 @@
 
 In: events of the front, each with its time. Out: one `RequestTimeline` a request, all that are open and the
 last that ended. Holds ids, counts, times and a keyed hash of the session's name: no text, no tokens, no name
-that a client gave. Times are integers of one monotonic clock, in microseconds, so sums are exact.
+that a client gave, save the `traceparent` of those who trace. Times are integers of one monotonic clock, in
+microseconds, so sums are exact.
 
 Law: the gaps between a request's tokens sum to its last token's time minus its first's; of an answer that was
 finished the last token ends it, so they sum to end-to-end time minus time to first token.
@@ -15,7 +16,7 @@ import hashlib
 import secrets
 from array import array
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
@@ -45,6 +46,8 @@ class RequestTimeline:
     """The id in the API's answer, shared by its choices."""
     session: str | None = None
     """A hash of the session's name."""
+    traceparent: str | None = None
+    """The trace it came within, as W3C spells it."""
     first_step_us: int = -1
     cached_tokens: int = 0
     """Prompt tokens whose KV was reused."""
@@ -105,6 +108,8 @@ class RecentRequests:
     """All open requests and the `ENDED_MAX` that ended last. Whoever bounds open requests bounds this."""
 
     def __init__(self) -> None:
+        self.on_end: Callable[[RequestTimeline], None] | None = None
+        """Told of each request that has ended."""
         self._key = secrets.token_bytes(16)
         self._open: dict[int, RequestTimeline] = {}
         self._ended: deque[RequestTimeline] = deque(maxlen=ENDED_MAX)
@@ -123,10 +128,11 @@ class RecentRequests:
         queued_us: int,
         answer_id: str = "",
         session: str | None = None,
+        traceparent: str | None = None,
     ) -> RequestTimeline:
         """Begin the record of a request."""
         timeline = RequestTimeline(
-            request_id, prompt_tokens, received_us, queued_us, answer_id, self._hashed(session)
+            request_id, prompt_tokens, received_us, queued_us, answer_id, self._hashed(session), traceparent
         )
         self._open[request_id] = timeline
         return timeline
@@ -135,6 +141,8 @@ class RecentRequests:
         """Note the end of a request."""
         timeline.note_end(finish, now_us)
         self._ended.append(self._open.pop(timeline.request_id))
+        if self.on_end is not None:
+            self.on_end(timeline)
 
     def find(self, name: str) -> list[RequestTimeline]:
         """The requests of an answer's id, by request id; or the one with this request id."""

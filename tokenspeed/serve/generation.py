@@ -69,6 +69,7 @@ class Engine(Protocol):
         session: str | None,
         answer_id: str,
         received_us: int | None,
+        traceparent: str | None,
     ) -> TokenStream: ...
 
 
@@ -90,6 +91,8 @@ class Origin:
     session: str | None = None
     received_us: int | None = None
     """On the engine's clock."""
+    traceparent: str | None = None
+    """The caller's trace, as W3C spells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,7 @@ class Generation:
                         session=origin.session,
                         answer_id=answer_id,
                         received_us=origin.received_us,
+                        traceparent=origin.traceparent,
                     )
                 )
         except TokenSpeedError:

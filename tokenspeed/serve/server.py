@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -54,10 +54,13 @@ def serve(config: EngineConfig) -> None:
 
 async def _serve(config: EngineConfig, directory: Path, listener: socket.socket) -> None:
     started_s = time.monotonic()
+    model_name = served_name(config, directory)
+    trace = _tracing(config.server.otel_endpoint, model_name)
     engine, text = await start(config, directory)
     ending = Ending(engine)
+    stop_tracing = trace(engine)
     try:
-        service = Service(engine, text, config, served_name(config, directory))
+        service = Service(engine, text, config, model_name)
         settings = uvicorn.Config(
             app.build(service),
             http="httptools",
@@ -80,6 +83,22 @@ async def _serve(config: EngineConfig, directory: Path, listener: socket.socket)
         service.close()
     finally:
         await ending.finish(patience_s=0)
+        await asyncio.to_thread(stop_tracing)
+
+
+def _tracing(endpoint: str | None, model_name: str) -> Callable[[AsyncEngine], Callable[[], None]]:
+    """A function that begins to trace an engine and returns one that ends it; `SetupError` without the extra."""
+    if endpoint is None:
+        return lambda engine: lambda: None
+    from tokenspeed.obs import spans  # here, because it needs an extra
+
+    provider = spans.provider_to(endpoint)
+
+    def begin(engine: AsyncEngine) -> Callable[[], None]:
+        engine.requests.on_end = spans.RequestSpans(provider, engine.clock, model_name)
+        return provider.shutdown
+
+    return begin
 
 
 async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, TextPlane]:

@@ -62,7 +62,12 @@ def test_a_timeline_holds_every_moment_and_its_sums_are_exact() -> None:
         received_us = hand.clock.now_us()
         hand.clock.advance_us(250)
         stream = hand.engine.generate(
-            [1, 2, 3], SamplingParams(), session="s", answer_id="cmpl-x", received_us=received_us
+            [1, 2, 3],
+            SamplingParams(),
+            session="s",
+            answer_id="cmpl-x",
+            received_us=received_us,
+            traceparent="00-1-2-01",
         )
         hand.say(1_000, wire.Delta(1, _ids(1), cached_tokens=2, queue_us=400))
         for gap_us in (333, 333, 334):
@@ -70,6 +75,7 @@ def test_a_timeline_holds_every_moment_and_its_sums_are_exact() -> None:
         hand.say(2_000, wire.Delta(1, _ids(2), finish="length", retractions=1))
         (timeline,) = hand.engine.requests.find("cmpl-x")
         assert timeline is stream.timeline
+        assert timeline.traceparent == "00-1-2-01"
         assert (timeline.queued_us, timeline.first_step_us) == (received_us + 250, received_us + 650)
         assert (timeline.cached_tokens, timeline.retractions) == (2, 1)
         assert (timeline.finish, timeline.output_tokens) == ("length", 6)

@@ -223,6 +223,13 @@ def test_session_header_wins(http, server):
     assert server.engine.calls[0][2]["session"] == "a"
 
 
+def test_trace_of_the_caller_is_passed_on(http, server):
+    header = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    for headers in ({"traceparent": header}, {}):
+        http.post("/v1/chat/completions", json={"messages": USER}, headers=headers)
+    assert [origin["traceparent"] for _, _, origin in server.engine.calls] == [header, None]
+
+
 def test_history_of_an_agent_is_rendered_as_the_template_wants_it(http, server):
     def prompt(messages: list[Any]) -> str:
         server.engine.calls.clear()

@@ -130,6 +130,7 @@ def origin_of(body: SamplingBody, request: Request) -> Origin:
         or body.session_id
         or body.prompt_cache_key,
         received_us=request.state.received_us,
+        traceparent=request.headers.get("traceparent", "")[:NAME_CHARACTERS_MAX] or None,
     )
 
 
