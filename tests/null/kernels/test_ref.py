@@ -235,3 +235,27 @@ def test_bfloat16_is_computed_wide_and_rounded_once() -> None:
     assert got.dtype == torch.bfloat16
     exact = (x.double() @ weight.double().T).bfloat16()
     assert bool(((got.double() - exact.double()).abs() <= exact.double().abs() * 2**-7).all())
+
+
+@pytest.mark.parametrize("shape", [(128, 256), (300, 200), (1, 5), (3, 129, 130)])
+def test_fp8_block_is_within_half_a_step_of_the_weight(shape: tuple[int, ...]) -> None:
+    """e4m3 has three bits of fraction; below 2**-6 of the scale its steps are all 2**-9."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    weight[..., 0, :3] *= 100  # one block of another size
+    stored, scale = dense.quantise_fp8_block(weight)
+    assert stored.dtype is torch.float8_e4m3fn
+    assert scale.shape == (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
+    step = dense.per_element(scale, weight.shape) * 2**-9
+    error = (dense.restored(stored, scale, torch.float64) - weight).abs()
+    assert bool((error <= torch.maximum(weight.abs() / 16, step / 2) * 1.0001).all())
+
+
+def test_dense_multiplies_by_what_fp8_block_means() -> None:
+    x, weight = normal(5, 200), normal(300, 200, seed=1)
+    stored, scale = dense.quantise_fp8_block(weight)
+    meant = torch.empty_like(weight)
+    for i in range(3):
+        for j in range(2):
+            at = (slice(i * 128, i * 128 + 128), slice(j * 128, j * 128 + 128))
+            meant[at] = stored[at].double() * scale[i, j]
+    close(dense.dense(x, dense.dense_prepare(stored, None, scale, format="fp8_block")), F.linear(x, meant))

@@ -7,6 +7,8 @@ nothing of the original; its result is opaque and goes with the kernel that made
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tokenspeed.kernels.api.traits import BF16, DTYPE, FORMAT, HEADS, SUMMED, count, dtype_of, whole
 from tokenspeed.kernels.draw import Draw
 from tokenspeed.kernels.ref import dense as ref
@@ -18,9 +20,10 @@ def dense_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     dtype = dtype_of(traits)
     weight = draw.normal(rows, columns, dtype=dtype, scale=columns**-0.5)
     bias = draw.normal(rows, dtype=dtype) if traits["bias"] else None
+    stored, *scale = ref.quantise_fp8_block(weight) if traits["format"] == "fp8_block" else (weight,)
     return Inputs(
         args={"x": draw.normal(sizes.tokens, columns, dtype=dtype)},
-        weights=(weight, bias),
+        weights=(stored, bias, *scale),
         weights_as=("w",),
         out=(sizes.tokens, rows),
     )
@@ -28,7 +31,7 @@ def dense_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
 
 def dense_cost(traits: Traits, sizes: Sizes) -> Cost:
     rows, columns, item = whole(traits, "out_dim"), whole(traits, "in_dim"), dtype_of(traits).itemsize
-    weight = rows * columns * (1 if traits["format"] == "int8" else item)
+    weight = rows * columns * (item if traits["format"] == "native" else 1)
     return Cost(weight + sizes.tokens * (rows + columns) * item, 2 * sizes.tokens * rows * columns)
 
 
@@ -42,7 +45,8 @@ DENSE = Op(
     prepare_shapes=(
         "weight [O, I], bias [O] or None -> w (opaque; format is the trait: native keeps the dtype, int8 "
         "rounds the weight to int8 with one float32 scale per output channel, max|w| / 127, and leaves "
-        "activations alone)."
+        "activations alone; fp8_block takes the weight as e4m3 and, after the bias, scale [ceil(O / 128), "
+        "ceil(I / 128)] float32, one per block of 128 x 128, as DeepSeek's checkpoints have them)."
     ),
     shapes="x [T, I] contiguous -> [T, O].",
     traits=(
@@ -50,7 +54,7 @@ DENSE = Op(
         count("in_dim", (64, 512, 200), "input channels on this rank (I)"),
         count("out_dim", (96, 320, 1), "output channels on this rank (O)"),
         Trait("bias", (False, True), "a bias is added", default=False),
-        FORMAT,
+        replace(FORMAT, grid=(*FORMAT.grid, "fp8_block"), choices=(*FORMAT.choices, "fp8_block")),
     ),
     reference=Plain(ref.dense, ref.dense_prepare, prepare_traits=("format",)),
     sizes=(Sizes(1), Sizes(2), Sizes(7), Sizes(33)),

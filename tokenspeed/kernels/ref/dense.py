@@ -14,10 +14,16 @@ from torch import Tensor
 
 from tokenspeed.kernels.ref.math import finish, wide
 
+FP8_BLOCK = 128
+"""Rows and columns of a block of format `fp8_block`."""
+
 
 @dataclass(frozen=True, slots=True)
 class DenseWeight:
-    """A prepared weight. `scale` is None for the native format and [O, 1] float32 for int8."""
+    """A prepared weight.
+
+    `scale` is None for the native format, [O, 1] float32 for int8, [ceil(O / 128), ceil(I / 128)] for fp8_block.
+    """
 
     weight: Tensor
     scale: Tensor | None
@@ -42,15 +48,42 @@ def quantise_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (single / scale).round().to(torch.int8), scale
 
 
+def quantise_fp8_block(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round to e4m3 with one scale per block of 128 x 128: scale = max|w| / 448 (1 for a zero block).
+
+    weight [..., O, I] -> e4m3 of that shape, scale [..., ceil(O / 128), ceil(I / 128)] float32: the format
+    `fp8_block`, which DeepSeek's checkpoints have. Kernels are handed it; this makes it for tests.
+    """
+    single = weight.to(torch.float32)
+    down, right = -single.shape[-2] % FP8_BLOCK, -single.shape[-1] % FP8_BLOCK
+    blocks = torch.nn.functional.pad(single, (0, right, 0, down))
+    blocks = blocks.unflatten(-1, (-1, FP8_BLOCK)).unflatten(-3, (-1, FP8_BLOCK))
+    peak = blocks.abs().amax((-3, -1))
+    scale = torch.where(peak > 0, peak / torch.finfo(torch.float8_e4m3fn).max, torch.ones_like(peak))
+    return (single / per_element(scale, weight.shape)).to(torch.float8_e4m3fn), scale
+
+
+def per_element(scale: Tensor, shape: torch.Size) -> Tensor:
+    """Return the scale of each element of a weight of `shape`, from one a row (int8) or one a block (fp8_block)."""
+    if scale.shape[-2:] == (shape[-2], 1):  # where both readings fit, they mean the same
+        return scale
+    rows = scale.repeat_interleave(FP8_BLOCK, -2)[..., : shape[-2], :]
+    return rows.repeat_interleave(FP8_BLOCK, -1)[..., : shape[-1]]
+
+
 def restored(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return a stored weight as numbers of `dtype`, scales applied."""
-    return weight.to(dtype) if scale is None else weight.to(dtype) * scale.to(dtype)
+    return (
+        weight.to(dtype) if scale is None else weight.to(dtype) * per_element(scale, weight.shape).to(dtype)
+    )
 
 
-def dense_prepare(weight: Tensor, bias: Tensor | None = None, *, format: str = "native") -> DenseWeight:
-    """Keep the weight, or round it to int8."""
-    if format == "native":
-        return DenseWeight(weight, None, bias)
+def dense_prepare(
+    weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, *, format: str = "native"
+) -> DenseWeight:
+    """Keep the weight, with its scale where it has one, or round it to int8."""
+    if format != "int8":
+        return DenseWeight(weight, scale, bias)
     quantised, scale = quantise_int8(weight)
     return DenseWeight(quantised, scale, bias)
 
