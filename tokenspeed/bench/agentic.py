@@ -33,6 +33,7 @@ from tokenspeed.bench.dialect import TAPES, Ask, CompletionsTape, refusal
 from tokenspeed.bench.drive import Target, play_closed, play_open
 from tokenspeed.bench.occupancy import sample
 from tokenspeed.bench.provenance import commit
+from tokenspeed.bench.pulse import Pulse
 from tokenspeed.bench.record import Level, Result, Row
 from tokenspeed.bench.table import level_table
 
@@ -248,7 +249,11 @@ async def _level(
     turns = sum(len(conversation.turns) for conversation in conversations)
     progress = Progress(target.clock, title, turns)
     samples: list[tuple[int, float]] = []
-    beside = [asyncio.create_task(sample(target.connect(lambda data: None), target.clock, samples))]
+    pulse = Pulse(target.clock)
+    beside = [
+        asyncio.create_task(sample(target.connect(lambda data: None), target.clock, samples)),
+        asyncio.create_task(pulse.beat()),
+    ]
     if sys.stderr.isatty():
         beside.append(asyncio.create_task(progress.show()))
     try:
@@ -267,6 +272,7 @@ async def _level(
         rows=played.rows,
         left_out=sum(left for _, left in cut),
         occupancy=tuple((at_us - played.began_us, share) for at_us, share in samples),
+        client_late_us=pulse.late_us,
     )
 
 

@@ -80,6 +80,8 @@ class Level:
     """Requests of the workload that do not fit the server's context; they were not sent."""
     occupancy: tuple[tuple[int, float], ...] = ()
     """(microseconds, share of KV that requests hold); empty where the server does not say."""
+    client_late_us: int = 0
+    """The longest time for which the client itself was held up."""
 
     @property
     def duration_s(self) -> float:

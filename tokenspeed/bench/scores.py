@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tokenspeed.bench.record import Level, Result, Row
-from tokenspeed.bench.validity import Check, check
+from tokenspeed.bench.validity import Check, check, check_client
 
 SLOWEST_SHARE: Final = 0.7
 """The p10 of tokens per second may fall to this share of the floor."""
@@ -116,7 +116,7 @@ def score(result: Result, level: Level) -> Scores:
     output = sum(row.output_tokens for row in answered)
     cached = cached_tokens(answered)
     rate = 1 / (seconds * gpus)
-    checks = check(result.workload, rows)
+    checks = (*check(result.workload, rows), check_client(level.client_late_us))
     user_tps = statistics.fmean(speeds) if speeds else 0.0
     user_tps_p10 = percentile(speeds, 0.1) if speeds else 0.0
     late_p95_s = percentile(later, 0.95)

@@ -25,6 +25,10 @@ TEMPLATE_TOKENS: Final = 64
 """What the head of a chat template may add to the reuse of a prompt sent as text."""
 
 
+CLIENT_LATE_US_MAX: Final = 1_000_000
+"""The limit on the time to the first token that most floors set."""
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One question about a level's rows and its answer."""
@@ -95,6 +99,11 @@ def check(workload: str, rows: Sequence[Row]) -> tuple[Check, ...]:
         _counted("output tokens", [(row.asked_tokens, row.output_tokens) for row in answered]),
         _replayed(answered),
     )
+
+
+def check_client(late_us: int) -> Check:
+    """Answer whether the client was on time; if not, its times are not the server's."""
+    return Check("client", late_us <= CLIENT_LATE_US_MAX, f"held up for {late_us / 1e6:.3g} s at most")
 
 
 def _answered(rows: Sequence[Row]) -> Check:
