@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ops `rope.gqa_write` and `rope.mla_write`: rotate, and put the new tokens into the KV arena, in one pass.
+"""Ops `rope.*`: rotate, and put the new tokens into the KV arena, in one pass.
 
 The arenas are written at `write_index` (block * P + offset, flat over blocks) and nowhere else; indices are
 distinct within a call, and a negative one (a padded row) writes nothing. Angles come as a table `cos_sin` [M,
@@ -22,6 +22,7 @@ from tokenspeed.kernels.api.traits import (
     LATENT,
     ROPE,
     ROUNDED,
+    SUMMED,
     count,
     dtype_of,
     whole,
@@ -166,6 +167,29 @@ def mla_cost(traits: Traits, sizes: Sizes) -> Cost:
     return Cost(moved, tokens * (3 * (heads + 1) * rope + 4 * latent))
 
 
+def absorb_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    heads, latent, rope, nope = (whole(traits, name) for name in ("heads", "latent", "rope", "nope_dim"))
+    base = mla_inputs(traits, sizes, draw).args
+    tokens, dtype = len(base["positions"]), dtype_of(traits)
+    fused = draw.normal(tokens, heads * (nope + rope) + latent + rope, dtype=dtype)
+    q, kv, k_rope = fused.split((heads * (nope + rope), latent, rope), 1)
+    args = {
+        "q": q.view(tokens, heads, nope + rope),
+        "latent": kv,
+        "k_rope": k_rope,
+        **{name: base[name] for name in list(base)[3:]},
+    }
+    w_uk = draw.normal(heads, nope, latent, dtype=dtype, scale=nope**-0.5)
+    return Inputs(args=args, weights=(w_uk,), weights_as=("w",), mutates=("arena",))
+
+
+def absorb_cost(traits: Traits, sizes: Sizes) -> Cost:
+    heads, latent, nope = (whole(traits, name) for name in ("heads", "latent", "nope_dim"))
+    item, tokens, write = dtype_of(traits).itemsize, _tokens(sizes), mla_cost(traits, sizes)
+    moved = (heads * nope * latent + tokens * heads * (nope + latent)) * item
+    return Cost(write.bytes + moved, write.flop + 2 * tokens * heads * nope * latent)
+
+
 def mla_legal(traits: Traits) -> str | None:
     rope = whole(traits, "rope")
     return f"rope {rope} must be even" if rope % 2 else None
@@ -203,4 +227,46 @@ MLA_WRITE = Op(
     legal=mla_legal,
 )
 
-OPS = (GQA_WRITE, MLA_WRITE)
+MLA_ABSORB_WRITE = Op(
+    name="rope.mla_absorb_write",
+    summary="Do all that absorbed MLA needs of its projections: query heads to latent space, and `rope.mla_write`.",
+    prepare_shapes="w_uk [H, Dn, L] -> w (opaque).",
+    shapes=(
+        "q [T, H, Dn + Dr] (last dimension dense, the others at any stride), latent, k_rope, norm_weight, "
+        "eps, cos_sin, positions, write_index and arena as in `rope.mla_write`, w -> (q_latent [T, H, L] = "
+        "first Dn dimensions of each head times its w_uk, rotated q_rope [T, H, Dr])."
+    ),
+    source="DeepSeek-V2, arXiv 2405.04434, sections 2.1.2 (absorption) and 2.1.3.",
+    traits=(
+        DTYPE,
+        HEADS,
+        LATENT,
+        ROPE,
+        count("nope_dim", (128, 32), "dimensions of a head that do not turn (Dn)"),
+        INTERLEAVED,
+        BLOCK_TOKENS,
+    ),
+    reference=Plain(ref.mla_absorb_write, ref.mla_absorb_prepare, call_traits=("interleaved",)),
+    sizes=SIZES,
+    points=tuple(
+        Point(
+            {
+                "dtype": BF16,
+                "heads": 16,
+                "latent": 512,
+                "rope": 64,
+                "nope_dim": 128,
+                "interleaved": True,
+                "block_tokens": 64,
+            },
+            Sizes(contexts=(2048,) * rows),
+        )
+        for rows in (1, 8, 64)
+    ),
+    inputs=absorb_inputs,
+    tolerance=SUMMED,
+    cost=absorb_cost,
+    legal=mla_legal,
+)
+
+OPS = (GQA_WRITE, MLA_WRITE, MLA_ABSORB_WRITE)

@@ -56,6 +56,9 @@ KERNELS = (
     _kernel("activation.silu_mul", pointwise.silu_mul),
     _kernel("rope.gqa_write", rope.gqa_write, call_traits=("interleaved",)),
     _kernel("rope.mla_write", rope.mla_write, call_traits=("interleaved",)),
+    _kernel(
+        "rope.mla_absorb_write", rope.mla_absorb_write, linear.heads_prepare, call_traits=("interleaved",)
+    ),
     _kernel("attention.gqa_decode", attention.gqa_decode),
     _kernel("attention.gqa_extend", attention.gqa_extend),
     _kernel("attention.mla_decode", attention.mla_decode),

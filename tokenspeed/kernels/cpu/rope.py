@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`rope.gqa_write` and `rope.mla_write`: per-head norms, rotation and the write into the arena in one pass.
+"""`rope.*`: per-head norms, rotation and the write into the arena in one pass.
 
 In: projections (tokens may be strided, heads dense), angles, places. Out: the rotated q; the arenas are
 changed at `write_index` and nowhere else. Positions and write indices are trusted: they come from the
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenspeed.kernels.cpu import _cpu
+from tokenspeed.kernels.cpu import _cpu, linear
 from tokenspeed.kernels.cpu.buffers import DTYPES, address, expect
 
 HEAD_DIM_MAX = 1024
@@ -145,3 +145,24 @@ def mla_write(
         y.stride(0), y.stride(1), interleaved, DTYPES[q_rope.dtype],
     )  # fmt: skip
     return y
+
+
+def mla_absorb_write(
+    q: Tensor,
+    latent: Tensor,
+    k_rope: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    arena: Tensor,
+    w: linear.PackedWeight,
+    *,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
+    places = (cos_sin, positions, write_index, arena)
+    turning = q[..., w.inputs :]
+    q_rope = mla_write(turning, latent, k_rope, norm_weight, eps, *places, interleaved=interleaved)
+    return linear.heads(q[..., : w.inputs], w), q_rope

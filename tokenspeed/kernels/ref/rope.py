@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokenspeed.kernels.ref.dense import normalised
+from tokenspeed.kernels.ref.dense import heads, normalised
 from tokenspeed.kernels.ref.math import finish, wide
 
 
@@ -60,6 +60,32 @@ def mla_write(
     key = rotated(wide(k_rope)[:, None, :], angles, interleaved)[:, 0]
     _write(arena, write_index, torch.cat((normalised(wide(latent), norm_weight, eps), key), -1))
     return finish(rotated(wide(q_rope), angles, interleaved), q_rope.dtype, out)
+
+
+def mla_absorb_prepare(w_uk: Tensor) -> Tensor:
+    """Keep the weight [H, Dn, L] as it is."""
+    return w_uk
+
+
+def mla_absorb_write(
+    q: Tensor,
+    latent: Tensor,
+    k_rope: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    arena: Tensor,
+    w: Tensor,
+    *,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
+    nope = w.shape[1]
+    places = (cos_sin, positions, write_index, arena)
+    q_rope = mla_write(q[..., nope:], latent, k_rope, norm_weight, eps, *places, interleaved=interleaved)
+    return heads(q[..., :nope], w), q_rope
 
 
 def rotated(x: Tensor, angles: Tensor, interleaved: bool) -> Tensor:

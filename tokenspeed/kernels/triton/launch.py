@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the small kernels of a decode step are launched: with sizes that fit, and ahead of time where they can.
+"""What every launch of a small kernel does first: see that its tensors fit, and whether it may start early.
 
 `early` says whether a device can start a kernel while the one before it still runs (programmatic dependent
 launch). A kernel launched so must call `gdc_wait` before it touches anything but weights: whatever earlier
@@ -11,6 +11,14 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import Tensor
+
+
+def expect(holds: bool, what: str, *tensors: Tensor) -> None:
+    """Raise ValueError, naming the tensors' shapes, dtypes and strides, unless `holds`."""
+    if not holds:
+        seen = ", ".join(f"{tuple(t.shape)} {t.dtype} strides {t.stride()}" for t in tensors)
+        raise ValueError(f"want {what}; got {seen}")
 
 
 @functools.cache

@@ -13,9 +13,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra import cuda
 
 from tokenspeed.kernels.needs import AtLeast, Needs
 from tokenspeed.kernels.spec import Band, Kernel, Plain
+from tokenspeed.kernels.triton.launch import early, expect
 
 LANE_ELEMENTS = 8
 """Elements a thread should hold: one 16-byte load of a 16-bit dtype."""
@@ -24,22 +26,33 @@ COLUMNS = 1024
 
 
 @triton.jit
-def _rms(x, x_stride, weight, eps, y, y_stride, C: tl.constexpr, BLOCK: tl.constexpr):
+def _rms(x, x_stride, weight, eps, y, y_stride, C: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < C
     gain = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    if EARLY:
+        cuda.gdc_wait()
     value = tl.load(x + row * x_stride + column, inside, 0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(value * value, 0) / C + eps)
     tl.store(y + row * y_stride + column, value * scale * gain, inside)
 
 
 @triton.jit
-def _add_rms(x, x_stride, residual, r_stride, weight, eps, y, y_stride, C: tl.constexpr, BLOCK: tl.constexpr):
+def _add_rms(
+    x, x_stride, residual, r_stride, weight, eps, y, y_stride,
+    C: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < C
     gain = tl.load(weight + column, inside, 0.0).to(tl.float32)
+    if EARLY:
+        cuda.gdc_wait()
     before = tl.load(residual + row * r_stride + column, inside, 0.0).to(tl.float32)
     total = tl.load(x + row * x_stride + column, inside, 0.0).to(tl.float32) + before
     tl.store(residual + row * r_stride + column, total, inside)
@@ -48,7 +61,10 @@ def _add_rms(x, x_stride, residual, r_stride, weight, eps, y, y_stride, C: tl.co
 
 
 @triton.jit
-def _silu_mul(x, x_stride, y, y_stride, F: tl.constexpr, BLOCK: tl.constexpr):
+def _silu_mul(x, x_stride, y, y_stride, F: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < F
@@ -58,7 +74,10 @@ def _silu_mul(x, x_stride, y, y_stride, F: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _lookup(ids, table, vocabulary, y, C: tl.constexpr, BLOCK: tl.constexpr):
+def _lookup(ids, table, vocabulary, y, C: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < C
@@ -79,10 +98,13 @@ def _like(x: Tensor, out: Tensor | None, columns: int) -> Tensor:
 def rms(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
     """Divide each vector by its root mean square and multiply by the weight."""
     tokens, width = x.shape
-    assert x.stride(1) == 1 and weight.shape == (width,), "want x [T, C], last dimension dense, weight [C]"
+    expect(x.stride(1) == 1 and weight.shape == (width,), "dense rows x [T, C] and weight [C]", x, weight)
     y = _like(x, out, width)
-    block = triton.next_power_of_2(width)
-    _rms[(tokens,)](x, x.stride(0), weight, eps, y, y.stride(0), width, block, num_warps=warps_of(block))
+    block, ahead = triton.next_power_of_2(width), early(x.device)
+    _rms[(tokens,)](
+        x, x.stride(0), weight, eps, y, y.stride(0), width, block, ahead,
+        num_warps=warps_of(block), launch_pdl=ahead,
+    )  # fmt: skip
     return y
 
 
@@ -91,12 +113,13 @@ def add_rms(
 ) -> tuple[Tensor, Tensor]:
     """Add x to the residual (in place), then normalise the sum as it is before rounding."""
     tokens, width = x.shape
-    assert x.shape == residual.shape and x.stride(1) == residual.stride(1) == 1, "want x, residual [T, C]"
+    fits = x.shape == residual.shape and x.stride(1) == residual.stride(1) == 1 and weight.shape == (width,)
+    expect(fits, "dense rows x and residual [T, C] and weight [C]", x, residual, weight)
     y = _like(x, out, width)
-    block = triton.next_power_of_2(width)
+    block, ahead = triton.next_power_of_2(width), early(x.device)
     _add_rms[(tokens,)](
         x, x.stride(0), residual, residual.stride(0), weight, eps, y, y.stride(0), width, block,
-        num_warps=warps_of(block),
+        ahead, num_warps=warps_of(block), launch_pdl=ahead,
     )  # fmt: skip
     return y, residual
 
@@ -104,22 +127,24 @@ def add_rms(
 def silu_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return silu(first half) * second half."""
     tokens, both = x.shape
-    assert x.stride(1) == 1 and both % 2 == 0, "want x [T, 2F], last dimension dense"
+    expect(x.stride(1) == 1 and both % 2 == 0, "dense rows x [T, 2F]", x)
     y = _like(x, out, both // 2)
-    block = min(COLUMNS, triton.next_power_of_2(both // 2))
-    grid = (tokens, triton.cdiv(both // 2, block))
-    _silu_mul[grid](x, x.stride(0), y, y.stride(0), both // 2, block, num_warps=warps_of(block))
+    block, ahead = min(COLUMNS, triton.next_power_of_2(both // 2)), early(x.device)
+    _silu_mul[(tokens, triton.cdiv(both // 2, block))](
+        x, x.stride(0), y, y.stride(0), both // 2, block, ahead, num_warps=warps_of(block), launch_pdl=ahead
+    )
     return y
 
 
 def lookup(ids: Tensor, table: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Take one row of the table for each id; an id outside the table gives zeros."""
     vocabulary, width = table.shape
-    assert table.is_contiguous(), "want a contiguous table [V, C]"
+    expect(table.is_contiguous(), "a contiguous table [V, C]", table)
     y = table.new_empty((ids.shape[0], width)) if out is None else out
-    block = min(COLUMNS, triton.next_power_of_2(width))
-    grid = (ids.shape[0], triton.cdiv(width, block))
-    _lookup[grid](ids, table, vocabulary, y, width, block, num_warps=warps_of(block))
+    block, ahead = min(COLUMNS, triton.next_power_of_2(width)), early(table.device)
+    _lookup[(ids.shape[0], triton.cdiv(width, block))](
+        ids, table, vocabulary, y, width, block, ahead, num_warps=warps_of(block), launch_pdl=ahead
+    )
     return y
 
 

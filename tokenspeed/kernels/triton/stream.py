@@ -31,7 +31,7 @@ TOKENS_MAX = 64
 
 @triton.jit
 def _few(
-    x, x_token, x_group, w, bias, y, y_token, y_group, O, I: tl.constexpr,
+    x, x_token, x_group, w, bias, y, y_token, y_group, outs, INS: tl.constexpr,
     T: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, BIASED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
@@ -39,13 +39,13 @@ def _few(
     group = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
-    there = row < O
-    at = w + (group * O + row)[:, None] * I + depth[None, :]
-    weight = tl.load(at, there[:, None] & (depth < I)[None, :], 0.0).to(tl.float32)
+    there = row < outs
+    at = w + (group * outs + row)[:, None] * INS + depth[None, :]
+    weight = tl.load(at, there[:, None] & (depth < INS)[None, :], 0.0).to(tl.float32)
     if EARLY:
         cuda.gdc_wait()
     for token in tl.static_range(T):
-        value = tl.load(x + token * x_token + group * x_group + depth, depth < I, 0.0).to(tl.float32)
+        value = tl.load(x + token * x_token + group * x_group + depth, depth < INS, 0.0).to(tl.float32)
         total = tl.sum(weight * value[None, :], 1)
         if BIASED:
             total += tl.load(bias + row, there, 0.0).to(tl.float32)
@@ -54,7 +54,7 @@ def _few(
 
 @triton.jit
 def _tiles(
-    x, x_token, x_group, w, bias, y, y_token, y_group, partials, arrivals, T, O, I: tl.constexpr,
+    x, x_token, x_group, w, bias, y, y_token, y_group, partials, arrivals, T, outs, INS: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
     BIASED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -64,14 +64,14 @@ def _tiles(
     cut, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = cut * ROWS + tl.arange(0, ROWS)
     token = tl.arange(0, TOKENS)
-    there = row < O
-    steps: tl.constexpr = (I + PARTS * DEPTH - 1) // (PARTS * DEPTH)
+    there = row < outs
+    steps: tl.constexpr = (INS + PARTS * DEPTH - 1) // (PARTS * DEPTH)
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     for step in tl.range(0, steps, num_stages=STAGES):
         depth = (part * steps + step) * DEPTH + tl.arange(0, DEPTH)
-        inside = depth < I
+        inside = depth < INS
         weight = tl.load(
-            w + (group * O + row)[:, None] * I + depth[None, :], there[:, None] & inside[None, :], 0.0
+            w + (group * outs + row)[:, None] * INS + depth[None, :], there[:, None] & inside[None, :], 0.0
         )
         value = tl.load(
             x + token[None, :] * x_token + group * x_group + depth[:, None],

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton comes with CUDA builds of torch alone")
 
-from tokenspeed.kernels.triton import KERNELS  # noqa: E402 - only where triton is
+from tokenspeed.kernels.triton import KERNELS
 
 PROGRAM = Path(__file__).with_name("interpreted.py")
 

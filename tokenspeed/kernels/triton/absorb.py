@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""`rope.mla_absorb_write`: everything between the projections of absorbed MLA and its attention, in one launch.
+
+In: q [T, H, Dn + Dr], latents, keys, places, and w_uk kept as [H, L, Dn]. Out: queries in the latent space and
+their rotated parts; the arena is changed at `write_index` alone. Up to `TOKENS_MAX` tokens the launch has one
+block for each head and tile of its matrix (the first tile's block rotates that head's queries too) and one for
+each token's latent; more tokens take `rope.mla_write` and the vendor's product.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra import cuda
+
+from tokenspeed.kernels.needs import AtLeast, Needs
+from tokenspeed.kernels.spec import Band, Kernel, Plain
+from tokenspeed.kernels.triton.launch import early, expect
+from tokenspeed.kernels.triton.rope import angles, expect_places, mla_write, turn, write_latent
+
+TOKENS_MAX = 64
+ROWS = 64
+"""Latent dimensions of a block: at 16 heads and a latent of 512, 128 blocks of 16 KiB of weights."""
+
+
+@triton.jit
+def _absorb_write(
+    q, q_token, q_head, latent, latent_token, k_rope, k_token, norm, eps, cos_sin, positions, write_index,
+    arena, w, q_latent, q_rope, T, H: tl.constexpr, L: tl.constexpr, NOPE: tl.constexpr, ROT: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PAIRS: tl.constexpr, WIDTH: tl.constexpr,
+    INTERLEAVED: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    if EARLY:
+        cuda.gdc_launch_dependents()
+    program = tl.program_id(0)
+    cuts: tl.constexpr = (L + ROWS - 1) // ROWS
+    if program < H * cuts:
+        head, cut = program // cuts, program % cuts
+        row = cut * ROWS + tl.arange(0, ROWS)
+        depth = tl.arange(0, DEPTH)
+        at = w + head.to(tl.int64) * (L * NOPE) + row[:, None] * NOPE + depth[None, :]
+        weight = tl.load(at, (row < L)[:, None] & (depth < NOPE)[None, :], 0.0)
+        if EARLY:
+            cuda.gdc_wait()
+        token = tl.arange(0, TOKENS).to(tl.int64)
+        there = token < T
+        mine = q + head * q_head
+        value = tl.load(
+            mine + token[None, :] * q_token + depth[:, None], (depth < NOPE)[:, None] & there[None, :], 0.0
+        )
+        total = tl.dot(weight, value, input_precision="ieee")
+        to = q_latent + (token * H + head)[None, :] * L + row[:, None]
+        tl.store(to, total, (row < L)[:, None] & there[None, :])
+        if cut == 0:
+            position = tl.load(positions + token, there, 0)
+            cos, sin = angles(cos_sin, position[:, None], ROT, PAIRS)
+            turn(
+                mine + NOPE, q_token, q_rope + head * ROT, H * ROT, token[:, None], T, norm, eps, cos, sin,
+                ROT, ROT, PAIRS, 1, INTERLEAVED, False,
+            )  # fmt: skip
+    else:
+        if EARLY:
+            cuda.gdc_wait()
+        only = (program - H * cuts).to(tl.int64)
+        only_cos, only_sin = angles(cos_sin, tl.load(positions + only), ROT, PAIRS)
+        write_latent(
+            latent + only * latent_token, k_rope + only * k_token, norm, eps, only_cos, only_sin, arena,
+            tl.load(write_index + only), L, ROT, PAIRS, WIDTH, INTERLEAVED,
+        )  # fmt: skip
+
+
+def prepare(w_uk: Tensor) -> Tensor:
+    """Keep the weight [H, Dn, L] as [H, L, Dn]."""
+    return w_uk.transpose(1, 2).contiguous()
+
+
+def mla_absorb_write(
+    q: Tensor,
+    latent: Tensor,
+    k_rope: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    cos_sin: Tensor,
+    positions: Tensor,
+    write_index: Tensor,
+    arena: Tensor,
+    w: Tensor,
+    *,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
+    tokens, heads, _ = q.shape
+    width, nope = w.shape[1:]
+    rot = cos_sin.shape[1]
+    expect_places(tokens, cos_sin, positions, write_index)
+    fits = q.shape[2] == nope + rot and q.stride(2) == latent.stride(1) == k_rope.stride(1) == 1
+    expect(fits, f"dense vectors q [T, {heads}, {nope + rot}], latent, k_rope", q, latent, k_rope)
+    fits = arena.is_contiguous() and arena.shape[2] == width + rot
+    expect(fits, "a contiguous arena [N, P, L + Dr]", arena)
+    q_latent = q.new_empty((tokens, heads, width))
+    if tokens > TOKENS_MAX:
+        torch.bmm(q[..., :nope].transpose(0, 1), w.transpose(1, 2), out=q_latent.transpose(0, 1))
+        places = (cos_sin, positions, write_index, arena)
+        turning = q[..., nope:]
+        return q_latent, mla_write(
+            turning, latent, k_rope, norm_weight, eps, *places, interleaved=interleaved
+        )
+    q_rope, ahead = q.new_empty((tokens, heads, rot)), early(q.device)
+    _absorb_write[(heads * triton.cdiv(width, ROWS) + tokens,)](
+        q, q.stride(0), q.stride(1), latent, latent.stride(0), k_rope, k_rope.stride(0), norm_weight, eps,
+        cos_sin, positions, write_index, arena, w, q_latent, q_rope, tokens, heads, width, nope, rot,
+        max(8, triton.next_power_of_2(tokens)), ROWS, max(16, triton.next_power_of_2(nope)),
+        triton.next_power_of_2(rot // 2), triton.next_power_of_2(width), interleaved, ahead,
+        num_warps=4, launch_pdl=ahead,
+    )  # fmt: skip
+    return q_latent, q_rope
+
+
+KERNELS = (
+    Kernel(
+        "rope.mla_absorb_write",
+        "triton",
+        Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32}),
+        Band.FAST,
+        Plain(mla_absorb_write, prepare, call_traits=("interleaved",)),
+    ),
+)
