@@ -84,13 +84,18 @@ class Connection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._now_us = 0
 
-    async def exchange(self, method: str, path: str, body: bytes = b"") -> Reply:
-        """Send one request and wait for its whole answer; a failure is a `Reply` with an error, never raised."""
+    async def exchange(
+        self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Reply:
+        """Send one request and wait for its whole answer; a failure is a `Reply` with an error, never raised.
+
+        `headers` are of this request, beside those of the connection.
+        """
         reused = self._transport is not None
-        reply = await self._once(method, path, body)
+        reply = await self._once(method, path, body, headers or {})
         if reused and reply.status == 0 and reply.error == _CLOSED:
             # The server had closed an idle connection as we wrote: no byte was answered, none was lost.
-            reply = await self._once(method, path, body)
+            reply = await self._once(method, path, body, headers or {})
         return reply
 
     def close(self) -> None:
@@ -99,7 +104,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             self._transport = None
 
-    async def _once(self, method: str, path: str, body: bytes) -> Reply:
+    async def _once(self, method: str, path: str, body: bytes, own: Mapping[str, str]) -> Reply:
         self._reply = reply = Reply()
         loop = asyncio.get_running_loop()
         try:
@@ -113,7 +118,7 @@ class Connection(asyncio.Protocol):
                 self._parser = httptools.HttpResponseParser(self)
                 self._done = loop.create_future()
                 head = f"{method} {self._origin.prefix}{path} HTTP/1.1\r\n"
-                headers = self._headers | {"Content-Length": str(len(body))}
+                headers = {**self._headers, **own, "Content-Length": str(len(body))}
                 head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
                 reply.sent_us = self._clock.now_us()
                 self._transport.write(head.encode() + body)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -72,6 +73,8 @@ class _Player:
         self._watcher = watcher
         self._tape: Tape = TAPES[target.api](conversation)
         self._tape.turn(conversation.turns[0])
+        # Names nothing but itself: a server may keep a session's requests together, or show them so.
+        self._headers = {} if target.ask.plain else {"X-Session-ID": uuid.uuid4().hex}
 
     async def play(self, connection: Connection) -> None:
         for index, turn in enumerate(self.conversation.turns):
@@ -80,9 +83,8 @@ class _Player:
             if index:
                 self._tape.turn(turn)
             prompt = self._tape.ids
-            reply = await connection.exchange(
-                "POST", self._tape.path, self._tape.body(self._target.ask, turn)
-            )
+            body = self._tape.body(self._target.ask, turn)
+            reply = await connection.exchange("POST", self._tape.path, body, self._headers)
             ended_us = self._target.clock.now_us()
             answer = self._tape.read(reply)
             first = index == 0 and not self.conversation.later

@@ -41,17 +41,20 @@ class Scripted:
     faults: Faults = field(default_factory=Faults)
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    sessions: list[str | None] = field(default_factory=list)
     cached: set[tuple[int, ...]] = field(default_factory=set)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
                 method, path, _ = line.decode().split()
-                length = 0
+                length, session = 0, None
                 while (header := await reader.readline()) != b"\r\n":
                     name, _, value = header.decode().partition(":")
                     if name.lower() == "content-length":
                         length = int(value)
+                    elif name.lower() == "x-session-id":
+                        session = value.strip()
                 body = await reader.readexactly(length)
                 if path == "/metrics":
                     await self.whole(
@@ -61,6 +64,7 @@ class Scripted:
                     card = {"id": "scripted", "object": "model", "vocab_size": VOCAB}
                     await self.whole(writer, 200, {"object": "list", "data": [card]})
                 else:
+                    self.sessions.append(session)
                     await self.answer(writer, path, json.loads(body))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -175,9 +175,19 @@ def test_chat_sends_messages_and_appends_the_real_answer(tmp_path: Path):
     assert all(row.sent_tokens is None for row in result.levels[0].rows)
 
 
+def test_each_conversation_is_a_session_of_its_own(tmp_path: Path):
+    with peer.scripted() as server:
+        bench(server, tmp_path, "--concurrency", "1", "--turns-max", "2")
+    sessions = server.sessions
+    assert None not in sessions
+    assert sessions[::2] == sessions[1::2]
+    assert len(set(sessions)) == 4 + 1  # and the warm-up's
+
+
 def test_plain_sends_only_openai_fields(tmp_path: Path):
     with peer.scripted() as server:
         bench(server, tmp_path, "--plain", "--workload", "h1a", "--concurrency", "1")
+    assert set(server.sessions) == {None}
     fields = {"model", "prompt", "max_tokens", "temperature", "stream", "stream_options"}
     assert all(set(body) == fields for body in server.bodies)
 
