@@ -186,35 +186,46 @@ def _gather(
     WIDTH: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
+    ALIGN: tl.constexpr,
     TOKENS: tl.constexpr,
     W: tl.constexpr,
 ):
-    """Copy the context of every row, one row after the other."""
+    """Copy the context of every row, one row after the other, each filled up to a multiple of ALIGN with 0."""
     row_at = tl.arange(0, ROWS)
     contexts = tl.load(context_lens + row_at, mask=row_at < rows, other=0)
-    ends = tl.cumsum(contexts, 0)
-    total = tl.sum(contexts, 0)
+    spaces = tl.cdiv(contexts, ALIGN) * ALIGN
+    ends = tl.cumsum(spaces, 0)
+    total = tl.sum(spaces, 0)
     at = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     passed = ends[None, :] <= at[:, None]
     row = tl.sum(passed.to(tl.int32), 1)
-    place = at - tl.sum(tl.where(passed, contexts[None, :], 0), 1)
-    block = tl.load(block_table + row * table_row + place // BLOCK_TOKENS, mask=at < total, other=0)
+    place = at - tl.sum(tl.where(passed, spaces[None, :], 0), 1)
+    held = (at < total) & (place < tl.load(context_lens + row, mask=at < total, other=0))
+    block = tl.load(block_table + row * table_row + place // BLOCK_TOKENS, mask=held, other=0)
     source = block.to(tl.int64) * BLOCK_TOKENS + place % BLOCK_TOKENS
     w = tl.arange(0, W)
-    held = (at < total)[:, None] & (w < WIDTH)[None, :]
-    values = tl.load(arena + source[:, None] * WIDTH + w[None, :], mask=held, other=0.0)
-    tl.store(latents + at.to(tl.int64)[:, None] * WIDTH + w[None, :], values, mask=held)
+    inside = (w < WIDTH)[None, :]
+    values = tl.load(arena + source[:, None] * WIDTH + w[None, :], mask=held[:, None] & inside, other=0.0)
+    where = latents + at.to(tl.int64)[:, None] * WIDTH + w[None, :]
+    tl.store(where, values, mask=(at < total)[:, None] & inside)
 
 
-def gather_latents(arena: Tensor, block_table: Tensor, context_lens: Tensor, context_tokens: int) -> Tensor:
-    """Copy the rows' contexts out of their pages: [C, L + Dr], row after row, C = `context_tokens`."""
+def gather_latents(
+    arena: Tensor, block_table: Tensor, context_lens: Tensor, contexts: Sequence[int] | None, align: int = 1
+) -> Tensor:
+    """Copy the rows' contexts out of their pages: [C, L + Dr], row after row, each filled up with zeros to a
+    multiple of `align`.
+    """
     width, tokens, rows = arena.shape[2], 16, context_lens.shape[0]
+    known: Sequence[int] = context_lens.tolist() if contexts is None else contexts
+    context_tokens = sum(triton.cdiv(context, align) * align for context in known)
     latents = torch.empty((context_tokens, width), dtype=arena.dtype, device=arena.device)
     _gather[(triton.cdiv(context_tokens, tokens),)](
         arena, block_table, context_lens, latents, rows, block_table.stride(0),
         WIDTH=width,
         BLOCK_TOKENS=arena.shape[1],
         ROWS=triton.next_power_of_2(rows),
+        ALIGN=align,
         TOKENS=tokens,
         W=triton.next_power_of_2(width),
         num_warps=8,
@@ -295,6 +306,11 @@ def _gqa_extend(
     return out
 
 
+def raise_latents(latents: Tensor, weight: Tensor, latent: int) -> Tensor:
+    """Raise latents [C, L + ..] with weight [h, Dn + Dv, L] to [C, h, Dn + Dv]."""
+    return (latents[:, :latent] @ weight.flatten(0, 1).T).view(len(latents), *weight.shape[:2])
+
+
 def pack_raising(w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
     """Put w_uk [H, Dn, L] and w_uv [H, L, Dv] into one matrix [H, Dn + Dv, L]; return it and its values."""
     both = torch.cat((w_uk, w_uv.transpose(1, 2)), 1)
@@ -320,11 +336,9 @@ def _mla_extend(
     nope = raised_dim - value
     if out is None:
         out = torch.empty((q.shape[0], heads, value), dtype=q.dtype, device=q.device)
-    context_tokens = sum(context_lens.tolist() if contexts is None else contexts)
-    latents = gather_latents(arena, block_table, context_lens, context_tokens)
-    for some in head_passes(heads, context_tokens * raised_dim * q.element_size()):
-        weight = w_uk[some]
-        raised = (latents[:, :latent] @ weight.flatten(0, 1).T).view(context_tokens, -1, raised_dim)
+    latents = gather_latents(arena, block_table, context_lens, contexts)
+    for some in head_passes(heads, len(latents) * raised_dim * q.element_size()):
+        raised = raise_latents(latents, w_uk[some], latent)
         _launch(
             q[:, some], raised[..., :nope], raised[..., nope:], latents[:, latent:],
             block_table, row_starts, context_lens, scale, out[:, some], 0,
