@@ -96,7 +96,7 @@ class Head(Layer):
             in_dim=width,
             out_dim=self.parameters[0].shape[0],
             bias=False,
-            format=build.format,
+            format="native" if build.format == "fp8_block" else build.format,
         )
         if tied:
             self.parameters = ()

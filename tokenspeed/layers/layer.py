@@ -18,12 +18,19 @@ from tokenspeed.dist.mesh import Mesh
 from tokenspeed.kernels import Device
 from tokenspeed.spmd.compile import shard
 from tokenspeed.spmd.program import Call, Weight
-from tokenspeed.weights.parameter import Parameter
+from tokenspeed.weights.parameter import Parameter, in_blocks
+
+FP8_BLOCK = 128
+"""Rows and columns of a block of format "fp8_block"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What every layer is built with. `format`: how dense and expert weights are held, "native" or "int8"."""
+    """What every layer is built with.
+
+    `format`: how dense and expert weights are held: "native", "int8", or "fp8_block", which takes them as a
+    block-scaled checkpoint has them; what cannot be held so is native.
+    """
 
     mesh: Mesh
     dtype: torch.dtype
@@ -52,6 +59,21 @@ class Layer:
         self.name = name
         self.weights = tuple(weights)
         self.parameters: tuple[Parameter, ...] = tuple(shard(weight, build.mesh) for weight in weights)
+
+    def hold_encoded(self, count: int) -> str:
+        """Take the first `count` parameters as the checkpoint encodes them, where the build says so and all can be.
+
+        Their scales then come after all other parameters. Returns the format they will be in.
+        """
+        if self.build.format != "fp8_block":
+            return self.build.format
+        encoded = [in_blocks(parameter, FP8_BLOCK) for parameter in self.parameters[:count]]
+        pairs = [pair for pair in encoded if pair is not None]
+        if len(pairs) < count:
+            return "native"
+        values, scales = zip(*pairs, strict=True)
+        self.parameters = (*values, *self.parameters[count:], *scales)
+        return "fp8_block"
 
     def install(self, tensors: Sequence[torch.Tensor]) -> None:
         """Take the tensors of `parameters`, in that order."""

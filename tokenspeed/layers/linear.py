@@ -82,6 +82,7 @@ class Linear(Layer):
             weights.append(Weight(f"{name}.bias", (parts,), bias_place))
         super().__init__(build, name, weights)
         rows_local, columns_local = self.parameters[0].shape
+        self._biased = bias
         self._dense = kernels.bind(
             "linear.dense",
             build.device,
@@ -89,13 +90,14 @@ class Linear(Layer):
             in_dim=columns_local,
             out_dim=rows_local,
             bias=bias,
-            format=build.format,
+            format=self.hold_encoded(1),
         )
         self._weight: Any = None
 
     def install(self, tensors: Sequence[Tensor]) -> None:
-        """Take the weight and, if there is one, the bias."""
-        self._weight = self._dense.prepare(tensors[0], tensors[1] if len(tensors) > 1 else None)
+        """Take the weight, the bias if there is one, the scales if the weight is encoded."""
+        weight, *rest = tensors
+        self._weight = self._dense.prepare(weight, rest.pop(0) if self._biased else None, *rest)
 
     def run(self, context: StepContext, x: Tensor) -> Tensor:
         """x [T, I] -> [T, O]."""

@@ -166,7 +166,4 @@ def _assemble(family: Family, build: Build) -> list[Module]:
 
 
 def _bytes(layer: Layer, build: Build) -> int:
-    return sum(
-        parameter.elements * (4 if parameter.dtype == "float32" else build.dtype.itemsize)
-        for parameter in layer.parameters
-    )
+    return sum(parameter.bytes(build.dtype.itemsize) for parameter in layer.parameters)

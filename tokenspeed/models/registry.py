@@ -13,10 +13,11 @@ import torch
 from tokenspeed import kernels
 from tokenspeed.base.errors import SetupError
 from tokenspeed.dist.mesh import Mesh
-from tokenspeed.layers.layer import Build
+from tokenspeed.layers.layer import FP8_BLOCK, Build
 from tokenspeed.models import deepseek, llama, qwen3_moe
 from tokenspeed.models.model import Family, Model
 from tokenspeed.spmd.program import Collectives
+from tokenspeed.weights.formats import BlockFp8, parse_format
 
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,15 +56,23 @@ def build(
     """Build the model that `hf_config` describes, without memory; `weights.load` then fills it.
 
     dtype: torch dtype or name; None takes the checkpoint's. device: a place, or facts of one (fewer cores
-    than it has, say). quantization: None, or "int8" to hold dense and expert weights in 8 bits. block_tokens:
+    than it has, say). quantization: None, or "int8" to hold dense and expert weights in 8 bits, or "fp8_block" to
+    hold those of a block-scaled fp8 checkpoint as they are (else they are decoded). block_tokens:
     P of the arenas it will run on. context_tokens: longest context wanted, at most the model's own.
     collectives: what a mesh of several ranks moves data with; needed to run, not to build. Raises SetupError
     for architectures, fields and meshes that are not supported, naming them.
     """
     architecture = architecture_of(hf_config)
     text = hf_config.get("text_config") or hf_config
-    if quantization not in (None, "int8"):
-        raise SetupError(f"quantization {quantization!r} is not a load option; supported: int8, or none")
+    if quantization not in (None, "int8", "fp8_block"):
+        raise SetupError(
+            f"quantization {quantization!r} is not a load option; supported: int8, fp8_block, or none"
+        )
+    stored = hf_config.get("quantization_config") or text.get("quantization_config")
+    if quantization == "fp8_block" and parse_format(stored) != BlockFp8(FP8_BLOCK, FP8_BLOCK):
+        raise SetupError(
+            f"quantization fp8_block needs a checkpoint of fp8 weights in blocks of {FP8_BLOCK} x {FP8_BLOCK}"
+        )
     setting = Build(
         mesh=mesh or Mesh(),
         dtype=_dtype(dtype, hf_config),
@@ -77,7 +86,7 @@ def build(
         architecture=architecture,
         eos_ids=_eos_ids(hf_config),
         collectives=collectives,
-        quantization_config=hf_config.get("quantization_config") or text.get("quantization_config"),
+        quantization_config=stored,
     )
 
 

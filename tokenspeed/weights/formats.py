@@ -69,6 +69,28 @@ class Plain:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoded:
+    """8-bit floats as they are, for kernels that read them with their scales."""
+
+    def stored(self, checkpoint: Checkpoint, name: str) -> tuple[str, ...]:
+        del checkpoint
+        return (name,)
+
+    def shape(self, checkpoint: Checkpoint, name: str) -> tuple[int, ...]:
+        return checkpoint.shape(name)
+
+    def regions(self, checkpoint: Checkpoint, name: str, take: Take) -> tuple[Region, ...]:
+        if checkpoint.dtype(name) != "F8_E4M3":
+            raise SetupError(f"{name} is stored as {checkpoint.dtype(name)}; its layer takes F8_E4M3")
+        return (Region(name, take),)
+
+    def decode(self, parts: Sequence[torch.Tensor], take: Take) -> torch.Tensor:
+        del take
+        (value,) = parts
+        return value
+
+
+@dataclass(frozen=True, slots=True)
 class BlockFp8:
     """8-bit floats with one scale per block; tensors left in 16 or 32 bits are read as they are."""
 

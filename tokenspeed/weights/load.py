@@ -25,7 +25,7 @@ import torch
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.weights.checkpoint import Checkpoint
-from tokenspeed.weights.formats import Format, parse_format
+from tokenspeed.weights.formats import Encoded, Format, parse_format
 from tokenspeed.weights.names import NameRules
 from tokenspeed.weights.parameter import Fill, Parameter
 from tokenspeed.weights.random import Tape
@@ -109,7 +109,7 @@ def _stream(model: Target, checkpoint: Checkpoint, form: Format, pool: Readers) 
     limit = _AHEAD_BYTES_CUDA if model.device.type == "cuda" else _AHEAD_BYTES
     held = read = 0
     for layer in model.loadables():
-        size = sum(parameter.elements * _dtype(parameter, model).itemsize for parameter in layer.parameters)
+        size = sum(parameter.bytes(model.dtype.itemsize) for parameter in layer.parameters)
         while ahead and sum(filling.bytes for filling in ahead) + size > limit:
             _install_first(ahead, pool)
         ahead.append(_begin(layer, model, checkpoint, form, pool))
@@ -125,7 +125,13 @@ def _begin(layer: Loadable, model: Target, checkpoint: Checkpoint, form: Format,
         piece
         for parameter, tensor in zip(layer.parameters, tensors, strict=True)
         for fill in parameter.fills
-        for piece in _pieces(fill, tensor, model.names.source(fill.source), checkpoint, form)
+        for piece in _pieces(
+            fill,
+            tensor,
+            model.names.source(fill.source),
+            checkpoint,
+            Encoded() if parameter.dtype == "float8" else form,
+        )
     ]
     read = sum(checkpoint.bytes(region) for piece in pieces for region in piece.regions)
     return _Filling(layer, tensors, pool.start(pieces), sum(t.nbytes for t in tensors), read)
@@ -181,7 +187,7 @@ def _allocate(parameter: Parameter, model: Target) -> torch.Tensor:
 
 
 def _dtype(parameter: Parameter, model: Target) -> torch.dtype:
-    return torch.float32 if parameter.dtype == "float32" else model.dtype
+    return {"model": model.dtype, "float32": torch.float32, "float8": torch.float8_e4m3fn}[parameter.dtype]
 
 
 def _check(model: Target, checkpoint: Checkpoint, form: Format) -> tuple[str, ...]:

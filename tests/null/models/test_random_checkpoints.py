@@ -16,6 +16,7 @@ import transformers
 from safetensors import safe_open
 
 from tokenspeed import models, weights
+from tokenspeed.base.errors import SetupError
 from tokenspeed.text.plane import TextPlane
 
 ROOT = Path(__file__).parents[3]
@@ -117,6 +118,36 @@ def test_fp8_checkpoint_equals_its_plain_twin(name: str, paged: Any, tmp_path: P
         seen += driver.step([(driver.row(tokens), 24)], sampled="all")
     error = (seen[0] - seen[1]).norm() / seen[0].norm()
     assert 1e-4 < float(error) < 0.1  # three bits of fraction
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "encoded"), [(2, {"qkv", "o", "gate_up", "down"}), (1, {"o", "gate_up", "down"})]
+)
+def test_fp8_weights_held_as_they_are_compute_what_decoded_ones_do(
+    kv_heads: int, encoded: set[str], paged: Any, tmp_path: Path
+) -> None:
+    """Heads of 64: one kv head leaves the seam between k and v inside a block, and that weight is decoded."""
+    sizes = {"hidden_size": 192, "intermediate_size": 384, "head_dim": 64, "num_attention_heads": 4}
+    config = narrow("qwen3-8b", **sizes)
+    config.update(num_key_value_heads=kv_heads, quantization_config=make.FP8_CONFIG)
+    make.write(config, tmp_path)
+    tokens = torch.randint(2, 512, (24,), generator=torch.Generator().manual_seed(2)).tolist()
+    seen: list[torch.Tensor] = []
+    for quantization in (None, "fp8_block"):
+        model = models.build(models.read_config(tmp_path), block_tokens=16, quantization=quantization)
+        held = {p.name for layer in model.loadables() for p in layer.parameters if p.dtype == "float8"}
+        assert {name.split(".")[-2].removesuffix("_proj") for name in held} == (
+            encoded if quantization else set()
+        )
+        assert weights.load(model, tmp_path).parameter_bytes == model.facts.parameter_bytes
+        driver = paged(model)
+        seen += driver.step([(driver.row(tokens), 24)], sampled="all")
+    assert float((seen[0] - seen[1]).abs().max()) <= 1e-5 * max(1.0, float(seen[0].abs().max()))
+
+
+def test_fp8_weights_cannot_be_held_from_a_plain_checkpoint() -> None:
+    with pytest.raises(SetupError, match="needs a checkpoint of fp8 weights in blocks of 128 x 128"):
+        models.build(narrow("qwen3-8b"), quantization="fp8_block")
 
 
 def test_values_depend_on_seed_and_name_alone(tmp_path: Path) -> None:
