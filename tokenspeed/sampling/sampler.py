@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.sampling.chance import uniform
-from tokenspeed.sampling.draw import NARROW_MAX, Knobs, draw
+from tokenspeed.kernels.ref.chance import uniform
+from tokenspeed.kernels.ref.draw import Knobs, draw
+from tokenspeed.kernels.settings import NARROW_MAX
 from tokenspeed.sampling.history import History
 from tokenspeed.sampling.report import Report, report
 

@@ -8,6 +8,6 @@ here.
 
 from __future__ import annotations
 
-from tokenspeed.kernels.api import attention, dense, linear, moe, rope, step
+from tokenspeed.kernels.api import attention, dense, linear, moe, rope, sampling, step
 
-OPS = (*linear.OPS, *dense.OPS, *rope.OPS, *attention.OPS, *moe.OPS, *step.OPS)
+OPS = (*linear.OPS, *dense.OPS, *rope.OPS, *attention.OPS, *moe.OPS, *step.OPS, *sampling.OPS)

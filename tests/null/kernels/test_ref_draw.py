@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tokenspeed.sampling import draw as module
-from tokenspeed.sampling.draw import Knobs, draw, likeliest, threshold
+from tokenspeed.kernels.ref import draw as module
+from tokenspeed.kernels.ref.draw import Knobs, draw, likeliest, threshold
 
 SWEEP = 1000
 SMALL = [2.0, -1.0, 0.5, 0.5, 0.5, 3.0, -9.0, 0.0, -math.inf, 2.5]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tokenspeed.sampling.chance import uniform
+from tokenspeed.kernels.ref.chance import uniform
 
 PINNED = [0.6524484863740322, 0.7012121095215252, 0.36818951565166946, 0.39854775898749717]
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Sampling beyond the likeliest token, written plainly: adjust scores, draw, note.
+
+In: logits, the slots of the rows and the positions their tokens will take, and tables by slot (`settings`,
+edits, recorded answers) or line (history). Out: adjusted scores; `chosen` and the tables, changed. Rows do not
+see each other. Rows of different kinds are looked for on the host, which waits where the tables are not its
+own; arithmetic is float32 and whole numbers (`draw`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokenspeed.kernels.ref.chance import uniform
+from tokenspeed.kernels.ref.draw import Knobs, draw
+from tokenspeed.kernels.settings import NARROW_MAX, Column
+
+
+def adjust(
+    logits: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    settings: Tensor,
+    counts: Tensor,
+    in_prompt: Tensor,
+    edit_ids: Tensor,
+    edit_values: Tensor,
+) -> Tensor:
+    """Return the scores of rows: penalised, then edited."""
+    scores = logits.float().clone()
+    rows = settings[slots]
+    penalised = (rows[:, Column.LINE] >= 0).nonzero()[:, 0]
+    if len(penalised):
+        lines = rows[penalised, Column.LINE].long()
+        presence, frequency, repetition = (
+            rows[penalised, column].float()[:, None]
+            for column in (Column.PRESENCE, Column.FREQUENCY, Column.REPETITION)
+        )
+        said = counts[lines] > 0
+        rate = torch.where(said | in_prompt[lines], repetition, 1.0)
+        mine = scores[penalised]
+        mine = torch.where(mine > 0, mine / rate, mine * rate)
+        scores[penalised] = mine - frequency * counts[lines] - presence * said
+    for row in (rows[:, Column.EDITED] > 0).nonzero()[:, 0].tolist():
+        slot = int(slots[row])
+        used = edit_ids[slot] >= 0
+        late = int(positions[row] >= rows[row, Column.LATE_FROM])
+        scores[row, edit_ids[slot][used].long()] += edit_values[slot, late][used]
+    return scores
+
+
+def draw_rows(
+    scores: Tensor, slots: Tensor, positions: Tensor, settings: Tensor, chosen: Tensor
+) -> Tensor:
+    """Choose for each row that wants more than its likeliest logit; others, and rows at fault, stay."""
+    scores = scores.float()
+    rows = settings[slots]
+    top_k, top_p, vocab = rows[:, Column.TOP_K], rows[:, Column.TOP_P], scores.shape[1]
+    random = rows[:, Column.TEMPERATURE] > 0
+    changed = (rows[:, Column.LINE] >= 0) | (rows[:, Column.EDITED] > 0)
+    narrow = random & (top_k <= NARROW_MAX)
+    truncated = random & ~narrow & ((top_k < vocab) | (top_p < 1))
+    ways: tuple[tuple[Tensor, Callable[[Tensor, Knobs], Tensor]], ...] = (
+        (changed & ~random, lambda scores, _: scores.argmax(-1)),
+        (narrow, partial(draw, narrow_k=int(top_k[narrow].max()) if narrow.any() else 0)),
+        (
+            truncated,
+            partial(
+                draw, top_k=bool((top_k[truncated] < vocab).any()), top_p=bool((top_p[truncated] < 1).any())
+            ),
+        ),
+        (random & ~narrow & ~truncated, draw),
+    )
+    for members, choose in ways:
+        index = members.nonzero()[:, 0]
+        if len(index):
+            mine = scores if len(index) == len(scores) else scores[index]
+            found = choose(mine, _knobs(rows[index], positions[index])).to(torch.int32)
+            chosen[index] = torch.where(chosen[index] < 0, chosen[index], found)
+    return chosen
+
+
+def _knobs(rows: Tensor, positions: Tensor) -> Knobs:
+    seeds = rows.view(torch.int64)[:, Column.SEED].cpu().numpy().view("u8")
+    chance = torch.from_numpy(uniform(seeds, positions.cpu().numpy())).to(rows.device)
+    return Knobs(
+        rows[:, Column.TEMPERATURE],
+        rows[:, Column.TOP_K].long(),
+        rows[:, Column.TOP_P],
+        rows[:, Column.MIN_P],
+        chance,
+    )
+
+
+def note(
+    chosen: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    settings: Tensor,
+    forced: Tensor,
+    counts: Tensor,
+    last_tokens: Tensor,
+) -> Tensor:
+    """Put recorded tokens in place of chosen ones, and note what rows say: as last, and in the history."""
+    rows = settings[slots]
+    start = rows[:, Column.FORCED_FROM].long()
+    place = positions - start
+    inside = (start >= 0) & (place >= 0) & (place < forced.shape[1])
+    recorded = forced[slots, place.clamp(0, max(0, forced.shape[1] - 1))] if forced.shape[1] else chosen
+    chosen.copy_(torch.where(inside & (recorded >= 0) & (chosen >= 0), recorded, chosen))
+    tokens = chosen.clamp_min(0).long()
+    last_tokens.index_copy_(0, slots, tokens)
+    lines = rows[:, Column.LINE].long()
+    penalised = ((lines >= 0) & (chosen >= 0)).nonzero()[:, 0]
+    if len(penalised):
+        counts[lines[penalised], tokens[penalised]] += 1
+    return chosen
