@@ -25,7 +25,7 @@ from tokenspeed.layers.layer import Build, Group, Layer
 from tokenspeed.layers.linear import Linear, Projection
 from tokenspeed.layers.norm import SliceNorm, norm_weight
 from tokenspeed.layers.rope import Rotary
-from tokenspeed.layers.step import StepContext, StepInputs
+from tokenspeed.layers.step import StepContext
 from tokenspeed.spmd.compile import local_units
 from tokenspeed.spmd.placement import Replicate, Shard
 from tokenspeed.spmd.program import Call, Edge, Part, Weight
@@ -86,8 +86,12 @@ class MLAttend(Layer):
         self._extend = kernels.bind(
             "attention.mla_extend", build.device, **cached, nope_dim=shape.nope, value_dim=shape.value
         )
-        self._heads_in = kernels.bind(
-            "linear.heads", build.device, **heads, in_dim=shape.nope, out_dim=shape.latent
+        self._absorb_write = kernels.bind(
+            "rope.mla_absorb_write",
+            build.device,
+            **cached,
+            nope_dim=shape.nope,
+            interleaved=shape.interleaved,
         )
         self._heads_out = kernels.bind(
             "linear.heads", build.device, **heads, in_dim=shape.latent, out_dim=shape.value
@@ -100,7 +104,7 @@ class MLAttend(Layer):
         per_head = kv_b.view(self._heads, shape.nope + shape.value, shape.latent)
         w_uk = per_head[:, : shape.nope].contiguous()
         w_uv = per_head[:, shape.nope :].transpose(1, 2).contiguous()
-        self._absorb = self._heads_in.prepare(w_uk)
+        self._absorb = self._absorb_write.prepare(w_uk)
         self._raise = self._heads_out.prepare(w_uv)
         self._extend_weights = self._extend.prepare(w_uk, w_uv)
 
@@ -110,29 +114,50 @@ class MLAttend(Layer):
         arena: Tensor = context.arena.layers[self._index]
         q = q.view(q.shape[0], self._heads, shape.q_head)
         kv = latents[:, latents.shape[1] - shape.latent - shape.rope :]
-        q_rope: Tensor = self._rope_write(
-            q[..., shape.nope :],
-            kv[:, : shape.latent],
-            kv[:, shape.latent :],
+        decoded = inputs.decode_rows
+        if decoded == inputs.rows:
+            return self._attend_decode(inputs, q, kv, arena).flatten(1)
+        out = q.new_empty((q.shape[0], self._heads, shape.value))
+        if decoded:
+            out[:decoded] = self._attend_decode(inputs, q[:decoded], kv[:decoded], arena)
+        self._attend_extend(inputs, q[decoded:], kv[decoded:], arena, out[decoded:])
+        return out.flatten(1)
+
+    def _attend_decode(self, inputs: StepInputs, q: Tensor, kv: Tensor, arena: Tensor) -> Tensor:
+        rows, latent = q.shape[0], self._shape.latent
+        q_latent, q_rope = self._absorb_write(
+            q,
+            kv[:, :latent],
+            kv[:, latent:],
             self._norm,
             LATENT_EPS,
             self._rotary.table,
-            inputs.positions,
-            inputs.write_index,
+            inputs.positions[:rows],
+            inputs.write_index[:rows],
             arena,
+            self._absorb,
         )
-        return self._attend(inputs, q, q_rope, arena).flatten(1)
+        attended = self._decode(
+            q_latent, q_rope, arena, inputs.block_table[:rows], inputs.context_lens[:rows], self._scale
+        )
+        return self._heads_out(attended, self._raise)
 
-    def _attend(self, inputs: StepInputs, q: Tensor, q_rope: Tensor, arena: Tensor) -> Tensor:
-        decoded, nope = inputs.decode_rows, self._shape.nope
-        if decoded == inputs.rows:
-            return self._attend_decode(inputs, q[..., :nope], q_rope, arena)
-        out = q.new_empty((q.shape[0], self._heads, self._shape.value))
-        if decoded:
-            out[:decoded] = self._attend_decode(inputs, q[:decoded, :, :nope], q_rope[:decoded], arena)
-        q[decoded:, :, nope:] = q_rope[decoded:]
+    def _attend_extend(self, inputs: StepInputs, q: Tensor, kv: Tensor, arena: Tensor, out: Tensor) -> None:
+        decoded, latent, q_rope = inputs.decode_rows, self._shape.latent, q[..., self._shape.nope :]
+        self._rope_write(
+            q_rope,
+            kv[:, :latent],
+            kv[:, latent:],
+            self._norm,
+            LATENT_EPS,
+            self._rotary.table,
+            inputs.positions[decoded:],
+            inputs.write_index[decoded:],
+            arena,
+            out=q_rope,
+        )
         self._extend(
-            q[decoded:],
+            q,
             arena,
             *self._extend_weights,
             inputs.block_table[decoded:],
@@ -140,21 +165,8 @@ class MLAttend(Layer):
             inputs.context_lens[decoded:],
             self._scale,
             contexts=inputs.context_lens_np[decoded:].tolist(),
-            out=out[decoded:],
+            out=out,
         )
-        return out
-
-    def _attend_decode(self, inputs: StepInputs, q_nope: Tensor, q_rope: Tensor, arena: Tensor) -> Tensor:
-        rows = q_nope.shape[0]
-        attended = self._decode(
-            self._heads_in(q_nope, self._absorb),
-            q_rope,
-            arena,
-            inputs.block_table[:rows],
-            inputs.context_lens[:rows],
-            self._scale,
-        )
-        return self._heads_out(attended, self._raise)
 
     def calls(self) -> Iterator[Call]:
         shape = self._shape

@@ -170,8 +170,9 @@ MLA_DECODE = Op(
         "arena [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (the new tokens included; a "
         "row of context 0 is padding, its output is 0), scale (of the un-absorbed head: 1 / sqrt(Dn + Dr), "
         "YaRN factor included) -> [T, H, L], still latent. row_starts [R + 1] int32 says which tokens are "
-        "whose (default: T / R each), row_tokens_max how many the longest row may have (default: T); lse [T, H] float32 is filled with the log of the sum of exp(score) (-inf "
-        "in padding); schedule is what `Bound.schedule(context_lens, row_starts)` returned for this step."
+        "whose (default: T / R each), row_tokens_max how many the longest row may have (default: T); lse "
+        "[T, H] float32 is filled with the log of the sum of exp(score) (-inf in padding); schedule is what "
+        "`Bound.schedule(context_lens, row_tokens_max=1)` returned for this step (default: made at the call)."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, section 2.1.",
     traits=(DTYPE, HEADS, LATENT, ROPE, BLOCK_TOKENS),

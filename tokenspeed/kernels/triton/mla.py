@@ -33,7 +33,6 @@ from tokenspeed.kernels.api.traits import BF16, FP32, dtype_of, whole
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, MultipleOf, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
-from tokenspeed.kernels.triton.dot import dot
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
 LOG2_E = 1.4426950408889634
@@ -214,14 +213,14 @@ def _attend(
         kr = tl.load(
             source + n[:, None] * width + LATENT + r[None, :], mask=there & (r < ROPE)[None, :], other=0.0
         )
-        scores = dot(q, tl.trans(kv), tl.zeros((M, TILE), tl.float32), PRECISION)
-        scores = dot(qr, tl.trans(kr), scores, PRECISION) * scale_log2
+        scores = tl.dot(q, tl.trans(kv), input_precision=PRECISION)
+        scores = tl.dot(qr, tl.trans(kr), scores, input_precision=PRECISION) * scale_log2
         scores = tl.where((first + n)[None, :] < sees[:, None], scores, -float("inf"))
         grown = tl.maximum(peak, tl.max(scores, 1))
         shrink = tl.exp2(peak - grown)
         p = tl.exp2(scores - grown[:, None])
         total = total * shrink + tl.sum(p, 1)
-        acc = dot(p.to(kv.dtype), kv, acc * shrink[:, None], PRECISION)
+        acc = tl.dot(p.to(kv.dtype), kv, acc * shrink[:, None], input_precision=PRECISION)
         peak = grown
     return peak, total, acc
 
@@ -280,7 +279,7 @@ class Tuning:
         if dtype_of(traits).itemsize > 2:
             return cls(16, min(16, block_tokens), 4, 1)
         m = min(64, max(16, triton.next_power_of_2(rows)))
-        return cls(m, min(32, block_tokens), 8 if m > 16 else 4, 2)
+        return cls(m, min(32, block_tokens), 8, 5 if m == 16 else 3)
 
 
 def mla_decode(
