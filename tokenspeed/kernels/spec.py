@@ -102,6 +102,8 @@ class Trait:
     """Used when a caller does not say; None means the caller must."""
     choices: tuple[TraitValue, ...] = ()
     """All legal values, where they can be listed."""
+    least: int = 1
+    """The smallest legal number, of a trait that counts."""
 
     def fault(self, value: TraitValue) -> str | None:
         """Say what is wrong with `value`, None when it is legal."""
@@ -110,8 +112,8 @@ class Trait:
             return f"{self.name} must be {kind.__name__}, got {value!r}"
         if self.choices and value not in self.choices:
             return f"{self.name} must be one of {', '.join(map(show, self.choices))}, got {show(value)}"
-        if kind is int and isinstance(value, int) and value < 1:
-            return f"{self.name} must be at least 1, got {value}"
+        if kind is int and isinstance(value, int) and value < self.least:
+            return f"{self.name} must be at least {self.least}, got {value}"
         return None
 
 

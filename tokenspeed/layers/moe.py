@@ -3,7 +3,9 @@
 
 In and out: hidden [T, C]. Routing is float32 and the same on every rank. Experts are spread by expert over
 `ep` where the mesh has it (each rank runs its own on all tokens), else cut inside each expert over `tp`;
-either way the result is Partial, as that of the shared experts is, and one reduction serves both.
+either way the result is Partial, as that of the shared experts is, and one reduction serves both. Shared
+experts that are cut as the others are run in the same call; where experts are spread they are a dense block of
+their own, cut over `tp`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tokenspeed import kernels
@@ -52,12 +53,11 @@ class Route(Layer):
             weights.append(Weight(bias.source, ((bias,),), dtype="float32"))
         super().__init__(build, f"{name}.gate", weights)
         self._shape = shape
-        self._dense = kernels.bind(
-            "linear.dense", build.device, dtype=torch.float32, in_dim=shape.width, out_dim=shape.experts
-        )
-        self._route = kernels.bind(
-            "moe.route",
+        self._gate = kernels.bind(
+            "moe.gate",
             build.device,
+            x_dtype=build.dtype,
+            width=shape.width,
             experts=shape.experts,
             top_k=shape.top_k,
             groups=shape.groups,
@@ -70,15 +70,16 @@ class Route(Layer):
 
     def install(self, tensors: Sequence[Tensor]) -> None:
         """Take the gate [E, C] and, where there is one, the bias [E]; both float32."""
-        self._weight = self._dense.prepare(tensors[0], None)
+        self._weight = self._gate.prepare(tensors[0])
         self._bias = tensors[1] if len(tensors) > 1 else None
 
     def run(self, context: StepContext, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, C] -> ids [T, k] int32, weights [T, k] float32."""
         del context
         shape = self._shape
-        return self._route(
-            self._dense(x.float(), self._weight),
+        return self._gate(
+            x,
+            self._weight,
             self._bias,
             top_k=shape.top_k,
             groups=shape.groups,
@@ -103,9 +104,9 @@ class Route(Layer):
 
 
 class Experts(Layer):
-    """hidden, ids, weights -> the weighted sum of the chosen experts."""
+    """hidden, ids, weights -> the weighted sum of the chosen experts, plus that of `shared` shared ones."""
 
-    def __init__(self, build: Build, name: str, shape: MoEShape, *, writes: str) -> None:
+    def __init__(self, build: Build, name: str, shape: MoEShape, *, shared: int = 0, writes: str) -> None:
         spread = build.mesh.size("ep") > 1
         w13_at: Layout = (Shard(0, "ep"),) if spread else (Shard(1, "tp"),)
         w2_at: Layout = (Shard(0, "ep"),) if spread else (Shard(2, "tp"),)
@@ -115,10 +116,20 @@ class Experts(Layer):
             for source in sources
         )
         w2 = tuple((Part(f"{source}.down_proj.weight", (shape.width, shape.ffn)),) for source in sources)
-        weights = (
+        weights = [
             Weight(f"{name}.experts.gate_up_proj", w13, w13_at, stacked=True),
             Weight(f"{name}.experts.down_proj", w2, w2_at, stacked=True),
-        )
+        ]
+        if shared:
+            source, inner = f"{name}.shared_experts", shared * shape.ffn
+            halves = tuple(
+                Part(f"{source}.{half}_proj.weight", (inner, shape.width)) for half in ("gate", "up")
+            )
+            down = Part(f"{source}.down_proj.weight", (shape.width, inner))
+            weights += [
+                Weight(f"{source}.gate_up_proj.weight", (halves,), (Shard(0, "tp"),)),
+                Weight(f"{source}.down_proj.weight", ((down,),), (Shard(1, "tp"),)),
+            ]
         super().__init__(build, f"{name}.experts", weights)
         self._reads: Layout = (Replicate("tp"), Replicate("ep"))
         self._writes, self._width = writes, shape.width
@@ -133,28 +144,24 @@ class Experts(Layer):
             top_k=shape.top_k,
             width=shape.width,
             ffn=ffn,
+            shared=shared,
             format=build.format,
         )
         self._weights: Any = None
 
     def install(self, tensors: Sequence[Tensor]) -> None:
-        """Take w13 [E, 2F, C] and w2 [E, C, F]."""
-        self._weights = self._experts.prepare(tensors[0], tensors[1])
+        """Take w13 [E, 2F, C] and w2 [E, C, F], then gate-and-up and down of the shared experts, if any."""
+        self._weights = self._experts.prepare(*tensors)
 
     def run(self, context: StepContext, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, C], ids and weights [T, k] -> [T, C]; experts of other ranks add nothing."""
         del context
-        if not self._all:
-            # Kernels cannot skip an expert of a token: other ranks' run as expert 0 and weigh nothing.
-            ids = ids - self._first
-            mine = (ids >= 0) & (ids < self._local)
-            ids, weights = ids.masked_fill(~mine, 0), weights.masked_fill(~mine, 0)
-        return self._experts(x, ids, weights, self._weights)
+        return self._experts(x, ids if self._all else ids - self._first, weights, self._weights)
 
     def calls(self) -> Iterator[Call]:
         yield Call(
             self.name,
-            "experts",
+            "experts_shared" if len(self.weights) > 2 else "experts",
             tuple(Edge(value, self._reads) for value in ("hidden", "expert_ids", "expert_weights")),
             (Edge(self._writes, (), self._width),),
             self.run,
@@ -186,8 +193,9 @@ class Add(Layer):
 def mixture(build: Build, name: str, shape: MoEShape) -> Group:
     """The whole block under `name`."""
     route = Route(build, name, shape)
-    if not shape.shared_ffn:
-        return Group(route, Experts(build, name, shape, writes="hidden"))
+    shared, left = divmod(shape.shared_ffn, shape.ffn)
+    if not left and (not shared or build.mesh.size("ep") == 1):
+        return Group(route, Experts(build, name, shape, shared=shared, writes="hidden"))
     return Group(
         route,
         Experts(build, name, shape, writes="routed"),

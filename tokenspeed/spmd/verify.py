@@ -67,6 +67,7 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "route": _rules("R | R -> R R", "S0 | R -> S0 S0"),
     "route_biased": _rules("R | R R -> R R", "S0 | R R -> S0 S0"),
     "experts": _rules("R R R | R R -> R", "S0 S0 S0 | R R -> S0", "R R R | S0 S0 -> P", "R R R | S1 S2 -> P"),
+    "experts_shared": _rules("R R R | R R R R -> R", "S0 S0 S0 | R R R R -> S0", "R R R | S1 S2 S0 S1 -> P"),
     "add": _rules("R R -> R", "S0 S0 -> S0", "S1 S1 -> S1", "P P -> P"),
     # The second operand is the row index: where tokens are spread it is spread with them.
     "select": _rules("R R -> R", "S0 S0 -> S0", "S1 R -> S1", "P R -> P"),

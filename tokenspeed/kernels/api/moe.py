@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Ops `moe.route` and `moe.experts`: choose experts for each token, run them, sum.
+"""Ops `moe.gate`, `moe.route` and `moe.experts`: choose experts for each token, run them, sum.
 
-Routing is float32 from logits to weights. No token is dropped. Shared experts are ordinary dense layers and
-not here.
+The gate is float32 from products to weights; `moe.route` is its second half. No token is dropped. Experts that
+every token shares are part of `moe.experts`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,26 @@ def route_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     }
     options = {name: traits[name] for name in ("top_k", "groups", "groups_top", "scoring", "group_score")}
     return Inputs(args={**args, **options, "normalise": biased, "scale": 2.5 if biased else 1.0})
+
+
+def gate_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    """A gate has numbers of the activations' dtype, as from a checkpoint of that dtype."""
+    experts, width, dtype = whole(traits, "experts"), whole(traits, "width"), traits["x_dtype"]
+    assert isinstance(dtype, torch.dtype)
+    routed = route_inputs(traits, sizes, draw)
+    args = {"x": draw.normal(sizes.tokens, width, dtype=dtype), **routed.args}
+    del args["logits"]
+    gate = draw.normal(experts, width, dtype=dtype, scale=width**-0.5).to(FP32)
+    return Inputs(args=args, weights=(gate,), weights_as=("w",))
+
+
+def gate_cost(traits: Traits, sizes: Sizes) -> Cost:
+    experts, top_k, width, dtype = (
+        whole(traits, "experts"), whole(traits, "top_k"), whole(traits, "width"), traits["x_dtype"],
+    )  # fmt: skip
+    assert isinstance(dtype, torch.dtype)
+    moved = (experts + sizes.tokens) * width * dtype.itemsize + sizes.tokens * top_k * 8
+    return Cost(moved, 2 * sizes.tokens * experts * width)
 
 
 def route_cost(traits: Traits, sizes: Sizes) -> Cost:
@@ -79,28 +99,54 @@ def _route(experts: int, top_k: int, groups: int, groups_top: int, scoring: str,
     }
 
 
+_ROUTING = (
+    count("experts", (64, 128, 256, 8), "experts in all (E)"),
+    count("top_k", (6, 8, 2), "experts of a token (k)"),
+    Trait("groups", (1, 8), "groups of experts", default=1),
+    Trait("groups_top", (1, 4, 8), "groups a token may choose from", default=1),
+    Trait("scoring", ("softmax", "sigmoid"), "how logits become scores", "softmax", ("softmax", "sigmoid")),
+    Trait("group_score", ("max", "top2_sum"), "how good a group is", "max", ("max", "top2_sum")),
+)
+_CHOICE = (
+    "keywords top_k, groups, groups_top (how many groups may be chosen from; groups_top = groups means no "
+    "limit), scoring (softmax over all experts, or sigmoid), group_score (a group is as good as its max, or the "
+    "sum of its top two), normalise (weights sum to one before scaling), scale -> (ids [T, k] int32, weights "
+    "[T, k] float32), order within a token open. Bias helps to be chosen, not to weigh. Equal scores: the lower "
+    "id."
+)
+_GATES = (_route(64, 6, 1, 1, "sigmoid", "top2_sum"), _route(256, 8, 8, 4, "sigmoid", "top2_sum"))
+
+GATE = Op(
+    name="moe.gate",
+    summary="Multiply activations by the gate, exact products in float32 sums, and choose each token's experts.",
+    prepare_shapes="weight [E, C] float32 -> w (opaque; narrower only where that changes no number).",
+    shapes=f"x [T, C] contiguous, w, bias [E] float32 or None; {_CHOICE}",
+    source="DeepSeek-V2, arXiv 2405.04434 (groups, softmax); DeepSeek-V3, arXiv 2412.19437 (sigmoid, bias).",
+    traits=(
+        Trait("x_dtype", (BF16, FP32), "of the activations", choices=(BF16, FP32, torch.float16)),
+        WIDTH,
+        *_ROUTING,
+    ),
+    reference=Plain(ref.gate, ref.gate_prepare),
+    sizes=(Sizes(1), Sizes(5), Sizes(33)),
+    points=tuple(
+        Point({"x_dtype": BF16, "width": 2048, **traits}, Sizes(tokens))
+        for traits in _GATES
+        for tokens in (1, 8, 64, 512)
+    ),
+    inputs=gate_inputs,
+    tolerance={FP32: ROUNDED[FP32]},
+    cost=gate_cost,
+    legal=route_legal,
+    canonical=route_canonical,
+)
+
 ROUTE = Op(
     name="moe.route",
     summary="Choose each token's experts and their weights.",
-    shapes=(
-        "logits [T, E] float32, bias [E] float32 or None; keywords top_k, groups, groups_top (how many "
-        "groups may be chosen from; groups_top = groups means no limit), scoring (softmax over all "
-        "experts, or sigmoid), group_score (a group is as good as its max, or the sum of its top two), "
-        "normalise (weights sum to one before scaling), scale -> (ids [T, k] int32, weights [T, k] "
-        "float32), order within a token open. Bias helps to be chosen, not to weigh. Equal scores: the "
-        "lower id."
-    ),
+    shapes=f"logits [T, E] float32, bias [E] float32 or None; {_CHOICE}",
     source="DeepSeek-V2, arXiv 2405.04434 (groups, softmax); DeepSeek-V3, arXiv 2412.19437 (sigmoid, bias).",
-    traits=(
-        count("experts", (64, 128, 256, 8), "experts in all (E)"),
-        count("top_k", (6, 8, 2), "experts of a token (k)"),
-        Trait("groups", (1, 8), "groups of experts", default=1),
-        Trait("groups_top", (1, 4, 8), "groups a token may choose from", default=1),
-        Trait(
-            "scoring", ("softmax", "sigmoid"), "how logits become scores", "softmax", ("softmax", "sigmoid")
-        ),
-        Trait("group_score", ("max", "top2_sum"), "how good a group is", "max", ("max", "top2_sum")),
-    ),
+    traits=_ROUTING,
     reference=Plain(ref.route),
     sizes=(Sizes(1), Sizes(5), Sizes(33)),
     points=tuple(
@@ -117,9 +163,12 @@ ROUTE = Op(
 
 
 def experts_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    """The second token has a choice before the first expert and, where there are two, one beyond the last. The
+    shared experts are half as loud: a kernel may make them of dense maps, each of which rounds."""
     experts, top_k, width, ffn = (whole(traits, name) for name in ("experts", "top_k", "width", "ffn"))
-    dtype = dtype_of(traits)
+    dtype, shared = dtype_of(traits), whole(traits, "shared") * ffn
     ids = torch.stack([draw.permutation(experts)[:top_k] for _ in range(sizes.tokens)]).to(torch.int32)
+    ids[1:2, :1], ids[1:2, 1:2] = -1, experts + 1
     args = {
         "x": draw.normal(sizes.tokens, width, dtype=dtype),
         "ids": ids,
@@ -129,16 +178,23 @@ def experts_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         draw.normal(experts, 2 * ffn, width, dtype=dtype, scale=width**-0.5),
         draw.normal(experts, width, ffn, dtype=dtype, scale=ffn**-0.5),
     )
+    if shared:
+        weights += (
+            draw.normal(2 * shared, width, dtype=dtype, scale=width**-0.5),
+            draw.normal(width, shared, dtype=dtype, scale=0.5 * shared**-0.5),
+        )
     return Inputs(args=args, weights=weights, weights_as=("w",), out=(sizes.tokens, width))
 
 
 def experts_cost(traits: Traits, sizes: Sizes) -> Cost:
     """Bytes count each expert once, as many as independent uniform choices touch on average."""
-    experts, top_k, width, ffn = (whole(traits, name) for name in ("experts", "top_k", "width", "ffn"))
+    experts, top_k, width, ffn, shared = (
+        whole(traits, name) for name in ("experts", "top_k", "width", "ffn", "shared")
+    )
     item = 1 if traits["format"] == "int8" else dtype_of(traits).itemsize
-    touched = experts * (1 - (1 - top_k / experts) ** sizes.tokens)
+    touched = experts * (1 - (1 - top_k / experts) ** sizes.tokens) + shared
     moved = touched * 3 * width * ffn * item + 2 * sizes.tokens * width * dtype_of(traits).itemsize
-    return Cost(round(moved), 6 * sizes.tokens * top_k * width * ffn)
+    return Cost(round(moved), 6 * sizes.tokens * (top_k + shared) * width * ffn)
 
 
 def experts_legal(traits: Traits) -> str | None:
@@ -148,12 +204,19 @@ def experts_legal(traits: Traits) -> str | None:
 
 EXPERTS = Op(
     name="moe.experts",
-    summary="Run each token through its experts and sum: weight * W2 (silu(W1 x) * W3 x).",
+    summary=(
+        "Run each token through its experts and sum, weight * W2 (silu(W1 x) * W3 x); add the shared experts, "
+        "which every token runs with weight one."
+    ),
     prepare_shapes=(
-        "w13 [E, 2F, C] (gate rows, then up rows), w2 [E, C, F] -> w (opaque; format is the trait, int8 "
+        "w13 [E, 2F, C] (gate rows, then up rows), w2 [E, C, F]; with shared experts (trait, S) also shared13 "
+        "[2 S F, C] (all gate rows, then all up rows), shared2 [C, S F] -> w (opaque; format is the trait, int8 "
         "as in `linear.dense`, one scale per output channel of each expert)."
     ),
-    shapes="x [T, C] contiguous, ids [T, k] int32, weights [T, k] float32, w -> [T, C].",
+    shapes=(
+        "x [T, C] contiguous, ids [T, k] int32, weights [T, k] float32, w -> [T, C]. A token's ids differ; an "
+        "id outside 0..E-1 (an expert of another rank, a row of padding) is skipped."
+    ),
     source="Shazeer et al., arXiv 1701.06538; gated experts as in Mixtral, arXiv 2401.04088.",
     traits=(
         DTYPE,
@@ -161,6 +224,7 @@ EXPERTS = Op(
         count("top_k", (2, 4, 1), "experts of a token (k)"),
         WIDTH,
         count("ffn", (128, 96, 512), "channels inside an expert (F)"),
+        Trait("shared", (0, 2), "experts that every token shares (S)", default=0, least=0),
         FORMAT,
     ),
     reference=Plain(ref.experts, ref.experts_prepare, prepare_traits=("format",)),
@@ -172,6 +236,14 @@ EXPERTS = Op(
         )
         for format in ("native", "int8")
         for tokens in (1, 8, 64, 512)
+    )
+    + tuple(
+        Point(
+            {"dtype": BF16, "experts": 64, "top_k": 6, "width": 2048, "ffn": 1408, "shared": shared},
+            Sizes(tokens),
+        )
+        for shared in (0, 2)
+        for tokens in (1, 16, 64)
     ),
     inputs=experts_inputs,
     tolerance=SUMMED,
@@ -179,4 +251,4 @@ EXPERTS = Op(
     legal=experts_legal,
 )
 
-OPS = (ROUTE, EXPERTS)
+OPS = (GATE, ROUTE, EXPERTS)

@@ -32,9 +32,6 @@ class Threaded:
         return self.plain(traits, device)
 
 
-_FLOATS = {torch.bfloat16, torch.float32}
-
-
 def _kernel(
     op: str,
     call: Callable[..., Any],
@@ -43,8 +40,14 @@ def _kernel(
     prepare_traits: tuple[str, ...] = (),
     dtyped: bool = True,
 ) -> Kernel:
-    needs = Needs(device="cpu", dtype=_FLOATS) if dtyped else Needs(device="cpu")
-    return Kernel(op, "cpu", needs, Band.FAST, Threaded(Plain(call, prepare, call_traits, prepare_traits)))
+    needs: dict[str, Any] = {"device": "cpu"}
+    if dtyped:
+        needs["dtype"] = {torch.bfloat16, torch.float32}
+    if "format" in prepare_traits:
+        needs["format"] = {"native", "int8"}
+    return Kernel(
+        op, "cpu", Needs(**needs), Band.FAST, Threaded(Plain(call, prepare, call_traits, prepare_traits))
+    )
 
 
 KERNELS = (
@@ -63,6 +66,7 @@ KERNELS = (
     _kernel("attention.gqa_extend", attention.gqa_extend),
     _kernel("attention.mla_decode", attention.mla_decode),
     _kernel("attention.mla_extend", attention.mla_extend, attention.mla_pack),
+    _kernel("moe.gate", moe.gate, moe.gate_prepare, dtyped=False),
     _kernel("moe.route", moe.route, dtyped=False),
     _kernel("moe.experts", moe.experts, moe.experts_prepare, prepare_traits=("format",)),
 )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`moe.route` and `moe.experts`.
+"""`moe.gate`, `moe.route` and `moe.experts`.
 
 In: router logits, activations [T, C], choices. Out: new tensors. Only the weights of chosen experts are read.
+The gate is a float32 `linear.dense` before `route`; shared experts are one wide gated block of dense maps.
 
 Law: a token's result is bitwise the same whatever the other tokens are.
 """
@@ -15,7 +16,40 @@ from torch import Tensor
 
 from tokenspeed.kernels.cpu import _cpu
 from tokenspeed.kernels.cpu.buffers import address, expect, output
-from tokenspeed.kernels.cpu.linear import PackedWeight, pack
+from tokenspeed.kernels.cpu.linear import PackedWeight, dense, dense_prepare, pack
+from tokenspeed.kernels.cpu.pointwise import silu_mul
+
+
+def gate_prepare(weight: Tensor) -> PackedWeight:
+    """Pack the gate [E, C], float32."""
+    return dense_prepare(weight)
+
+
+def gate(
+    x: Tensor,
+    w: PackedWeight,
+    bias: Tensor | None,
+    *,
+    top_k: int,
+    groups: int,
+    groups_top: int,
+    scoring: str,
+    group_score: str,
+    normalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Multiply x [T, C] by the gate in float32 and route by the product."""
+    return route(
+        dense(x.float(), w),
+        bias,
+        top_k=top_k,
+        groups=groups,
+        groups_top=groups_top,
+        scoring=scoring,
+        group_score=group_score,
+        normalise=normalise,
+        scale=scale,
+    )
 
 
 def route(
@@ -47,28 +81,40 @@ def route(
 
 @dataclass(frozen=True, slots=True)
 class PackedExperts:
-    """Gate, up and down of all experts in panels: `w13` is [2E, F, C] (gate and up apart), `w2` [E, C, F]."""
+    """Gate, up and down of all experts in panels: `w13` is [2E, F, C] (gate and up apart), `w2` [E, C, F];
+    `shared` are gate-and-up and down of the shared experts as one."""
 
     w13: PackedWeight
     w2: PackedWeight
     experts: int
     width: int
     ffn: int
+    shared: tuple[PackedWeight, PackedWeight] | None
 
 
-def experts_prepare(w13: Tensor, w2: Tensor, *, format: str = "native") -> PackedExperts:
-    """Pack w13 [E, 2F, C] and w2 [E, C, F]."""
+def experts_prepare(
+    w13: Tensor,
+    w2: Tensor,
+    shared13: Tensor | None = None,
+    shared2: Tensor | None = None,
+    *,
+    format: str = "native",
+) -> PackedExperts:
+    """Pack w13 [E, 2F, C] and w2 [E, C, F]; and the shared experts [2 S F, C] and [C, S F], where there are any."""
     experts, width, ffn = w2.shape
     expect(w13.shape == (experts, 2 * ffn, width) and w13.dtype is w2.dtype, "w13 and w2 do not fit", w13, w2)
+    shared = None
+    if shared13 is not None and shared2 is not None:
+        shared = dense_prepare(shared13, format=format), dense_prepare(shared2, format=format)
     return PackedExperts(
-        pack(w13.reshape(2 * experts, ffn, width), format), pack(w2, format), experts, width, ffn
+        pack(w13.reshape(2 * experts, ffn, width), format), pack(w2, format), experts, width, ffn, shared
     )
 
 
 def experts(
     x: Tensor, ids: Tensor, weights: Tensor, w: PackedExperts, *, out: Tensor | None = None
 ) -> Tensor:
-    """Sum over each token's experts: weight * W2 (silu(W1 x) * W3 x)."""
+    """Sum over each token's experts, weight * W2 (silu(W1 x) * W3 x), and over the shared ones, unweighted."""
     tokens, width = x.shape
     expect(
         width == w.width
@@ -90,4 +136,8 @@ def experts(
         x.data_ptr(), tokens, width, w.ffn, w.experts, ids.shape[1], x.stride(0), ids.data_ptr(),
         weights.data_ptr(), w.w13.where, w.w2.where, y.data_ptr(), w.w13.dtype_code, w.w13.format_code,
     )  # fmt: skip
+    if w.shared is not None:
+        up, down = w.shared
+        wide = torch.empty((tokens, width), dtype=torch.float32)
+        y.add_(dense(silu_mul(dense(x, up)), down, out=wide))
     return y

@@ -2,7 +2,7 @@
 """Mixture of experts, written plainly: score, choose, and run each expert on the tokens that chose it.
 
 In: router logits or activations. Out: new tensors. Math is float32, or float64 when the inputs are. No
-capacity limit: no token is ever dropped. No sharding: expert ids index the weights given.
+capacity limit: no token is ever dropped. No sharding: expert ids index the weights given, others are skipped.
 """
 
 from __future__ import annotations
@@ -12,8 +12,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenspeed.kernels.ref.dense import quantise_int8, restored
+from tokenspeed.kernels.ref.dense import DenseWeight, dense_prepare, quantise_int8, restored
 from tokenspeed.kernels.ref.math import finish, wide
+
+
+def gate_prepare(weight: Tensor) -> Tensor:
+    """Keep the gate [E, C]."""
+    return weight
+
+
+def gate(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    *,
+    top_k: int,
+    groups: int,
+    groups_top: int,
+    scoring: str,
+    group_score: str,
+    normalise: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Multiply x by the gate, unrounded, and route by the product."""
+    source = wide(x)
+    return route(
+        source @ w.to(source.dtype).T,
+        bias,
+        top_k=top_k,
+        groups=groups,
+        groups_top=groups_top,
+        scoring=scoring,
+        group_score=group_score,
+        normalise=normalise,
+        scale=scale,
+    )
 
 
 def route(
@@ -51,12 +84,14 @@ def _order(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """Prepared experts. Scales are None for the native format, [E, 2F, 1] and [E, C, 1] for int8."""
+    """Prepared experts. Scales are None for the native format, [E, 2F, 1] and [E, C, 1] for int8; the shared
+    ones are one wide expert, None without any."""
 
     w13: Tensor
     w2: Tensor
     scale13: Tensor | None
     scale2: Tensor | None
+    shared: tuple[DenseWeight, DenseWeight] | None
 
     def of(self, expert: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return one expert's gate-and-up [2F, C] and down [C, F] in the dtype of the math."""
@@ -65,24 +100,42 @@ class ExpertWeights:
         return restored(self.w13[expert], scale13, dtype), restored(self.w2[expert], scale2, dtype)
 
 
-def experts_prepare(w13: Tensor, w2: Tensor, *, format: str = "native") -> ExpertWeights:
+def experts_prepare(
+    w13: Tensor,
+    w2: Tensor,
+    shared13: Tensor | None = None,
+    shared2: Tensor | None = None,
+    *,
+    format: str = "native",
+) -> ExpertWeights:
     """Keep the weights, or round them to int8."""
+    shared = None
+    if shared13 is not None and shared2 is not None:
+        shared = dense_prepare(shared13, format=format), dense_prepare(shared2, format=format)
     if format == "native":
-        return ExpertWeights(w13, w2, None, None)
+        return ExpertWeights(w13, w2, None, None, shared)
     (q13, scale13), (q2, scale2) = quantise_int8(w13), quantise_int8(w2)
-    return ExpertWeights(q13, q2, scale13, scale2)
+    return ExpertWeights(q13, q2, scale13, scale2, shared)
 
 
 def experts(
     x: Tensor, ids: Tensor, weights: Tensor, w: ExpertWeights, *, out: Tensor | None = None
 ) -> Tensor:
-    """Sum over each token's experts: weight * W2 (silu(W1 x) * W3 x)."""
+    """Sum over each token's experts, weight * W2 (silu(W1 x) * W3 x), and over the shared ones, unweighted."""
     source = wide(x)
     total = torch.zeros_like(source)
     for expert in ids.unique().tolist():
+        if not 0 <= expert < len(w.w13):
+            continue
         token, place = (ids == expert).nonzero(as_tuple=True)
-        w13, w2 = w.of(expert, source.dtype)
-        gate, up = (source[token] @ w13.T).chunk(2, -1)
-        result = (torch.nn.functional.silu(gate) * up) @ w2.T
+        result = _gated(source[token], *w.of(expert, source.dtype))
         total.index_add_(0, token, result * weights[token, place, None].to(result.dtype))
+    if w.shared is not None:
+        up, down = w.shared
+        total += _gated(source, up.dense(source.dtype), down.dense(source.dtype))
     return finish(total, x.dtype, out)
+
+
+def _gated(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    gate, up = (x @ w13.T).chunk(2, -1)
+    return (torch.nn.functional.silu(gate) * up) @ w2.T
