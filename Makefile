@@ -57,8 +57,8 @@ build: $(VENV)/.installed ## build the C++ extensions in place
 sim: $(VENV)/.installed ## run the real control plane over seeded simulations (ARGS="--seeds 20000")
 	$(BIN)/tokenspeed sim $(ARGS)
 
-bench: $(VENV)/.installed ## the benchmarks that run on this machine
-	$(BIN)/tokenspeed bench scheduler $(ARGS)
+bench: $(VENV)/.installed ## measure this machine in under five minutes: C2, C1, C0, control plane, engine
+	$(BIN)/tokenspeed bench all --out benchmarks/results --document docs/benchmarks.md $(ARGS)
 
 clean: ## remove what was built (not .venv)
 	rm -rf build dist

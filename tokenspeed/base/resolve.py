@@ -20,11 +20,8 @@ CPU_KV_SHARE_MOST: Final = 0.5  # if that is what one full context takes
 CPU_KV_BYTES_MAX: Final = 8 * GIB
 CONTEXTS_MAX: Final = 16  # on a CPU an arena of more full contexts is not chosen, only asked for
 CONTEXT_TOKENS_LEAST: Final = 256
-PREFILL_TOKENS: Final = {
-    "cpu": 512,
-    "cuda": 8192,
-    "null": 8192,
-}  # cpu: a step stays within about half a second
+# cpu: a step stays within about half a second
+PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 8192, "null": 8192}
 DTYPE_BYTES: Final = {"bfloat16": 2, "float32": 4}
 
 

@@ -40,9 +40,12 @@ class Part:
 SERVE: Final = ("--max-model-len", "16384", "--rows-max", "8", "--log-level", "error")
 AGENTIC: Final = ("agentic", "--workload", "h0", "--block-tokens", "64")
 PARTS: Final = (
-    # C2, smoke: seconds, every part of the way from a client to a kernel and back.
+    # C2, smoke: seconds, every part of the way from a client to a kernel and back. Another seed than C1's, whose
+    # prompts would otherwise begin like these and find them cached.
     Part(
-        summary.SMOKE, (*AGENTIC, "--scale", "0.01", "--concurrency", "1,2", "--turns-max", "3"), served=True
+        summary.SMOKE,
+        (*AGENTIC, "--scale", "0.01", "--concurrency", "1,2", "--turns-max", "3", "--seed", "1"),
+        served=True,
     ),
     # C1: agents at an eighth of their length, real arithmetic.
     Part(
