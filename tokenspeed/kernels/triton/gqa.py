@@ -118,7 +118,7 @@ def _clear_empty(
     for row in range(program, rows, tl.num_programs(0)):
         if tl.load(context_lens + row) == 0:
             h, d = tl.arange(0, H), tl.arange(0, D)
-            place = row.to(tl.int64) * (HEADS * DIM) + h[:, None] * DIM + d[None, :]
+            place = row * (HEADS * DIM) + h[:, None] * DIM + d[None, :]
             zeros = tl.zeros([H, D], out.dtype.element_ty)
             tl.store(out + place, zeros, mask=(h < HEADS)[:, None] & (d < DIM)[None, :])
 
