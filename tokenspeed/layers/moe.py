@@ -145,13 +145,16 @@ class Experts(Layer):
             width=shape.width,
             ffn=ffn,
             shared=shared,
-            format=build.format,
+            format=self.hold_encoded(len(weights)),
         )
         self._weights: Any = None
 
     def install(self, tensors: Sequence[Tensor]) -> None:
-        """Take w13 [E, 2F, C] and w2 [E, C, F], then gate-and-up and down of the shared experts, if any."""
-        self._weights = self._experts.prepare(*tensors)
+        """Take w13 [E, 2F, C] and w2 [E, C, F], gate-and-up and down of the shared experts, if any, and, where
+        they are encoded, the scales of each."""
+        values, scales = tensors[: len(self.weights)], tensors[len(self.weights) :]
+        absent = (None,) * (4 - len(values)) if scales else ()
+        self._weights = self._experts.prepare(*values, *absent, *scales)
 
     def run(self, context: StepContext, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, C], ids and weights [T, k] -> [T, C]; experts of other ranks add nothing."""

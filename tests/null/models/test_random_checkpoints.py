@@ -120,25 +120,51 @@ def test_fp8_checkpoint_equals_its_plain_twin(name: str, paged: Any, tmp_path: P
     assert 1e-4 < float(error) < 0.1  # three bits of fraction
 
 
-@pytest.mark.parametrize(
-    ("kv_heads", "encoded"), [(2, {"qkv", "o", "gate_up", "down"}), (1, {"o", "gate_up", "down"})]
-)
+GQA = {"hidden_size": 192, "intermediate_size": 384, "head_dim": 64, "num_attention_heads": 4}
+MLA = {"hidden_size": 192, "intermediate_size": 272, "moe_intermediate_size": 128}
+HELD: dict[str, tuple[str, dict[str, Any], set[str]]] = {
+    "dense": (
+        "qwen3-8b",
+        {**GQA, "num_key_value_heads": 2},
+        {"qkv_proj.weight", "o_proj.weight", "mlp.gate_up_proj.weight", "mlp.down_proj.weight"},
+    ),
+    # One kv head of 64 leaves the seam between k and v inside a block, and that weight is decoded.
+    "seam": (
+        "qwen3-8b",
+        {**GQA, "num_key_value_heads": 1},
+        {"o_proj.weight", "mlp.gate_up_proj.weight", "mlp.down_proj.weight"},
+    ),
+    # 272 rows of the dense layer's gate cut a block; experts of 128 do not.
+    "experts": (
+        "moonlight-16b-a3b",
+        MLA,
+        {
+            "q_proj.weight", "kv_a.weight", "o_proj.weight", "mlp.down_proj.weight", "experts.gate_up_proj",
+            "experts.down_proj", "shared_experts.gate_up_proj.weight", "shared_experts.down_proj.weight",
+        },
+    ),
+    # Nor do these, but no 48 do: the experts are decoded, all or none of a layer.
+    "small experts": (
+        "moonlight-16b-a3b",
+        {**MLA, "moe_intermediate_size": 48},
+        {"q_proj.weight", "kv_a.weight", "o_proj.weight", "mlp.down_proj.weight"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(HELD))
 def test_fp8_weights_held_as_they_are_compute_what_decoded_ones_do(
-    kv_heads: int, encoded: set[str], paged: Any, tmp_path: Path
+    case: str, paged: Any, tmp_path: Path
 ) -> None:
-    """Heads of 64: one kv head leaves the seam between k and v inside a block, and that weight is decoded."""
-    sizes = {"hidden_size": 192, "intermediate_size": 384, "head_dim": 64, "num_attention_heads": 4}
-    config = narrow("qwen3-8b", **sizes)
-    config.update(num_key_value_heads=kv_heads, quantization_config=make.FP8_CONFIG)
-    make.write(config, tmp_path)
+    name, sizes, encoded = HELD[case]
+    make.write({**narrow(name), **sizes, "quantization_config": make.FP8_CONFIG}, tmp_path)
     tokens = torch.randint(2, 512, (24,), generator=torch.Generator().manual_seed(2)).tolist()
     seen: list[torch.Tensor] = []
     for quantization in (None, "fp8_block"):
         model = models.build(models.read_config(tmp_path), block_tokens=16, quantization=quantization)
         held = {p.name for layer in model.loadables() for p in layer.parameters if p.dtype == "float8"}
-        assert {name.split(".")[-2].removesuffix("_proj") for name in held} == (
-            encoded if quantization else set()
-        )
+        wanted = encoded if quantization else set()
+        assert {next((end for end in wanted if n.endswith(f".{end}")), n) for n in held} == wanted
         assert weights.load(model, tmp_path).parameter_bytes == model.facts.parameter_bytes
         driver = paged(model)
         seen += driver.step([(driver.row(tokens), 24)], sampled="all")

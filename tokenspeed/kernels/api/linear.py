@@ -7,8 +7,6 @@ nothing of the original; its result is opaque and goes with the kernel that made
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from tokenspeed.kernels.api.traits import BF16, DTYPE, FORMAT, HEADS, SUMMED, count, dtype_of, whole
 from tokenspeed.kernels.draw import Draw
 from tokenspeed.kernels.ref import dense as ref
@@ -54,7 +52,7 @@ DENSE = Op(
         count("in_dim", (64, 512, 200), "input channels on this rank (I)"),
         count("out_dim", (96, 320, 1), "output channels on this rank (O)"),
         Trait("bias", (False, True), "a bias is added", default=False),
-        replace(FORMAT, grid=(*FORMAT.grid, "fp8_block"), choices=(*FORMAT.choices, "fp8_block")),
+        FORMAT,
     ),
     reference=Plain(ref.dense, ref.dense_prepare, prepare_traits=("format",)),
     sizes=(Sizes(1), Sizes(2), Sizes(7), Sizes(33)),

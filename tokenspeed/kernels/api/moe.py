@@ -25,6 +25,7 @@ from tokenspeed.kernels.api.traits import (
 )
 from tokenspeed.kernels.draw import Draw
 from tokenspeed.kernels.ref import moe as ref
+from tokenspeed.kernels.ref.dense import FP8_BLOCK, quantise_fp8_block
 from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Trait, Traits
 
 
@@ -183,6 +184,9 @@ def experts_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
             draw.normal(2 * shared, width, dtype=dtype, scale=width**-0.5),
             draw.normal(width, shared, dtype=dtype, scale=0.5 * shared**-0.5),
         )
+    if traits["format"] == "fp8_block":
+        values, scales = zip(*map(quantise_fp8_block, weights), strict=True)
+        weights = (*values, *(None,) * (4 - len(values)), *scales)
     return Inputs(args=args, weights=weights, weights_as=("w",), out=(sizes.tokens, width))
 
 
@@ -191,7 +195,7 @@ def experts_cost(traits: Traits, sizes: Sizes) -> Cost:
     experts, top_k, width, ffn, shared = (
         whole(traits, name) for name in ("experts", "top_k", "width", "ffn", "shared")
     )
-    item = 1 if traits["format"] == "int8" else dtype_of(traits).itemsize
+    item = dtype_of(traits).itemsize if traits["format"] == "native" else 1
     touched = experts * (1 - (1 - top_k / experts) ** sizes.tokens) + shared
     moved = touched * 3 * width * ffn * item + 2 * sizes.tokens * width * dtype_of(traits).itemsize
     return Cost(round(moved), 6 * sizes.tokens * (top_k + shared) * width * ffn)
@@ -199,6 +203,8 @@ def experts_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 def experts_legal(traits: Traits) -> str | None:
     experts, top_k = whole(traits, "experts"), whole(traits, "top_k")
+    if traits["format"] == "fp8_block" and whole(traits, "ffn") % FP8_BLOCK:
+        return f"format fp8_block wants ffn {traits['ffn']} to be a multiple of {FP8_BLOCK}: gate and up share no block"
     return f"top_k {top_k} is more than experts {experts}" if top_k > experts else None
 
 
@@ -211,7 +217,9 @@ EXPERTS = Op(
     prepare_shapes=(
         "w13 [E, 2F, C] (gate rows, then up rows), w2 [E, C, F]; with shared experts (trait, S) also shared13 "
         "[2 S F, C] (all gate rows, then all up rows), shared2 [C, S F] -> w (opaque; format is the trait, int8 "
-        "as in `linear.dense`, one scale per output channel of each expert)."
+        "as in `linear.dense`, one scale per output channel of each expert; fp8_block takes e4m3 and after the "
+        "weights as many scales, float32: scale13 [E, 2F / 128, ceil(C / 128)], scale2 [E, ceil(C / 128), F / 128], "
+        "and with shared experts shared_scale13 and shared_scale2)."
     ),
     shapes=(
         "x [T, C] contiguous, ids [T, k] int32, weights [T, k] float32, w -> [T, C]. A token's ids differ; an "

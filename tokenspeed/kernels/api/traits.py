@@ -20,10 +20,10 @@ DTYPE = Trait(
 )
 FORMAT = Trait(
     "format",
-    ("native", "int8"),
-    "how weights are stored; int8 is weight-only",
+    ("native", "int8", "fp8_block"),
+    "how weights are stored; int8 and fp8_block are weight-only",
     default="native",
-    choices=("native", "int8"),
+    choices=("native", "int8", "fp8_block"),
 )
 INTERLEAVED = Trait(
     "interleaved", (False, True), "rotary pairs are (2i, 2i+1) instead of (i, i+rot/2)", default=False

@@ -84,8 +84,11 @@ def _order(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """Prepared experts. Scales are None for the native format, [E, 2F, 1] and [E, C, 1] for int8; the shared
-    ones are one wide expert, None without any."""
+    """Prepared experts; the shared ones are one wide expert, None without any.
+
+    Scales are None for the native format, [E, 2F, 1] and [E, C, 1] for int8, and one per 128 x 128 of each expert
+    for fp8_block: [E, 2F / 128, ceil(C / 128)] and [E, ceil(C / 128), F / 128].
+    """
 
     w13: Tensor
     w2: Tensor
@@ -105,17 +108,23 @@ def experts_prepare(
     w2: Tensor,
     shared13: Tensor | None = None,
     shared2: Tensor | None = None,
+    scale13: Tensor | None = None,
+    scale2: Tensor | None = None,
+    shared_scale13: Tensor | None = None,
+    shared_scale2: Tensor | None = None,
     *,
     format: str = "native",
 ) -> ExpertWeights:
-    """Keep the weights, or round them to int8."""
+    """Keep the weights, with their scales where they have some, or round them to int8."""
     shared = None
     if shared13 is not None and shared2 is not None:
-        shared = dense_prepare(shared13, format=format), dense_prepare(shared2, format=format)
-    if format == "native":
-        return ExpertWeights(w13, w2, None, None, shared)
-    (q13, scale13), (q2, scale2) = quantise_int8(w13), quantise_int8(w2)
-    return ExpertWeights(q13, q2, scale13, scale2, shared)
+        shared = (
+            dense_prepare(shared13, None, shared_scale13, format=format),
+            dense_prepare(shared2, None, shared_scale2, format=format),
+        )
+    if format == "int8":
+        (w13, scale13), (w2, scale2) = quantise_int8(w13), quantise_int8(w2)
+    return ExpertWeights(w13, w2, scale13, scale2, shared)
 
 
 def experts(
