@@ -26,7 +26,7 @@ DOTS_PER_INCH: Final = 160
 SOFT: Final = "#59636e"
 LINE: Final = "#d1d9e0"
 _TONES: Final = {"wait": LINE, "failed": "#cf222e"}
-_TITLE_PX: Final = 28
+_TITLE_PX: Final = 12
 
 
 def write(plot: Plot, title: str, path: Path, *, y_tick: Callable[[float], str] | None = number) -> None:

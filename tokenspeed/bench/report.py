@@ -25,6 +25,8 @@ from tokenspeed.bench.scores import Scores, by_load, floor_scores, interval
 from tokenspeed.bench.table import level_table
 
 CURVE_POINTS: Final = 200
+HEADROOM: Final = 1.1
+"""Kept free above the highest mark, for the labels of floors."""
 LANES_MAX: Final = 24
 LANE_PX: Final = 14
 
@@ -126,7 +128,7 @@ def _pareto(results: Sequence[Result]) -> Figure:
     shown = [floor for floor in floors if floor <= 2 * max(speeds, default=1.0)]
     plot = Plot(
         Axis.over("tokens per second and user", [*speeds, *shown]),
-        Axis.over("output tokens per GPU-minute", rates),
+        Axis.over("output tokens per GPU-minute", [*rates, HEADROOM * max(rates, default=0.0)]),
     )
     for floor in shown:
         plot.rules.append(Rule(floor, f"floor {floor:g}"))
@@ -247,7 +249,8 @@ def page(results: Sequence[Result]) -> str:
     names = ", ".join(dict.fromkeys(result.workload for result in results))
     legend = " &nbsp; ".join(_key(index) + escape(result.name) for index, result in enumerate(results))
     drawn = [
-        f'<div class="card"><h2>{escape(figure.title)}</h2><p>{escape(figure.text)}</p>{figure.svg(alone=False)}</div>'
+        f'<div class="card"><h2>{escape(figure.title)}</h2><p>{escape(figure.text)}</p>'
+        f'<div class="plot">{figure.svg(alone=False)}</div></div>'
         for figure in figures(results)
     ]
     return Template(TEMPLATE.read_text()).substitute(
@@ -335,12 +338,15 @@ def _level_rows(results: Sequence[Result]) -> str:
     for index, result in enumerate(results):
         for load, repeats in by_load(result).items():
 
-            def mean(of: Callable[[Scores], float | None], repeats: Sequence[Scores] = repeats) -> str:
+            def mean(
+                of: Callable[[Scores], float | None], unit: str = "", repeats: Sequence[Scores] = repeats
+            ) -> str:
                 values = [value for each in repeats if (value := of(each)) is not None]
                 if len(values) < len(repeats):
                     return "-"
                 found = interval(values)
-                return number(found.mean) + ("" if found.half is None else f" ±{number(found.half)}")
+                half = "" if found.half is None else f"<small>±{number(found.half)}</small>"
+                return f"{number(found.mean)}{unit}{half}"
 
             rows.append(
                 _cells(
@@ -349,14 +355,14 @@ def _level_rows(results: Sequence[Result]) -> str:
                     mean(lambda each: each.user_tps),
                     mean(lambda each: each.user_tps_p10),
                     mean(lambda each: each.user_tps_pooled),
-                    mean(lambda each: each.ttft_first_s[1]) + " s",
-                    mean(lambda each: each.ttft_later_s[1]) + " s",
+                    mean(lambda each: each.ttft_first_s[1], " s"),
+                    mean(lambda each: each.ttft_later_s[1], " s"),
                     mean(lambda each: each.output_tps),
                     mean(lambda each: each.prefill_tps),
                     mean(lambda each: each.cached_tps),
                     mean(lambda each: each.tpm),
                     mean(lambda each: each.tpm_published),
-                    mean(lambda each: None if each.hit_rate is None else 100 * each.hit_rate) + "%",
+                    mean(lambda each: None if each.hit_rate is None else 100 * each.hit_rate, "%"),
                     mean(lambda each: each.tokens_per_step),
                     str(sum(each.failed for each in repeats)),
                     *(_verdict(repeats, floor) for floor in floors),
