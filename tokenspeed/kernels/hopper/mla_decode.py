@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -18,36 +20,44 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tokenspeed.kernels.workspace import counters
+from tokenspeed.kernels.api.traits import BF16, whole
+from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.needs import Needs, Traits
+from tokenspeed.kernels.spec import Band, Implementation, Kernel
+from tokenspeed.kernels.workspace import COUNTERS, counters
 
 LOG2_E = 1.4426950408889634
+FOLDED = 64
+"""Folded rows (new tokens x heads) of a row block: the M of a warpgroup's product."""
+STAGES = 2
+TILES_LEAST = 1
 LN_2 = gl.constexpr(0.6931471805599453)
 NEVER = gl.constexpr(-1e30)
 TILE = gl.constexpr(64)
 SHARED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
-RECORD = 4
+RECORD = 8
 
 
 @triton.jit
 def _schedule(context_lens, records, rows, lanes, least, ROWS: tl.constexpr, LANES: tl.constexpr):
-    """One record a lane: first row, first tile in it, tiles in all, tiles of a full lane."""
+    """A record a lane: first row, first tile in it, tiles in all; then the tiles and lanes of the whole."""
     row_at, lane = tl.arange(0, ROWS), tl.arange(0, LANES)
     lens = tl.load(context_lens + row_at, mask=row_at < rows, other=0)
     tiles = tl.cdiv(lens, 64)
     ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
-    share = tl.maximum(tl.cdiv(total, lanes), least)
-    at = lane * share
+    used = tl.minimum(tl.maximum(total // least, 1), lanes)
+    at = tl.minimum(lane, used) * total // used
+    left = tl.minimum(lane + 1, used) * total // used - at
     before = ends[:, None] <= at[None, :]
     row = tl.sum(before.to(tl.int32), 0)
     row_begin = tl.max(tl.where(before, ends[:, None], 0), 0)
-    left = tl.minimum(share, tl.maximum(total - at, 0))
-    place = records + lane * 4
-    mask = lane < lanes
-    tl.store(place, row, mask=mask)
-    tl.store(place + 1, at - row_begin, mask=mask)
-    tl.store(place + 2, left, mask=mask)
-    tl.store(place + 3, tl.full((LANES,), 0, tl.int32) + share, mask=mask)
+    place, there = records + lane * 8, lane < lanes
+    tl.store(place, row, mask=there)
+    tl.store(place + 1, at - row_begin, mask=there)
+    tl.store(place + 2, left, mask=there)
+    tl.store(place + 3, tl.zeros((LANES,), tl.int32) + total, mask=there)
+    tl.store(place + 4, tl.zeros((LANES,), tl.int32) + used, mask=there)
 
 
 @gluon.jit
@@ -88,13 +98,9 @@ def _load(
 
 
 @gluon.jit
-def _place(lane, row_begin, row_end, share):
-    """Slot of a lane's partial in a row it shares, and whether it shares it."""
-    opened, closed = row_begin // share, (row_end - 1) // share
-    slot = 2 * lane
-    if lane == opened:
-        slot += 1
-    return slot, opened, closed
+def _lane_of(tile, total, lanes):
+    """The lane that holds a tile: lane l holds [l * total // lanes, (l + 1) * total // lanes)."""
+    return ((tile + 1) * lanes - 1) // total
 
 
 @gluon.jit
@@ -117,7 +123,7 @@ def _store_half(
 def _left(
     q_latent, q_rope, out, lse, sums, stats, ql, qr, kv, kr, p_shared, fade, full, empty, p_ready, p_free,
     context_lens, row_starts, latent_token, latent_head, rope_token, rope_head, scale_log2,
-    lane, row, begin, left, share, block, blocks,
+    lane, row, begin, left, total_tiles, lanes, block, blocks,
     EACH: gl.constexpr, HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr,
 ):  # fmt: skip
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
@@ -127,7 +133,7 @@ def _left(
     q_layout: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     step = 0
     rounds = 0
-    at = lane * share
+    at = lane * total_tiles // lanes
     while left > 0:
         context = gl.load(context_lens + row)
         tiles = (context + TILE - 1) // TILE
@@ -193,7 +199,9 @@ def _left(
             mbarrier.arrive(p_ready)
             rounds += 1
             row_begin = at - begin
-            slot, opened, closed = _place(lane, row_begin, row_begin + tiles, share)
+            opened = _lane_of(row_begin, total_tiles, lanes)
+            closed = _lane_of(row_begin + tiles - 1, total_tiles, lanes)
+            slot = 2 * lane + gl.where(lane == opened, 1, 0)
             if opened < closed:
                 m = gl.arange(0, M, layout=rows_layout)
                 gl.store(stats + (slot * blocks + block) * M + m, log_sum, mask=valid)
@@ -215,14 +223,14 @@ def _left(
 @gluon.jit
 def _right(
     out, sums, kv, p_shared, fade, full, empty, p_ready, p_free, context_lens, row_starts,
-    lane, row, begin, left, share, block, blocks,
+    lane, row, begin, left, total_tiles, lanes, block, blocks,
     EACH: gl.constexpr, HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr,
 ):  # fmt: skip
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 256, 16])
     rows_layout: gl.constexpr = gl.SliceLayout(1, o_layout)
     step = 0
     rounds = 0
-    at = lane * share
+    at = lane * total_tiles // lanes
     while left > 0:
         context = gl.load(context_lens + row)
         tiles = (context + TILE - 1) // TILE
@@ -246,7 +254,9 @@ def _right(
             mbarrier.arrive(p_free)
             rounds += 1
             row_begin = at - begin
-            slot, opened, closed = _place(lane, row_begin, row_begin + tiles, share)
+            opened = _lane_of(row_begin, total_tiles, lanes)
+            closed = _lane_of(row_begin + tiles - 1, total_tiles, lanes)
+            slot = 2 * lane + gl.where(lane == opened, 1, 0)
             folded = block * M + gl.arange(0, M, layout=rows_layout)
             _store_half(
                 out, sums, acc, inverse, slot, opened < closed, first, folded, folded < tokens * HEADS,
@@ -306,18 +316,44 @@ def _merge(
 
 
 @gluon.jit
+def _clear_empty(
+    context_lens, row_starts, out, lse, lane, lanes, rows, block,
+    EACH: gl.constexpr, HEADS: gl.constexpr, M: gl.constexpr,
+):  # fmt: skip
+    """Write zeros for the rows without context, which lanes share."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
+    m = gl.arange(0, M, layout=gl.SliceLayout(1, layout))
+    d = gl.arange(0, 512, layout=gl.SliceLayout(0, layout))
+    for row in range(lane, rows, lanes):
+        if gl.load(context_lens + row) == 0:
+            first, tokens = _tokens_of(row_starts, row, EACH)
+            valid = block * M + m < tokens * HEADS
+            place = (first * HEADS + block * M + m).to(gl.int64)
+            zeros = gl.zeros([M, 512], out.dtype.element_ty, layout=layout)
+            gl.store(out + place[:, None] * 512 + d[None, :], zeros, mask=valid[:, None])
+            if lse is not None:
+                nothing = gl.full([M], -float("inf"), gl.float32, layout=gl.SliceLayout(1, layout))
+                gl.store(lse + place, nothing, mask=valid)
+
+
+@gluon.jit
 def _decode64(
     q_latent, q_rope, latents, ropes, block_table, context_lens, row_starts, records, out, lse, sums, stats,
     counts, rows, scale_log2, latent_token, latent_head, rope_token, rope_head, table_row,
     EACH: gl.constexpr, HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr,
 ):  # fmt: skip
-    lane, lanes = gl.program_id(0), gl.num_programs(0)
+    lane = gl.program_id(0)
     block, blocks = gl.program_id(1), gl.num_programs(1)
-    row = gl.load(records + lane * 4)
-    begin = gl.load(records + lane * 4 + 1)
-    left = gl.load(records + lane * 4 + 2)
-    share = gl.load(records + lane * 4 + 3)
+    record = records + lane * 8
+    row = gl.load(record)
+    begin = gl.load(record + 1)
+    left = gl.load(record + 2)
+    total_tiles = gl.load(record + 3)
+    lanes = gl.load(record + 4)
 
+    _clear_empty(
+        context_lens, row_starts, out, lse, lane, gl.num_programs(0), rows, block, EACH, HEADS, M
+    )
     ql = gl.allocate_shared_memory(q_latent.dtype.element_ty, [M, 512], latents.layout)
     qr = gl.allocate_shared_memory(q_latent.dtype.element_ty, [M, 64], latents.layout)
     kv = gl.allocate_shared_memory(q_latent.dtype.element_ty, [STAGES, TILE, 512], latents.layout)
@@ -340,11 +376,11 @@ def _decode64(
             (_left, (
                 q_latent, q_rope, out, lse, sums, stats, ql, qr, kv, kr, p_shared, fade, full, empty, p_ready,
                 p_free, context_lens, row_starts, latent_token, latent_head, rope_token, rope_head,
-                scale_log2, lane, row, begin, left, share, block, blocks, EACH, HEADS, STAGES, M,
+                scale_log2, lane, row, begin, left, total_tiles, lanes, block, blocks, EACH, HEADS, STAGES, M,
             )),
             (_right, (
                 out, sums, kv, p_shared, fade, full, empty, p_ready, p_free, context_lens, row_starts, lane,
-                row, begin, left, share, block, blocks, EACH, HEADS, STAGES, M,
+                row, begin, left, total_tiles, lanes, block, blocks, EACH, HEADS, STAGES, M,
             )),
             (_load, (
                 latents, ropes, kv, kr, full, empty, block_table, context_lens, row_starts, table_row, row,
@@ -359,7 +395,7 @@ def _decode64(
     gl.thread_barrier()
     for merging in gl.static_range(2):
         row_m, begin_m, left_m = row, begin, left
-        at = lane * share
+        at = lane * total_tiles // lanes
         while left_m > 0:
             context = gl.load(context_lens + row_m)
             tiles = (context + TILE - 1) // TILE
@@ -367,7 +403,8 @@ def _decode64(
             if count < tiles:
                 first, tokens = _tokens_of(row_starts, row_m, EACH)
                 row_begin = at - begin_m
-                opened, closed = row_begin // share, (row_begin + tiles - 1) // share
+                opened = _lane_of(row_begin, total_tiles, lanes)
+                closed = _lane_of(row_begin + tiles - 1, total_tiles, lanes)
                 parts = closed - opened + 1
                 if block * M < tokens * HEADS:
                     counter = counts + row_m * blocks + block
@@ -390,41 +427,87 @@ def _decode64(
             begin_m = 0
 
 
-def schedule(context_lens: Tensor, lanes: int, least: int) -> Tensor:
-    """[lanes, 4] int32."""
-    rows = context_lens.shape[0]
-    records = torch.empty((lanes, RECORD), dtype=torch.int32, device=context_lens.device)
-    _schedule[(1,)](
-        context_lens, records, rows, lanes, least,
-        ROWS=triton.next_power_of_2(rows), LANES=triton.next_power_of_2(lanes), num_warps=4,
-    )  # fmt: skip
-    return records
+@dataclass(frozen=True, slots=True)
+class MLADecode:
+    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors."""
+
+    heads: int
+    cores: int
+    tiles_least: int = TILES_LEAST
+
+    def blocks(self, row_tokens_max: int) -> int:
+        """Row blocks that hold the folded rows of a row of so many tokens."""
+        return -(-row_tokens_max * self.heads // FOLDED)
+
+    def schedule(self, context_lens: Tensor, row_tokens_max: int = 1) -> Tensor:
+        """Give every lane its run of key tiles: [lanes, 8] int32, for all layers of a step."""
+        rows = context_lens.shape[0]
+        lanes = max(1, self.cores // self.blocks(row_tokens_max))
+        records = torch.empty((lanes, RECORD), dtype=torch.int32, device=context_lens.device)
+        _schedule[(1,)](
+            context_lens, records, rows, lanes, self.tiles_least,
+            ROWS=triton.next_power_of_2(rows), LANES=triton.next_power_of_2(lanes),
+        )  # fmt: skip
+        return records
+
+    def __call__(
+        self,
+        q_latent: Tensor,
+        q_rope: Tensor,
+        arena: Tensor,
+        block_table: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        *,
+        row_starts: Tensor | None = None,
+        row_tokens_max: int | None = None,
+        lse: Tensor | None = None,
+        schedule: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Attend in the latent space; without a schedule, make one (a second launch)."""
+        tokens, heads, latent = q_latent.shape
+        rows = context_lens.shape[0]
+        if out is None:
+            out = torch.empty((tokens, heads, latent), dtype=q_latent.dtype, device=q_latent.device)
+        if not tokens:
+            return out
+        each = tokens // rows
+        tokens_max = each if row_starts is None else row_tokens_max or tokens
+        if schedule is None:
+            schedule = self.schedule(context_lens, tokens_max)
+        lanes, blocks = schedule.shape[0], self.blocks(tokens_max)
+        if rows * blocks > COUNTERS:
+            raise ValueError(f"{rows} rows in {blocks} row blocks exceed {COUNTERS} counters")
+        flat = arena.view(-1, arena.shape[2])
+        places = 2 * lanes * blocks * FOLDED if lanes > 1 else 1
+        sums = torch.empty((places, latent), dtype=torch.float32, device=out.device)
+        stats = torch.empty(places, dtype=torch.float32, device=out.device)
+        _decode64[(lanes, blocks)](
+            q_latent, q_rope, TensorDescriptor.from_tensor(flat, [TILE.value, latent], SHARED),
+            TensorDescriptor.from_tensor(flat, [TILE.value, q_rope.shape[2]], SHARED), block_table,
+            context_lens, row_starts, schedule, out, lse, sums, stats, counters(out.device), rows,
+            scale * LOG2_E, q_latent.stride(0), q_latent.stride(1), q_rope.stride(0), q_rope.stride(1),
+            block_table.stride(0), EACH=each, HEADS=heads, STAGES=STAGES, M=FOLDED, num_warps=4,
+        )  # fmt: skip
+        return out
 
 
-def decode(
-    q_latent: Tensor,
-    q_rope: Tensor,
-    arena: Tensor,
-    block_table: Tensor,
-    context_lens: Tensor,
-    scale: float,
-    records: Tensor,
-    out: Tensor,
-    blocks: int = 1,
-    row_starts: Tensor | None = None,
-    lse: Tensor | None = None,
-) -> Tensor:
-    tokens, heads, latent = q_latent.shape
-    rows, lanes, m = context_lens.shape[0], records.shape[0], 64
-    flat = arena.view(-1, arena.shape[2])
-    latents = TensorDescriptor.from_tensor(flat, [64, 512], SHARED)
-    ropes = TensorDescriptor.from_tensor(flat, [64, 64], SHARED)
-    sums = torch.empty((2 * lanes * blocks, m, 512), dtype=torch.float32, device=out.device)
-    stats = torch.empty((2 * lanes * blocks, m), dtype=torch.float32, device=out.device)
-    _decode64[(lanes, blocks)](
-        q_latent, q_rope, latents, ropes, block_table, context_lens, row_starts, records, out, lse, sums,
-        stats, counters(out.device), rows, scale * LOG2_E, q_latent.stride(0), q_latent.stride(1),
-        q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
-        EACH=tokens // rows, HEADS=heads, STAGES=2, M=m, num_warps=4,
-    )  # fmt: skip
-    return out
+def _build(traits: Traits, device: Device) -> Implementation:
+    decode = MLADecode(whole(traits, "heads"), device.cores)
+    return Implementation(decode, schedule=decode.schedule)
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel(
+        op="attention.mla_decode",
+        name="hopper",
+        needs=Needs(
+            sm=(9, 0), dtype={BF16, torch.float16}, latent={512}, rope={64}, block_tokens={64}
+        ),
+        band=Band.TUNED,
+        build=_build,
+    ),
+)
+
+__all__ = ["KERNELS", "MLADecode"]
