@@ -278,7 +278,7 @@ async def _level(
 
 def _config(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     for name, value in vars(options).items():
-        if name != "api_key":
+        if name not in ("api_key", "out"):
             yield name, str(value) if isinstance(value, Path) else value
 
 
