@@ -156,7 +156,7 @@ class Readers:
         """Begin to fill pieces whose targets the current stream has just allocated."""
         on_cuda = self._device.type == "cuda"
         ready = _recorded(torch.cuda.current_stream(self._device)) if on_cuda else None
-        return [self._pool.submit(self._fill, piece, ready) for piece in pieces]
+        return [self._pool.submit(self._fill, [piece], ready) for piece in pieces]
 
     def join(self, jobs: Iterable[Future[torch.cuda.Event | None]]) -> None:
         """Wait until pieces are there, for the host and for the current stream."""
@@ -165,10 +165,11 @@ class Readers:
             if event is not None:
                 torch.cuda.current_stream(self._device).wait_event(event)
 
-    def _fill(self, piece: Piece, ready: torch.cuda.Event | None) -> torch.cuda.Event | None:
+    def _fill(self, handed: list[Piece], ready: torch.cuda.Event | None) -> torch.cuda.Event | None:
+        """Fill the piece handed over, and take it: a job that is done keeps no tensor alive."""
         lane = self._lanes.get()  # as many as threads: never waits
         try:
-            return lane.fill(piece, ready)
+            return lane.fill(handed.pop(), ready)
         finally:
             self._lanes.put(lane)
 
