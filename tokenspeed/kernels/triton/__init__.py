@@ -12,16 +12,18 @@ a row whose `context_lens` is 0 reads and costs nothing, and a negative `write_i
 from __future__ import annotations
 
 from tokenspeed.kernels.spec import Kernel
-from tokenspeed.kernels.triton import absorb, gqa, linear, mla, pointwise, prefill, rope, step
+from tokenspeed.kernels.triton import absorb, gqa, linear, mla, moe, pointwise, prefill, rope, sampling, step
 
 KERNELS: tuple[Kernel, ...] = (
     *absorb.KERNELS,
     *gqa.KERNELS,
     *linear.KERNELS,
     *mla.KERNELS,
+    *moe.KERNELS,
     *pointwise.KERNELS,
     *prefill.KERNELS,
     *rope.KERNELS,
+    *sampling.KERNELS,
     *step.KERNELS,
 )
 """What `kernels.load` collects."""

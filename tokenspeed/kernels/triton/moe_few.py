@@ -28,7 +28,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenspeed.kernels.triton.dot import dot
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
 TOKENS_MAX = 64
@@ -139,8 +138,8 @@ def _gate_up(
         up = tl.zeros([ROWS, TOKENS], tl.float32)
         for k in tl.range(0, C, DEPTH, num_stages=STAGES):
             activations = _rows(source + k, place >= 0, depth, C - k, C % DEPTH == 0).T
-            gate = dot(w13.load([gate_row, k]), activations, gate, PRECISION)
-            up = dot(w13.load([gate_row + F, k]), activations, up, PRECISION)
+            gate = tl.dot(w13.load([gate_row, k]), activations, gate, PRECISION)
+            up = tl.dot(w13.load([gate_row + F, k]), activations, up, PRECISION)
         result = gate / (1.0 + tl.exp(-gate)) * up
         channel = row + tl.arange(0, ROWS)
         to = hidden + (token * (TOP + S) + place)[None, :] * F + channel[:, None]
@@ -174,7 +173,7 @@ def _down(
         total = tl.zeros([ROWS, TOKENS], tl.float32)
         for k in tl.range(0, F, DEPTH, num_stages=STAGES):
             activations = _rows(source + k, place >= 0, depth, F - k, F % DEPTH == 0).T
-            total = dot(w2.load([expert * C + row, k]), activations, total, PRECISION)
+            total = tl.dot(w2.load([expert * C + row, k]), activations, total, PRECISION)
         routed = (place >= 0) & (place < TOP)
         total = total * tl.load(weights + token * TOP + place, routed, 1.0)[None, :]
         mask = (place >= 0)[None, :] & (channel < C)[:, None]

@@ -20,9 +20,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from tokenspeed.kernels.needs import AtLeast, Needs
-from tokenspeed.kernels.spec import Band, Kernel, Plain
-from tokenspeed.kernels.triton.dot import dot
 from tokenspeed.kernels.triton.launch import early
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
@@ -122,7 +119,7 @@ def _gate(
         activations = tl.load(source + k, (token < tokens)[:, None] & inside, 0.0)
         if k > 0:
             matrix = tl.load(gate + k, (expert < E)[:, None] & inside, 0.0)
-        logits = dot(activations.to(matrix.dtype), matrix.T, logits, "ieee")
+        logits = tl.dot(activations.to(matrix.dtype), matrix.T, logits, "ieee")
     if SHARES > 1:
         plane = tokens * E_PAD
         at = token[:, None] * E_PAD + expert[None, :]
@@ -163,9 +160,9 @@ def _route(
     )  # fmt: skip
 
 
-def gate_prepare(weight: Tensor, *, dtype: torch.dtype) -> Tensor:
+def gate_prepare(weight: Tensor, *, x_dtype: torch.dtype) -> Tensor:
     """Hold the gate [E, C] in the dtype of the activations where that changes no number, else in float32."""
-    narrow = weight.to(dtype)
+    narrow = weight.to(x_dtype)
     return (narrow if torch.equal(narrow.to(weight.dtype), weight) else weight).contiguous()
 
 

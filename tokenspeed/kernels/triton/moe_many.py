@@ -24,8 +24,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenspeed.kernels.triton.dot import dot
-
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -45,19 +43,15 @@ def _sort(ids, order, starts, pairs, E: tl.constexpr, BLOCK: tl.constexpr):
     expert = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     lower = tl.zeros([BLOCK], tl.int32)
-    first = 0
-    while first < pairs:
+    for first in range(0, pairs, BLOCK):
         id = tl.load(ids + first + lane, first + lane < pairs, -1)
         lower += ((id >= 0) & (id < expert)).to(tl.int32)
-        first += BLOCK
     at = tl.sum(lower, 0)
     tl.store(starts + expert, at)
-    first = 0
-    while first < pairs:
+    for first in range(0, pairs, BLOCK):
         mine = (tl.load(ids + first + lane, first + lane < pairs, -1) == expert).to(tl.int32)
         tl.store(order + at + tl.cumsum(mine, 0) - 1, first + lane, mine != 0)
         at += tl.sum(mine, 0)
-        first += BLOCK
     if expert == E - 1:
         tl.store(starts + E, at)
 
@@ -116,8 +110,8 @@ def _gate_up(
                 activations = tl.load(source + k)
             else:
                 activations = tl.load(source + k, (depth < C - k)[None, :], 0.0)
-            gate = dot(activations, w13.load([row, k]).T, gate, PRECISION)
-            up = dot(activations, w13.load([row + F, k]).T, up, PRECISION)
+            gate = tl.dot(activations, w13.load([row, k]).T, gate, PRECISION)
+            up = tl.dot(activations, w13.load([row + F, k]).T, up, PRECISION)
         result = gate / (1.0 + tl.exp(-gate)) * up
         channel = column * ROWS + tl.arange(0, ROWS)
         to = hidden + place.to(tl.int64)[:, None] * F + channel[None, :]
@@ -138,7 +132,7 @@ def _down(
         row = expert * C + column * ROWS
         total = tl.zeros([PAIRS, ROWS], tl.float32)
         for k in tl.range(0, F, DEPTH, num_stages=STAGES):
-            total = dot(hidden.load([first, k]), w2.load([row, k]).T, total, PRECISION)
+            total = tl.dot(hidden.load([first, k]), w2.load([row, k]).T, total, PRECISION)
         place = first + tl.arange(0, PAIRS)
         there = place < end
         if expert < E:

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""`moe.gate`, `moe.route` and `moe.experts` for NVIDIA GPUs: which kernel, cut how, for how many tokens.
+
+In: experts once, as the checkpoint has them; activations and choices every step. Out: new tensors, or `out`.
+Shared experts are stacked behind the routed ones at load, so that both are one kernel's work. Few tokens run
+as `moe_few` has it, many as `moe_many`; the tiles are those measured for this device and shape (`tuned`), else
+`plan_of`'s: fit for any device, best for none.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.needs import AtLeast, AtMost, MultipleOf, Needs, Traits
+from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
+from tokenspeed.kernels.triton import moe_few, moe_gate, moe_many, tuned
+from tokenspeed.kernels.triton.launch import early
+
+OP = "moe.experts"
+VERSION = 1
+"""Of the plans: a change of a kernel's meaning or speed makes measured ones void."""
+EXPERTS_MAX = 512
+SHAPE = ("dtype", "experts", "shared", "top_k", "width", "ffn")
+"""Traits a plan was measured for."""
+
+Plan = moe_few.Plan | moe_many.Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """w13 [E + S, 2F, C], w2 [E + S, C, F]: the shared experts are the last S."""
+
+    w13: Tensor
+    w2: Tensor
+    shared: int
+
+
+def experts_prepare(
+    w13: Tensor, w2: Tensor, shared13: Tensor | None = None, shared2: Tensor | None = None
+) -> Stacked:
+    """Stack shared13 [2 S F, C] and shared2 [C, S F] behind w13 [E, 2F, C] and w2 [E, C, F]."""
+    _, width, ffn = w2.shape
+    if shared13 is None or shared2 is None:
+        return Stacked(w13.contiguous(), w2.contiguous(), 0)
+    shared = shared2.shape[1] // ffn
+    halves = shared13.view(2, shared, ffn, width).transpose(0, 1).reshape(shared, 2 * ffn, width)
+    downs = shared2.view(width, shared, ffn).transpose(0, 1)
+    return Stacked(torch.cat([w13, halves]), torch.cat([w2, downs]), shared)
+
+
+def build(traits: Traits, device: Device) -> Implementation:
+    """Bind the experts of one layer to the plans of its shape."""
+    shape = {name: _plain(traits[name]) for name in SHAPE}
+    planned = functools.cache(functools.partial(plan_of, shape, device))
+
+    def experts(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, *, out: Tensor | None = None) -> Tensor:
+        """Sum over each token's experts, weighted, and over the shared ones."""
+        y = torch.empty_like(x) if out is None else out
+        plan = planned(x.shape[0])
+        run = moe_few.run if isinstance(plan, moe_few.Plan) else moe_many.run
+        return run(x, ids, weights, w.w13, w.w2, w.shared, plan, y)
+
+    return Implementation(experts, experts_prepare)
+
+
+def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
+    """The plan measured for this device, shape and about so many tokens; without one, a heuristic.
+
+    The heuristic fills shared memory with stages as far as two programs fit beside each other. Few tokens:
+    weight tiles of 64 rows. Many: tiles of 128 pairs where an expert has that many, else 64.
+    """
+    held = tuned.plan_for(OP, device.name, VERSION, shape, tokens)
+    if held is not None:
+        return plan_from(held)
+    item = 4 if shape["dtype"] == "float32" else 2
+    memory = shared_memory_bytes(device)
+    if tokens <= moe_few.TOKENS_MAX:
+        columns = max(16, triton.next_power_of_2(tokens))
+        up = moe_few.Tile(64, *_stages(128 + columns, item, memory), 4)
+        return moe_few.Plan(
+            up,
+            moe_few.Tile(64, *_stages(64 + columns, item, memory), 4),
+            early(device.torch),
+            early(device.torch),
+        )
+    pairs = tokens * int(shape["top_k"]) / int(shape["experts"])
+    rows = 128 if pairs > 64 and item == 2 else 64
+    tile = moe_many.Tile(rows, 64, *_stages(rows + 128, item, memory), 4)
+    return moe_many.Plan(tile, moe_many.Tile(rows, 128, *_stages(rows + 128, item, memory), 4))
+
+
+def plan_from(held: Any) -> Plan:
+    """Read a plan as `tuned` holds it: {"few" or "many": {"up": [...], "down": [...], ...}}."""
+    ((kind, parts),) = held.items()
+    module = moe_few if kind == "few" else moe_many
+    tiles = {name: module.Tile(*parts[name]) for name in ("up", "down")}
+    return module.Plan(**{**parts, **tiles})
+
+
+def _stages(rows: int, item: int, memory: int) -> tuple[int, int]:
+    """Depth and number of stages of `rows` rows: 256 bytes deep, 2 to 4 of them in half the memory."""
+    depth = 256 // item
+    while depth > 32 and 2 * rows * depth * item > memory:
+        depth //= 2
+    return depth, max(2, min(4, memory // 2 // (rows * depth * item)))
+
+
+@functools.cache
+def shared_memory_bytes(device: Device) -> int:
+    """What one program may use."""
+    if device.type != "cuda":
+        return 1 << 17
+    return torch.cuda.get_device_properties(device.torch).shared_memory_per_block_optin
+
+
+def _plain(value: Any) -> int | str:
+    return value if isinstance(value, int) else str(value).removeprefix("torch.")
+
+
+_FLOATS = {torch.bfloat16, torch.float16, torch.float32}
+_SM = AtLeast((8, 0))
+
+KERNELS = (
+    Kernel(
+        "moe.gate",
+        "triton",
+        Needs(sm=_SM, x_dtype=_FLOATS, experts=AtMost(EXPERTS_MAX)),
+        Band.FAST,
+        Plain(moe_gate.gate, moe_gate.gate_prepare, prepare_traits=("x_dtype",)),
+    ),
+    Kernel(
+        "moe.route", "triton", Needs(sm=_SM, experts=AtMost(EXPERTS_MAX)), Band.FAST, Plain(moe_gate.route)
+    ),
+    Kernel(
+        OP,
+        "triton",
+        Needs(
+            sm=_SM,
+            dtype=_FLOATS,
+            format="native",
+            experts=AtMost(EXPERTS_MAX),
+            width=MultipleOf(8),
+            ffn=MultipleOf(8),
+        ),
+        Band.FAST,
+        build,
+    ),
+)

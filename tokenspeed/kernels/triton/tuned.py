@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""Tile configurations that were measured: read, looked up, written.
+
+In: files `tuned/<op>.<device>.json` beside this module, one for each op and device, written by the tuner of the
+op's benchmark. Out: for a shape and a number of tokens, the plan that was fastest, or None; then the caller
+falls back to its stated heuristic. A file of another version is ignored: `VERSION` of an op's plans changes
+with the kernels they speak of.
+
+    {"version": 1, "device": "NVIDIA H200", "entries": [{"shape": {...}, "tokens": 16, "plan": {...}}, ...]}
+
+An entry holds for token counts above that of the next smaller entry of its shape, up to its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TUNED = Path(__file__).parent / "tuned"
+
+Shape = Mapping[str, int | str]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What was fastest for `shape` at `tokens`, and how long it took."""
+
+    shape: Shape
+    tokens: int
+    plan: Mapping[str, Any]
+    us: float
+
+
+def path_of(op: str, device: str) -> Path:
+    """The file of an op on a device, by the name its driver gives it."""
+    return TUNED / f"{op}.{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+@functools.cache
+def entries(op: str, device: str, version: int) -> tuple[Entry, ...]:
+    """All entries of a device for this version of an op's plans, fewest tokens first; empty without a file."""
+    path = path_of(op, device)
+    if not path.exists():
+        return ()
+    held = json.loads(path.read_text())
+    if held["version"] != version:
+        return ()
+    found = (Entry(e["shape"], e["tokens"], e["plan"], e["us"]) for e in held["entries"])
+    return tuple(sorted(found, key=lambda entry: entry.tokens))
+
+
+def plan_for(op: str, device: str, version: int, shape: Shape, tokens: int) -> Mapping[str, Any] | None:
+    """The plan measured for the smallest token count that is not below `tokens`; None where there is none."""
+    fits = (e for e in entries(op, device, version) if e.tokens >= tokens and e.shape == shape)
+    entry = next(fits, None)
+    return None if entry is None else entry.plan
+
+
+def write(op: str, device: str, version: int, found: Sequence[Entry]) -> Path:
+    """Write the file of an op on a device: `found`, and what it held of other shapes in this version."""
+    path = path_of(op, device)
+    new = [entry.shape for entry in found]
+    kept = [entry for entry in entries(op, device, version) if entry.shape not in new]
+    rows = [
+        json.dumps({"shape": dict(e.shape), "tokens": e.tokens, "plan": dict(e.plan), "us": e.us})
+        for e in (*kept, *found)
+    ]
+    head = f'{{"version": {version}, "device": {json.dumps(device)}, "entries": [\n'
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(head + ",\n".join(rows) + "\n]}\n")
+    entries.cache_clear()
+    return path
