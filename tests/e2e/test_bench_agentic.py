@@ -51,8 +51,6 @@ def test_bundled_model_passes_every_check(words: tuple[str, ...], url: str, tmp_
         "3",
         "--concurrency",
         "2",
-        "--vocab",
-        "8192",
         "--block-tokens",
         "64",
     ]
@@ -73,8 +71,6 @@ def test_chat_is_measured_in_the_counts_of_the_server(url: str, tmp_path: Path):
         "3",
         "--concurrency",
         "1",
-        "--vocab",
-        "8192",
         "--conversations",
         "2",
     ]
