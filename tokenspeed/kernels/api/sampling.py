@@ -119,7 +119,8 @@ DRAW = Op(
     summary="Draw a token for each row that wants one: temperature, top_k, top_p, min_p, its seed and position.",
     shapes=(
         "scores [S, V] float32 contiguous, slots [S] int64, positions [S] int64, settings [M, 12] float64, chosen "
-        "[S] int32 (changed) -> chosen. Rows of temperature 0 take the likeliest score if they were adjusted; "
+        "[S] int32 (changed) -> chosen. top_k and top_p say whether any row sets them: what none sets may be left "
+        "out. Rows of temperature 0 take the likeliest score if they were adjusted; "
         "rows that ask for nothing, and negative ones, stay. docs/concepts/sampling.md defines the draw: "
         "equal scores, seed and position give the same token."
     ),

@@ -54,25 +54,29 @@ def adjust(
 
 
 def draw_rows(
-    scores: Tensor, slots: Tensor, positions: Tensor, settings: Tensor, chosen: Tensor
+    scores: Tensor,
+    slots: Tensor,
+    positions: Tensor,
+    settings: Tensor,
+    chosen: Tensor,
+    *,
+    top_k: bool = True,
+    top_p: bool = True,
 ) -> Tensor:
     """Choose for each row that wants more than its likeliest logit; others, and rows at fault, stay."""
+    del top_k, top_p  # which the settings say
     scores = scores.float()
     rows = settings[slots]
-    top_k, top_p, vocab = rows[:, Column.TOP_K], rows[:, Column.TOP_P], scores.shape[1]
+    counts, shares, vocab = rows[:, Column.TOP_K], rows[:, Column.TOP_P], scores.shape[1]
     random = rows[:, Column.TEMPERATURE] > 0
     changed = (rows[:, Column.LINE] >= 0) | (rows[:, Column.EDITED] > 0)
-    narrow = random & (top_k <= NARROW_MAX)
-    truncated = random & ~narrow & ((top_k < vocab) | (top_p < 1))
+    narrow = random & (counts <= NARROW_MAX)
+    truncated = random & ~narrow & ((counts < vocab) | (shares < 1))
+    sets_k, sets_p = bool((counts[truncated] < vocab).any()), bool((shares[truncated] < 1).any())
     ways: tuple[tuple[Tensor, Callable[[Tensor, Knobs], Tensor]], ...] = (
         (changed & ~random, lambda scores, _: scores.argmax(-1)),
-        (narrow, partial(draw, narrow_k=int(top_k[narrow].max()) if narrow.any() else 0)),
-        (
-            truncated,
-            partial(
-                draw, top_k=bool((top_k[truncated] < vocab).any()), top_p=bool((top_p[truncated] < 1).any())
-            ),
-        ),
+        (narrow, partial(draw, narrow_k=int(counts[narrow].max()) if narrow.any() else 0)),
+        (truncated, partial(draw, top_k=sets_k, top_p=sets_p)),
         (random & ~narrow & ~truncated, draw),
     )
     for members, choose in ways:
