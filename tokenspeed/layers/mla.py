@@ -22,10 +22,10 @@ from torch import Tensor
 from tokenspeed import kernels
 from tokenspeed.layers.kv import MLA
 from tokenspeed.layers.layer import Build, Group, Layer
-from tokenspeed.layers.linear import Linear, Projection
+from tokenspeed.layers.linear import Linear, LinearPair, Projection
 from tokenspeed.layers.norm import SliceNorm, norm_weight
 from tokenspeed.layers.rope import Rotary
-from tokenspeed.layers.step import StepContext
+from tokenspeed.layers.step import StepContext, StepInputs
 from tokenspeed.spmd.compile import local_units
 from tokenspeed.spmd.placement import Replicate, Shard
 from tokenspeed.spmd.program import Call, Edge, Part, Weight
@@ -116,15 +116,16 @@ class MLAttend(Layer):
         kv = latents[:, latents.shape[1] - shape.latent - shape.rope :]
         decoded = inputs.decode_rows
         if decoded == inputs.rows:
-            return self._attend_decode(inputs, q, kv, arena).flatten(1)
+            return self._attend_decode(context, q, kv, arena).flatten(1)
         out = q.new_empty((q.shape[0], self._heads, shape.value))
         if decoded:
-            out[:decoded] = self._attend_decode(inputs, q[:decoded], kv[:decoded], arena)
+            out[:decoded] = self._attend_decode(context, q[:decoded], kv[:decoded], arena)
         self._attend_extend(inputs, q[decoded:], kv[decoded:], arena, out[decoded:])
         return out.flatten(1)
 
-    def _attend_decode(self, inputs: StepInputs, q: Tensor, kv: Tensor, arena: Tensor) -> Tensor:
-        rows, latent = q.shape[0], self._shape.latent
+    def _attend_decode(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor) -> Tensor:
+        inputs, rows, latent = context.inputs, q.shape[0], self._shape.latent
+        lens = inputs.context_lens[:rows]
         q_latent, q_rope = self._absorb_write(
             q,
             kv[:, :latent],
@@ -137,9 +138,9 @@ class MLAttend(Layer):
             arena,
             self._absorb,
         )
-        attended = self._decode(
-            q_latent, q_rope, arena, inputs.block_table[:rows], inputs.context_lens[:rows], self._scale
-        )
+        schedule = context.once("attention.mla_decode", lambda: self._decode.schedule(lens))
+        table = inputs.block_table[:rows]
+        attended = self._decode(q_latent, q_rope, arena, table, lens, self._scale, schedule=schedule)
         return self._heads_out(attended, self._raise)
 
     def _attend_extend(self, inputs: StepInputs, q: Tensor, kv: Tensor, arena: Tensor, out: Tensor) -> None:
@@ -199,16 +200,17 @@ class MLAttention(Group):
 
 
 def _queries_and_latents(build: Build, name: str, shape: MLAShape) -> list[Layer]:
-    """hidden -> q, latents; with a query latent both down-projections are one matmul."""
+    """hidden -> q, latents, in one matmul; with a query latent it makes that and q is projected from it."""
     kv_a = Projection(f"{name}.kv_a_proj_with_mqa", shape.latent + shape.rope)
     q_rows = shape.heads * shape.q_head
+    if not shape.q_latent and not shape.bias:
+        q = Projection(f"{name}.q_proj", q_rows, shape.heads)
+        return [LinearPair(build, f"{name}.q_kv_a", q, kv_a, shape.width, writes=("q", "latents"))]
     if not shape.q_latent:
         q = [Projection(f"{name}.q_proj", q_rows, shape.heads)]
         return [
             Linear(build, f"{name}.q_proj", q, shape.width, spread="rows", writes="q"),
-            Linear(
-                build, f"{name}.kv_a", [kv_a], shape.width, spread="none", bias=shape.bias, writes="latents"
-            ),
+            Linear(build, f"{name}.kv_a", [kv_a], shape.width, spread="none", bias=True, writes="latents"),
         ]
     q_a = Projection(f"{name}.q_a_proj", shape.q_latent)
     q_b = [Projection(f"{name}.q_b_proj", q_rows, shape.heads)]

@@ -56,6 +56,8 @@ RULES: Final[dict[str, tuple[Rule, ...]]] = {
     "matmul": _rules("R | R -> R", "S0 | R -> S0", "P | R -> P", "R | S0 -> S1", "S1 | S1 -> P"),
     # A bias is added once: with a Partial result it is itself Partial, on the first rank and zero elsewhere.
     "matmul_bias": _rules("R | R R -> R", "S0 | R R -> S0", "R | S0 S0 -> S1", "S1 | S1 P -> P"),
+    # Two weights read one value: rows of the first are spread, the second is whole.
+    "matmul_pair": _rules("R | R R -> R R", "S0 | R R -> S0 S0", "R | S0 R -> S1 R"),
     "norm": _rules("R | R -> R", "S0 | R -> S0"),
     "norm_first": _rules("R | R -> R R", "S0 | R -> S0 S0"),
     "norm_add": _rules("R R | R -> R R", "S0 S0 | R -> S0 S0"),
