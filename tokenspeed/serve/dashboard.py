@@ -33,6 +33,7 @@ WINDOW_S: Final = 300
 LIVE_US: Final = 10_000_000
 """An answer counts as one user's while its last token is no older."""
 MINUTE_S: Final = 60
+SMOOTH_S: Final = 5
 REQUESTS_SHOWN: Final = 24
 SESSIONS_SHOWN: Final = 12
 
@@ -102,17 +103,17 @@ def _now(
     timelines: list[RequestTimeline], seconds: list[Second], core: CoreSample | None, now_us: int
 ) -> dict[str, Any]:
     """The figures of this moment, and of the last minute's whole seconds."""
-    rates = sorted(
-        one.tokens_per_s
-        for one in timelines
-        if one.tokens_per_s is not None and now_us - one.last_token_us < LIVE_US
-    )
+    live = [one for one in timelines if one.tokens_per_s is not None and now_us - one.last_token_us < LIVE_US]
+    rates = sorted(one.tokens_per_s for one in live if one.tokens_per_s is not None)
+    # Over all their tokens, not the mean of their rates: two tokens that came together are no 10,000 a second.
+    gaps = sum(one.output_tokens - 1 for one in live)
+    waited_us = sum(one.last_token_us - one.first_token_us for one in live)
     minute = [second for second in seconds if second.at_s >= now_us // 1_000_000 - MINUTE_S]
     prompt_tokens = sum(second.prompt_tokens for second in minute)
     first_tokens = sum(second.first_tokens for second in minute)
     return {
         "answers": len(rates),
-        "tokens_per_s_user_mean": sum(rates) / len(rates) if rates else None,
+        "tokens_per_s_user": _share(gaps * 1e6, waited_us),
         "tokens_per_s_user_p10": rates[len(rates) // 10] if rates else None,
         "tokens_per_s_answers": rates,
         "tokens_per_minute": sum(second.tokens for second in minute),
@@ -151,10 +152,10 @@ def _columns(seconds: list[Second], now_us: int) -> dict[str, list[float | None]
     columns |= {f"blocks_{name}": [None] * WINDOW_S for name in ("leased", "shared", "cached")}
     columns |= {f"step_ms_{name}": [None] * WINDOW_S for name in PHASES}
     before: CoreSample | None = None
-    for second in seconds:
+    for index, second in enumerate(seconds):
         row: dict[str, float | None] = {
             "tokens": second.tokens,
-            "tokens_per_s_user": _share(second.gaps * 1e6, second.gap_us_sum),
+            "tokens_per_s_user": _user_rate(seconds[: index + 1]),
             "first_token_ms": _share(second.first_token_us_sum / 1e3, second.first_tokens),
             "hit_rate": _share(second.cached_tokens, second.prompt_tokens),
         }
@@ -168,6 +169,14 @@ def _columns(seconds: list[Second], now_us: int) -> dict[str, list[float | None]
         for name, value in row.items():
             columns[name][second.at_s - first_s] = value
     return columns
+
+
+def _user_rate(seconds: list[Second]) -> float | None:
+    """Tokens per second of one user in the last of these seconds, smoothed over `SMOOTH_S`; None if nobody's came."""
+    last = seconds[-1]
+    near = [second for second in seconds[-SMOOTH_S:] if second.at_s > last.at_s - SMOOTH_S]
+    waited_us = sum(second.gap_us_sum for second in near)
+    return _share(sum(second.gaps for second in near) * 1e6, waited_us) if last.gaps else None
 
 
 def _split(before: CoreSample | None, core: CoreSample) -> dict[str, float | None]:
