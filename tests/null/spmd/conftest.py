@@ -49,6 +49,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
     },
     "deepseek": {**SMALL, **MLA, "architectures": ["DeepseekV3ForCausalLM"]},
+    "moonlight": {**SMALL, **MLA, "q_lora_rank": None, "architectures": ["DeepseekV3ForCausalLM"]},
 }
 MESHES = {
     "one": Mesh(),
