@@ -59,6 +59,8 @@ class Laid:
     """[R] int64"""
     sample_slots: torch.Tensor
     """[S] int64"""
+    sample_positions: torch.Tensor
+    """[S] int64: the place in its context that the sampled token will take."""
 
 
 class Batch:
@@ -137,7 +139,12 @@ class Batch:
             row_starts_np=host.row_starts[: rows + 1],
             context_lens_np=host.context_lens[:rows],
         )
-        return Laid(inputs, tensors["slots"][:rows], tensors["sample_slots"][:samples])
+        return Laid(
+            inputs,
+            tensors["slots"][:rows],
+            tensors["sample_slots"][:samples],
+            tensors["sample_positions"][:samples],
+        )
 
     def _fill(self, staging: _Staging, plan: Plan) -> tuple[int, int, int]:
         """Write everything the host knows; (rows, tokens, sampled rows)."""
@@ -165,6 +172,7 @@ class Batch:
         ends = row_starts[1:][mask]
         np.subtract(ends, 1, out=staging.sample_index[: len(ends)], casting="unsafe")
         staging.sample_slots[: len(ends)] = slots[mask]
+        staging.sample_positions[: len(ends)] = staging.context_lens[:rows][mask]
         return rows, tokens, len(ends)
 
     def _change_table(self, plan: Plan, staging: _Staging) -> int:
@@ -231,6 +239,7 @@ class _Staging:
             "slots": (limits.rows, torch.int64),
             "sample_index": (limits.rows, torch.int64),
             "sample_slots": (limits.rows, torch.int64),
+            "sample_positions": (limits.rows, torch.int64),
             "row_starts": (limits.rows + 1, torch.int32),
             "context_lens": (limits.rows, torch.int32),
             "change_at": (changes, torch.int64),
@@ -256,6 +265,7 @@ class _Staging:
         self.slots: NDArray[np.int64] = arrays["slots"]
         self.sample_index: NDArray[np.int64] = arrays["sample_index"]
         self.sample_slots: NDArray[np.int64] = arrays["sample_slots"]
+        self.sample_positions: NDArray[np.int64] = arrays["sample_positions"]
         self.row_starts: NDArray[np.int32] = arrays["row_starts"]
         self.context_lens: NDArray[np.int32] = arrays["context_lens"]
         self.change_at: NDArray[np.int64] = arrays["change_at"]

@@ -34,8 +34,7 @@ from tokenspeed.exec.graphs import Graphs, Recorder
 from tokenspeed.exec.landing import Landings
 from tokenspeed.exec.protocol import StepResult
 from tokenspeed.models import Model
-from tokenspeed.sampling import Sampler
-from tokenspeed.sampling.report import Report
+from tokenspeed.sampling import Report, Rows, Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +92,11 @@ class DeviceExecutor:
         else:
             laid = self._batch.lay(plan, padded_rows=size)
             logits = self._graphs.run(size)
-        chosen, report = self._chosen[: plan.samples], None
-        slots = plan.slots if plan.samples == plan.rows else plan.slots[plan.sampled.view(np.bool_)]
-        if not self._sampler.is_greedy(slots):
-            report = self._choose(laid, logits[: plan.samples], slots, chosen, plan)
+        samples = plan.samples
+        slots = plan.slots if samples == plan.rows else plan.slots[plan.sampled.view(np.bool_)]
+        rows = Rows(laid.sample_slots[:samples], laid.sample_positions[:samples], slots)
+        chosen = self._chosen[:samples]
+        report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows)
         finite = None if plan.samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
         tokens, finite_landed, copied = self._landings.land(chosen, finite)
         return InFlight(plan, tokens, finite_landed, report, copied)
@@ -121,18 +121,6 @@ class DeviceExecutor:
         chosen = self._chosen[: len(laid.sample_slots)]
         self._greedy(logits, laid.sample_slots, self._batch.last_tokens, chosen)
         return logits
-
-    def _choose(
-        self, laid: Laid, logits: torch.Tensor, slots: NDArray[np.int32], chosen: torch.Tensor, plan: Plan
-    ) -> Report | None:
-        """Let the sampler choose anew, and note that instead."""
-        positions = laid.inputs.context_lens_np[: plan.rows]
-        if plan.samples < plan.rows:
-            positions = positions[plan.sampled.view(np.bool_)]
-        sampled = self._sampler.sample(logits, slots, positions, chosen)
-        self._batch.last_tokens.index_copy_(0, laid.sample_slots[: plan.samples], sampled.tokens)
-        chosen.copy_(torch.where(chosen < 0, chosen, sampled.tokens))
-        return sampled.report
 
     def _isolate(
         self, plan: Plan, tokens: NDArray[np.int32], finite: NDArray[np.bool_] | None

@@ -53,10 +53,10 @@ class Report:
 
 
 def report(logits: Tensor, tokens: Tensor, rows: NDArray[np.int64], counts: NDArray[np.int64]) -> Report:
-    """Start the report of the rows that ask. logits: [S, V] raw, tokens: [S] chosen."""
+    """Start the report of the rows that ask. logits: [S, V] raw, tokens: [S] int32 chosen, negative in faulty rows."""
     places = torch.from_numpy(rows).to(logits.device, non_blocking=True)
     raw = logits[places].float()
-    chosen = tokens[places][:, None]
+    chosen = tokens[places].clamp_min(0).long()[:, None]
     own = raw.gather(1, chosen)
     total = raw.logsumexp(-1, keepdim=True)
     rank = (raw > own).sum(-1, keepdim=True) + 1

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.sampling import Sampled, Sampler
+from tokenspeed.kernels.ref.step import greedy
+from tokenspeed.sampling import Report, Rows, Sampler
 
 VOCAB = 400
 KINDS: list[dict[str, Any]] = [
@@ -33,6 +35,33 @@ def ids(*values: int) -> np.ndarray:
     return np.array(values, np.int32)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """The choices of one step."""
+
+    tokens: Tensor
+    fault: Tensor
+    report: Report | None
+
+    def logprobs(self) -> list[TokenLogprob | None] | None:
+        return None if self.report is None else self.report.read()
+
+
+def sample(sampler: Sampler, logits: Tensor, slots: np.ndarray, positions: np.ndarray) -> Sampled:
+    """Sample as a step does: the likeliest first, then whoever wants more."""
+    rows = Rows(
+        torch.from_numpy(slots.astype(np.int64)).to(logits.device),
+        torch.from_numpy(positions.astype(np.int64)).to(logits.device),
+        slots,
+    )
+    last_tokens = torch.full((5001,), -1, device=logits.device)
+    chosen = torch.zeros(len(slots), dtype=torch.int32, device=logits.device)
+    greedy(logits, rows.slots, last_tokens, chosen)
+    report = sampler.refine(logits, chosen, last_tokens, rows)
+    assert last_tokens[rows.slots].tolist() == chosen.clamp_min(0).tolist()
+    return Sampled(chosen.clamp_min(0), chosen < 0, report)
+
+
 def logits(seed: int, rows: int = 1, vocab: int = VOCAB) -> Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 3
 
@@ -41,7 +70,7 @@ def one(params: SamplingParams, row: Tensor, prompt: np.ndarray, output: np.ndar
     """Sample one row of a fresh sampler whose request has this past."""
     sampler = Sampler(slots=1, vocab=row.shape[-1], device="cpu")
     sampler.bind(0, params, prompt, output)
-    return sampler.sample(row, ids(0), ids(len(prompt) + len(output)))
+    return sample(sampler, row, ids(0), ids(len(prompt) + len(output)))
 
 
 def choice(row: list[float], prompt: tuple[int, ...] = (), output: tuple[int, ...] = (), **given: Any) -> int:
@@ -65,7 +94,7 @@ def story(device: str, members: Any, steps: int = 6) -> dict[int, list[int]]:
         sampler.bind(slot, SamplingParams(seed=member * 17, **KINDS[member]), prompt, ids())
     for step in range(steps):
         table = torch.cat([logits(1000 * member + step) for member in members]).to(device)
-        sampled = sampler.sample(table, ids(*slots.values()), np.full(len(slots), 3 + step, np.int32))
+        sampled = sample(sampler, table, ids(*slots.values()), np.full(len(slots), 3 + step, np.int32))
         for member, token in zip(members, sampled.tokens.tolist(), strict=True):
             said[member].append(token)
     return said
@@ -85,10 +114,10 @@ def test_a_request_sent_back_goes_on_as_if_nothing_was(kind: dict[str, Any]) -> 
     sampler.bind(0, params, prompt, ids())
     said: list[int] = []
     for step in range(8):
-        said.append(int(sampler.sample(logits(step), ids(0), ids(3 + step)).tokens[0]))
+        said.append(int(sample(sampler, logits(step), ids(0), ids(3 + step)).tokens[0]))
     resumed = Sampler(slots=2, vocab=VOCAB, device="cpu")
     resumed.bind(1, params, prompt, ids(*said[:4]))
-    again = [int(resumed.sample(logits(step), ids(1), ids(3 + step)).tokens[0]) for step in range(4, 8)]
+    again = [int(sample(resumed, logits(step), ids(1), ids(3 + step)).tokens[0]) for step in range(4, 8)]
     assert again == said[4:]
 
 
@@ -112,12 +141,12 @@ def test_a_replay_says_what_was_recorded_by_position_and_leaves_its_neighbours_a
                 ids(*recorded[:2]),
             )
         slots = ids(0, 1 if step < 2 else 2)
-        sampled = sampler.sample(row.expand(2, -1), slots, np.full(2, 3 + step, np.int32))
-        alone = plain.sample(row, ids(0), ids(3 + step))
+        sampled = sample(sampler, row.expand(2, -1), slots, np.full(2, 3 + step, np.int32))
+        alone = sample(plain, row, ids(0), ids(3 + step))
         assert sampled.tokens[0] == alone.tokens[0]
         if token is not None:
             assert sampled.tokens[1] == token
-            entries = sampler.logprobs(sampled)
+            entries = sampled.logprobs()
             assert entries is not None
             assert entries[1] is not None
             assert entries[1].id == token
@@ -128,7 +157,7 @@ def test_seeds_differ_and_repeat() -> None:
     def said(seed: int) -> list[int]:
         sampler = Sampler(slots=1, vocab=VOCAB, device="cpu")
         sampler.bind(0, SamplingParams(seed=seed), ids(1), ids())
-        return [int(sampler.sample(torch.zeros(1, VOCAB), ids(0), ids(p)).tokens[0]) for p in range(1, 30)]
+        return [int(sample(sampler, torch.zeros(1, VOCAB), ids(0), ids(p)).tokens[0]) for p in range(1, 30)]
 
     assert said(1) == said(1)
     assert said(1) != said(2)
@@ -141,7 +170,7 @@ def test_tokens_come_as_often_as_they_should_over_seeds() -> None:
     for slot in range(slots):
         sampler.bind(slot, SamplingParams(seed=slot), ids(0), ids())
     row = torch.tensor([1.0, 0.0, 2.0, -1.0])
-    drawn = sampler.sample(row.expand(slots, -1), np.arange(slots, dtype=np.int32), np.ones(slots, np.int32))
+    drawn = sample(sampler, row.expand(slots, -1), np.arange(slots, dtype=np.int32), np.ones(slots, np.int32))
     expected = row.softmax(-1).numpy() * slots
     chi_square = float(
         ((np.bincount(drawn.tokens.numpy(), minlength=vocab) - expected) ** 2 / expected).sum()
@@ -177,7 +206,7 @@ def test_penalties_follow_what_is_said_step_by_step() -> None:
     sampler = Sampler(slots=1, vocab=3, device="cpu")
     sampler.bind(0, SamplingParams(temperature=0.0, frequency=1.0, seed=0), ids(2), ids())
     row = torch.tensor([[2.5, 2.0, 0.0]])
-    said = [int(sampler.sample(row, ids(0), ids(1 + step)).tokens[0]) for step in range(6)]
+    said = [int(sample(sampler, row, ids(0), ids(1 + step)).tokens[0]) for step in range(6)]
     assert said == [0, 1, 0, 1, 0, 1]
 
 
@@ -209,11 +238,11 @@ def test_slot_bound_anew_forgets() -> None:
         seed=0,
     )
     sampler.bind(0, whole, ids(1), ids(1))
-    assert sampler.sample(row, ids(0), ids(2)).tokens.tolist() == [0]
+    assert sample(sampler, row, ids(0), ids(2)).tokens.tolist() == [0]
     sampler.bind(0, SamplingParams(temperature=0.0, seed=0), ids(0), ids())
-    sampled = sampler.sample(row, ids(0), ids(1))
+    sampled = sample(sampler, row, ids(0), ids(1))
     assert sampled.tokens.tolist() == [1]
-    assert sampler.logprobs(sampled) is None
+    assert sampled.logprobs() is None
 
 
 def test_logprobs_are_those_of_the_model_whatever_the_sampling() -> None:
@@ -221,7 +250,7 @@ def test_logprobs_are_those_of_the_model_whatever_the_sampling() -> None:
     params = SamplingParams(temperature=0.0, logit_bias={3: 50.0}, frequency=2.0, logprobs=3, seed=0)
     sampler = Sampler(slots=1, vocab=5, device="cpu")
     sampler.bind(0, params, ids(), ids(1))
-    (entry,) = sampler.logprobs(sampler.sample(row, ids(0), ids(1))) or [None]
+    (entry,) = sample(sampler, row, ids(0), ids(1)).logprobs() or [None]
     plain = row.log_softmax(-1)[0]
     assert isinstance(entry, TokenLogprob)
     assert (entry.id, entry.rank) == (3, 3)
@@ -234,8 +263,8 @@ def test_logprobs_go_to_the_rows_that_ask_and_as_many_as_they_ask() -> None:
     sampler = Sampler(slots=4, vocab=8, device="cpu")
     for slot, count in enumerate([None, 0, 5, 20]):
         sampler.bind(slot, SamplingParams(temperature=0.0, logprobs=count, seed=0), ids(), ids())
-    sampled = sampler.sample(logits(0, 4, 8), ids(3, 0, 2, 1), ids(0, 0, 0, 0))
-    entries = sampler.logprobs(sampled)
+    sampled = sample(sampler, logits(0, 4, 8), ids(3, 0, 2, 1), ids(0, 0, 0, 0))
+    entries = sampled.logprobs()
     assert entries is not None
     assert [None if entry is None else len(entry.top) for entry in entries] == [8, None, 5, 0]
     assert [entry.rank for entry in entries if entry] == [1, 1, 1]
@@ -252,7 +281,7 @@ def test_faulty_row_is_reported_and_disturbs_no_other(bad: float, everywhere: bo
     def said(table: Tensor) -> Sampled:
         for slot, kind in enumerate(KINDS):
             sampler.bind(slot, SamplingParams(seed=slot, **kind), ids(5, 6, 7), ids())
-        return sampler.sample(table, places, positions)
+        return sample(sampler, table, places, positions)
 
     clean = said(table)
     for row in range(len(KINDS)):
@@ -267,7 +296,7 @@ def test_faulty_row_is_reported_and_disturbs_no_other(bad: float, everywhere: bo
 
 
 def test_step_that_samples_nothing() -> None:
-    sampled = Sampler(slots=1, vocab=VOCAB, device="cpu").sample(torch.zeros(0, VOCAB), ids(), ids())
+    sampled = sample(Sampler(slots=1, vocab=VOCAB, device="cpu"), torch.zeros(0, VOCAB), ids(), ids())
     assert (sampled.tokens.tolist(), sampled.fault.tolist(), sampled.report) == ([], [], None)
 
 
@@ -277,7 +306,7 @@ def test_logits_are_only_read() -> None:
     sampler = Sampler(slots=len(KINDS), vocab=VOCAB, device="cpu")
     for slot, kind in enumerate(KINDS):
         sampler.bind(slot, SamplingParams(seed=slot, **kind), ids(5, 6, 7), ids(1))
-    sampler.sample(table, np.arange(len(KINDS), dtype=np.int32), np.full(len(KINDS), 4, np.int32))
+    sample(sampler, table, np.arange(len(KINDS), dtype=np.int32), np.full(len(KINDS), 4, np.int32))
     for slot, kind in enumerate(KINDS):
-        sampler.sample(table[slot : slot + 1], ids(slot), ids(5))
+        sample(sampler, table[slot : slot + 1], ids(slot), ids(5))
         assert torch.equal(table, before), kind

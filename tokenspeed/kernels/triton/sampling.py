@@ -85,7 +85,7 @@ def _adjust(
         score = score - tl.load(wish + _FREQUENCY).to(tl.float32) * count.to(tl.float32)
         score = score - tl.load(wish + _PRESENCE).to(tl.float32) * (count > 0).to(tl.float32)
     tl.store(scores + row * vocab + id, score, inside)
-    if EDITS > 0:
+    if EDITS > 0:  # noqa: SIM102 - known when compiled
         if tl.load(wish + _EDITED) > 0:
             tl.debug_barrier()  # the scores of this part are about to be read by other threads
             edit = tl.arange(0, EDITS_PADDED)
@@ -122,7 +122,17 @@ def _wants(chosen, wish):
 
 
 @triton.jit
-def _maximum(scores, vocab, slots, settings, chosen, state, PART: tl.constexpr, SIZE: tl.constexpr, FIELDS: tl.constexpr):
+def _maximum(
+    scores,
+    vocab,
+    slots,
+    settings,
+    chosen,
+    state,
+    PART: tl.constexpr,
+    SIZE: tl.constexpr,
+    FIELDS: tl.constexpr,
+):
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     wish = settings + tl.load(slots + row) * _WIDTH
     wants, _ = _wants(chosen + row, wish)
@@ -176,7 +186,15 @@ def _cut(state, wish, vocab):
 
 
 @triton.jit
-def _conclude(state, histogram, target_or_share, KEY: tl.constexpr, SHIFT: tl.constexpr, BITS: tl.constexpr, WEIGHED: tl.constexpr):
+def _conclude(
+    state,
+    histogram,
+    target_or_share,
+    KEY: tl.constexpr,
+    SHIFT: tl.constexpr,
+    BITS: tl.constexpr,
+    WEIGHED: tl.constexpr,
+):
     """The last of a row: find the bucket where the target is reached, and clear the histogram."""
     bucket = tl.arange(0, BUCKETS)
     held = tl.load(histogram + bucket, cache_modifier=".cg")
@@ -222,7 +240,7 @@ def _search(
         temperature = tl.load(wish + _TEMPERATURE).to(tl.float32)
         k_key, ties_kept = _cut(mine, wish, vocab)
         ties_seen = 0
-        if WEIGHED:
+        if WEIGHED:  # noqa: SIM102 - known when compiled
             if ties_kept >= 0:
                 ties_seen = _ties_before(scores, vocab, k_key, part * PART, SIZE)
         for start in range(part * PART, part * PART + PART, SIZE):
@@ -248,7 +266,20 @@ def _search(
 
 
 @triton.jit
-def _weights(scores, vocab, start, stop, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE: tl.constexpr):
+def _weights(
+    scores,
+    vocab,
+    start,
+    stop,
+    best,
+    temperature,
+    k_key,
+    ties_kept,
+    ties_seen,
+    p_key,
+    min_p,
+    SIZE: tl.constexpr,
+):
     """(ids, weights of what is left, ties seen) of one block of a row."""
     id = start + tl.arange(0, SIZE)
     inside = id < vocab
@@ -302,7 +333,7 @@ def _pick(
         total = tl.zeros((SIZE,), tl.int64)
         for start in range(part * PART, part * PART + PART, SIZE):
             id, weight, ties_seen = _weights(
-                scores, vocab, start, 0, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
+                scores, vocab, start, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
             )
             total += weight
         tl.store(sums + row * PARTS + part, tl.sum(total, 0))
@@ -324,7 +355,18 @@ def _pick(
             found = 0
             for start in range(place * PART, place * PART + PART, SIZE):
                 id, weight, ties_seen = _weights(
-                    scores, vocab, start, 0, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
+                    scores,
+                    vocab,
+                    start,
+                    0,
+                    best,
+                    temperature,
+                    k_key,
+                    ties_kept,
+                    ties_seen,
+                    p_key,
+                    min_p,
+                    SIZE,
                 )
                 before = tl.cumsum(weight, 0) - weight
                 hit = (weight > 0) & (before <= aim) & (aim < before + weight)
@@ -334,9 +376,7 @@ def _pick(
 
 
 @triton.jit
-def _note(
-    chosen, slots, positions, settings, forced, forced_width, counts, vocab, last_tokens
-):
+def _note(chosen, slots, positions, settings, forced, forced_width, counts, vocab, last_tokens):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
     wish = settings + slot * _WIDTH
