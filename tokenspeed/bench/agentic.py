@@ -43,6 +43,8 @@ WARM_UP_TURNS: Final = 2
 LIVE_S: Final = 10.0
 LIVE_CALLS: Final = 16
 PROBE_TOKENS: Final = 4
+BLOCK_TOKENS: Final = 16
+"""Of a server that does not say how it reuses."""
 
 
 class Progress:
@@ -95,6 +97,7 @@ class Server:
     model: str
     vocab: int | None
     context_tokens: int | None
+    block_tokens: int | None
     facts: dict[str, Any]
 
 
@@ -116,6 +119,7 @@ async def ask_server(connection: Connection, model: str | None) -> Server:
         model=card["id"],
         vocab=card.get("vocab_size") or meta.get("n_vocab"),
         context_tokens=card.get("max_model_len") or meta.get("n_ctx"),
+        block_tokens=card.get("block_tokens"),
         facts=facts,
     )
 
@@ -159,7 +163,8 @@ async def run(options: argparse.Namespace, clock: Clock) -> Result:
     )
     random = np.random.default_rng((options.seed, WARM_UP))
     filler = lambda count: random.integers(vocabulary.low, vocabulary.high, count, dtype=np.int32)  # noqa: E731
-    target = Target(connect, clock, ask, options.api, options.block_tokens, filler)
+    block_tokens = options.block_tokens or server.block_tokens or BLOCK_TOKENS
+    target = Target(connect, clock, ask, options.api, block_tokens, filler)
     workload = workloads.build(options.workload, shape)
     open_loop = options.workload == "h2"
     loads = options.rates if open_loop else options.concurrency
@@ -179,7 +184,8 @@ async def run(options: argparse.Namespace, clock: Clock) -> Result:
         seed=options.seed,
         device=options.device or str(server.facts.get("device", "not stated")),
         gpus=options.gpus,
-        config=dict(_config(options)) | {"vocab": size, "context": context_tokens},
+        config=dict(_config(options))
+        | {"vocab": size, "context": context_tokens, "block_tokens": block_tokens},
         server=server.facts,
         answers=_answers(ask, replays, options.api, levels),
         levels=tuple(levels),
@@ -243,8 +249,13 @@ async def _level(
     cut = [conversation.within(context_tokens) for conversation in made]
     conversations = [conversation for conversation, _ in cut if conversation.turns]
     if not conversations:
+        first, whole = (
+            min(sum(len(turn.ids) + turn.answer_tokens for turn in each.turns[:count]) for each in made)
+            for count in (1, None)
+        )
         raise SetupError(
-            f"no conversation fits the context of {context_tokens} tokens; give a smaller --scale"
+            f"no conversation fits the context of {context_tokens} tokens: the shortest needs {first} for its "
+            f"first turn, {whole} for all; give a smaller --scale, or a server with a longer context"
         )
     turns = sum(len(conversation.turns) for conversation in conversations)
     progress = Progress(target.clock, title, turns)
@@ -349,7 +360,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=_natural, default=0, help="seed of every prompt")
     add("--vocab", type=_count, help="ids the model knows; asked of the server when absent")
     add("--context", type=_count, help="longest prompt and answer; asked of the server when absent")
-    add("--block-tokens", type=_count, default=16, help="the server reuses prefixes in blocks of this size")
+    add("--block-tokens", type=_count, help="it reuses prefixes in blocks of this size; asked of it, else 16")
     add("--temperature", type=float, default=0.0, help="temperature of sampling")
     add("--plain", action="store_true", help="send OpenAI's own fields only")
     add("--timeout", type=_positive, default=600.0, help="seconds a request may take")

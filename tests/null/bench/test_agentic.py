@@ -206,6 +206,13 @@ def test_requests_beyond_the_context_are_left_out_and_counted(
     assert "12 requests do not fit the context and were left out" in capsys.readouterr().out
 
 
+def test_workload_that_fits_no_context_says_what_would_work(tmp_path: Path):
+    wanted = "16384 tokens: the shortest needs 50500 for its first turn, 51800 for all; give a smaller --scale"
+    with peer.scripted() as server, pytest.raises(SetupError, match=wanted):
+        bench(server, tmp_path, "--scale", "1", "--turns-max", "2", "--context", "16384")
+    assert server.bodies == []
+
+
 def test_occupancy_is_what_the_server_says_while_a_level_runs(tmp_path: Path):
     with peer.scripted() as server:
         _, result = bench(server, tmp_path)
