@@ -105,15 +105,12 @@ def _now(
     """The figures of this moment, and of the last minute's whole seconds."""
     live = [one for one in timelines if one.tokens_per_s is not None and now_us - one.last_token_us < LIVE_US]
     rates = sorted(one.tokens_per_s for one in live if one.tokens_per_s is not None)
-    # Over all their tokens, not the mean of their rates: two tokens that came together are no 10,000 a second.
-    gaps = sum(one.output_tokens - 1 for one in live)
-    waited_us = sum(one.last_token_us - one.first_token_us for one in live)
     minute = [second for second in seconds if second.at_s >= now_us // 1_000_000 - MINUTE_S]
     prompt_tokens = sum(second.prompt_tokens for second in minute)
     first_tokens = sum(second.first_tokens for second in minute)
     return {
         "answers": len(rates),
-        "tokens_per_s_user": _share(gaps * 1e6, waited_us),
+        "tokens_per_s_user": _pooled_rate(live),
         "tokens_per_s_user_p10": rates[len(rates) // 10] if rates else None,
         "tokens_per_s_answers": rates,
         "tokens_per_minute": sum(second.tokens for second in minute),
@@ -202,7 +199,6 @@ def _session(name: str, requests: list[RequestTimeline], now_us: int) -> dict[st
     started = [one for one in requests if one.first_step_us >= 0]
     prompt_tokens = sum(one.prompt_tokens for one in started)
     cached_tokens = sum(one.cached_tokens for one in started)
-    rates = [one.tokens_per_s for one in requests if one.tokens_per_s is not None]
     return {
         "session": name,
         "requests": len(requests),
@@ -212,8 +208,15 @@ def _session(name: str, requests: list[RequestTimeline], now_us: int) -> dict[st
         "cached_tokens": cached_tokens,
         "output_tokens": sum(one.output_tokens for one in requests),
         "hit_rate": _share(cached_tokens, prompt_tokens),
-        "tokens_per_s": _share(sum(rates), len(rates)),
+        "tokens_per_s": _pooled_rate(requests),
     }
+
+
+def _pooled_rate(requests: Iterable[RequestTimeline]) -> float | None:
+    """Tokens per second after the first, over all of these: two that came together are no 10,000 a second."""
+    timed = [one for one in requests if one.output_tokens > 1]
+    waited_us = sum(one.last_token_us - one.first_token_us for one in timed)
+    return _share(sum(one.output_tokens - 1 for one in timed) * 1e6, waited_us)
 
 
 def _share(part: float, whole: float) -> float | None:
