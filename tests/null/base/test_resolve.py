@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
 from tokenspeed.base import config
 from tokenspeed.base.errors import SetupError
-from tokenspeed.base.resolve import CPU_KV_BYTES_MAX, GIB, DeviceFacts, ModelFacts, resolve
+from tokenspeed.base.resolve import CPU_KV_BYTES_MAX, GIB, DeviceFacts, ModelFacts, resolve, resolve_graphs
 
 LAPTOP = DeviceFacts("cpu", "a CPU", cores=8, memory_total_bytes=16 * GIB, memory_available_bytes=12 * GIB)
 SERVER = DeviceFacts("cpu", "a CPU", cores=64, memory_total_bytes=512 * GIB, memory_available_bytes=500 * GIB)
@@ -98,3 +99,30 @@ def test_the_null_device_is_never_chosen_and_overlaps_like_a_gpu() -> None:
     resolved = resolve(config.build(), device, dataclasses.replace(SMALL, kv_bytes_per_token=1))
     assert resolved.overlap
     assert resolved.kv_tokens == 16 * 32768
+
+
+def test_what_steps_take_on_a_gpu_is_left_free() -> None:
+    small = dataclasses.replace(LARGE, step_bytes=10 * GIB)
+    resolved = resolve(config.build(gpu_memory_share=0.5), GPU, small)
+    assert resolved.kv_tokens << 17 <= 10 * GIB < (resolved.kv_tokens + 64) << 17  # 40 - 20 in use - 10
+    with pytest.raises(SetupError, match=r"at most 53687091200"):
+        resolve(config.build(kv_cache_bytes=51 * GIB), GPU, small)
+    with pytest.raises(SetupError, match=r"hold 0 tokens"):
+        resolve(config.build(gpu_memory_share=0.2), GPU, LARGE)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "reason"),
+    [
+        ({}, 64, "all that may run at once"),
+        ({"rows_max": 12}, 12, "all that may run at once"),
+        ({"cuda_graph_rows_max": 16}, 16, "asked for"),
+        ({"cuda_graph_rows_max": 256}, 64, "all that may run at once"),
+        ({"enforce_eager": True}, 0, "asked for"),
+    ],
+)
+def test_decode_steps_are_graphs_on_a_gpu(options: dict[str, Any], rows: int, reason: str) -> None:
+    chosen, choice = resolve_graphs(config.build(**options), GPU)
+    assert (chosen, choice.reason) == (rows, reason)
+    assert choice in resolve(config.build(**options), GPU, SMALL).choices
+    assert resolve_graphs(config.build(**options), LAPTOP)[0] == 0

@@ -196,6 +196,6 @@ def test_padding_writes_nothing_and_is_nobodys_last_token() -> None:
 
 def test_what_waits_is_not_recorded() -> None:
     executor = executor_of(model_of(LLAMA))
-    with pytest.raises(graphs.WaitsError, match="kernel.py:7"):
+    with pytest.raises(graphs.WaitsError, match=r"kernel\.py:7"):
         executor.record(Waiting(), (2,))
     assert len(answers(executor, overlap=False, params=[{}])[0]) == 12
