@@ -51,8 +51,6 @@ def test_bundled_model_passes_every_check(words: tuple[str, ...], url: str, tmp_
         "3",
         "--concurrency",
         "2",
-        "--block-tokens",
-        "64",
     ]
     status = main(["--url", url, "--workload", *words, *small, "--out", str(out)])
     result = record.read(out)

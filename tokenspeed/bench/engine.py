@@ -105,6 +105,11 @@ class Front:
         self.cached_tokens = 0
         """Of all requests since the last `start`."""
 
+    @property
+    def open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._said)
+
     def drain(self, *, wait: bool) -> list[wire.Request]:
         """Called by the loop: what waits to be heard."""
         messages, self._inbox = self._inbox, []
@@ -141,7 +146,7 @@ class Front:
     def until(self, tokens: int) -> list[int]:
         """Run until every open request has that many tokens; when each step on the way ended."""
         self._steps_at_us = []
-        while min(self._said.values()) < tokens:
+        while self._said and min(self._said.values()) < tokens:
             self._loop.turn()
         return self._steps_at_us
 
@@ -227,6 +232,11 @@ class Bench:
             front.start(prompts, end + self._stagger(batch))
             before_us = front.until(begin)[-1]
             steps_at_us = np.array([before_us, *front.until(end)])
+            if front.open < batch:
+                raise SetupError(
+                    f"decode {batch} x {context_tokens}: requests ended before the last of them began, for only "
+                    f"{front.cached_tokens} prompt tokens were found in the cache; give it more KV cache"
+                )
             repeats.append(tuple(np.diff(steps_at_us).tolist()))
             front.abort()
         return Decode(batch, context_tokens, fill_tokens, fill_us, tuple(repeats))

@@ -38,7 +38,7 @@ class Part:
 
 
 SERVE: Final = ("--max-model-len", "16384", "--rows-max", "8", "--log-level", "error")
-AGENTIC: Final = ("agentic", "--workload", "h0", "--block-tokens", "64")
+AGENTIC: Final = ("agentic", "--workload", "h0")
 PARTS: Final = (
     # C2, smoke: seconds, every part of the way from a client to a kernel and back. Another seed than C1's, whose
     # prompts would otherwise begin like these and find them cached.

@@ -105,6 +105,7 @@ def _model_card(service: Service) -> dict[str, Any]:
         "created": service.started_s,
         "owned_by": "tokenspeed",
         "max_model_len": service.context_tokens_max,
+        "block_tokens": service.engine.ready.block_tokens,
         "vocab_size": service.engine.ready.vocab_size,
         "device": service.engine.ready.device,
     }

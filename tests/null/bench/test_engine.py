@@ -114,3 +114,19 @@ def test_a_refused_prompt_ends_the_benchmark() -> None:
     front.start([Prompts(1000, 0, 0).draw(65, 1)], 1)
     with pytest.raises(SetupError, match="refused"):
         front.finish()
+
+
+def test_decode_whose_prompts_were_not_cached_is_refused(tmp_path: Path) -> None:
+    words = (
+        "--device",
+        "null",
+        "--no-prefix-cache",
+        "--prefill-tokens-max",
+        "16",
+        "--batch",
+        "4",
+        "--contexts",
+        "48",
+    )
+    with pytest.raises(SetupError, match="only 0 prompt tokens were found in the cache"):
+        bench(tmp_path, *words, "--prefills", "")

@@ -27,7 +27,8 @@ def test_models_lists_the_one_model(http, server):
     listed = http.get("/v1/models").json()
     assert [card["id"] for card in listed["data"]] == ["demo"]
     assert listed["data"][0]["max_model_len"] == server.service.context_tokens_max
-    assert (listed["data"][0]["vocab_size"], listed["data"][0]["device"]) == (8192, "cpu: scripted")
+    said = [listed["data"][0][name] for name in ("vocab_size", "block_tokens", "device")]
+    assert said == [8192, 64, "cpu: scripted"]
     assert http.get("/v1/models/demo").json() == listed["data"][0]
 
 
