@@ -346,15 +346,27 @@ def _steps(text: str) -> list[int]:
 def _parser() -> Parser:
     made = Parser("bench engine", (__doc__ or "").split("\n")[0])
     add = made.add_argument
-    add("--batch", type=_numbers, default=BATCHES, metavar="N,N", help="requests that decode at once")
+    add(
+        "--batch",
+        type=_numbers,
+        default=BATCHES,
+        metavar="N,N",
+        help="requests that decode at once (default 1,4,8)",
+    )
     add(
         "--contexts",
         type=_numbers,
         default=CONTEXTS,
         metavar="N,N",
-        help="tokens of their prompts; may be empty",
+        help="tokens of their prompts; may be empty (default 512,2048)",
     )
-    add("--prefills", type=_numbers, default=PREFILLS, metavar="N,N", help="prompts to prefill; may be empty")
+    add(
+        "--prefills",
+        type=_numbers,
+        default=PREFILLS,
+        metavar="N,N",
+        help="prompts to prefill; may be empty (default 512,2048,8192)",
+    )
     add(
         "--steps",
         type=_steps,
