@@ -70,7 +70,7 @@ class GraphRecorder:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             logits = work()
-        return Recording(graph.replay, logits)
+        return Recording(graph.replay, _Place.of(logits))
 
     def _rehearse(self, work: Callable[[], Tensor]) -> None:
         """Run it twice as it is: to compile and to let libraries take what they keep, then to see it wait."""
@@ -89,6 +89,30 @@ class GraphRecorder:
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         self._stream.synchronize()
+
+
+class _Place:
+    """The memory of a tensor that lies in a graph's pool, without owning it.
+
+    The pool stays as long as its graphs do. A tensor that owned its part would keep it from the graphs that are
+    recorded after it: each size would hold logits of its own.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        assert tensor.is_contiguous()
+        assert tensor.dtype == torch.float32
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": "<f4",
+            "data": (tensor.data_ptr(), False),
+            "version": 3,
+            "strides": None,
+        }
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Tensor:
+        """The same numbers at the same address."""
+        return torch.as_tensor(cls(tensor), device=tensor.device)
 
 
 class Graphs:
