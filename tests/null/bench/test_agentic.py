@@ -207,7 +207,9 @@ def test_requests_beyond_the_context_are_left_out_and_counted(
 
 
 def test_workload_that_fits_no_context_says_what_would_work(tmp_path: Path):
-    wanted = "16384 tokens: the shortest needs 50500 for its first turn, 51800 for all; give a smaller --scale"
+    wanted = (
+        "16384 tokens: the shortest needs 50500 for its first turn, 51800 for all; give a smaller --scale"
+    )
     with peer.scripted() as server, pytest.raises(SetupError, match=wanted):
         bench(server, tmp_path, "--scale", "1", "--turns-max", "2", "--context", "16384")
     assert server.bodies == []
