@@ -238,7 +238,9 @@ class Op:
         return f"op {self.name!r} has no {' and no '.join(missing)}" if missing else None
 
     def result_dtype(self, traits: Traits) -> torch.dtype:
-        """Return the dtype of floating outputs: the trait `dtype`, or the only one the op has."""
+        """Return the dtype of floating outputs: the trait `dtype`, float32 by trait, or the only one the op has."""
+        if traits.get("float32_out"):
+            return torch.float32
         dtype = traits.get("dtype", next(iter(self.tolerance)))
         assert isinstance(dtype, torch.dtype)
         return dtype

@@ -97,6 +97,7 @@ class Head(Layer):
             out_dim=self.parameters[0].shape[0],
             bias=False,
             format="native" if build.format == "fp8_block" else build.format,
+            float32_out=True,
         )
         if tied:
             self.parameters = ()
@@ -110,7 +111,7 @@ class Head(Layer):
     def run(self, context: StepContext, x: Tensor) -> Tensor:
         """x [S, C] -> [S, V] float32."""
         del context
-        return self._dense(x, self._weight).float()
+        return self._dense(x, self._weight)
 
     def calls(self) -> Iterator[Call]:
         yield Call(

@@ -34,7 +34,14 @@ def dense_cost(traits: Traits, sizes: Sizes) -> Cost:
 
 
 def _dense(in_dim: int, out_dim: int, format: str = "native") -> Traits:
-    return {"dtype": BF16, "in_dim": in_dim, "out_dim": out_dim, "bias": False, "format": format}
+    return {
+        "dtype": BF16,
+        "in_dim": in_dim,
+        "out_dim": out_dim,
+        "bias": False,
+        "format": format,
+        "float32_out": False,
+    }
 
 
 DENSE = Op(
@@ -46,15 +53,16 @@ DENSE = Op(
         "activations alone; fp8_block takes the weight as e4m3 and, after the bias, scale [ceil(O / 128), "
         "ceil(I / 128)] float32, one per block of 128 x 128, as DeepSeek's checkpoints have them)."
     ),
-    shapes="x [T, I] contiguous -> [T, O].",
+    shapes="x [T, I] contiguous -> [T, O], in x's dtype or float32 (`float32_out`).",
     traits=(
         DTYPE,
         count("in_dim", (64, 512, 200), "input channels on this rank (I)"),
         count("out_dim", (96, 320, 1), "output channels on this rank (O)"),
         Trait("bias", (False, True), "a bias is added", default=False),
         FORMAT,
+        Trait("float32_out", (False, True), "the result is float32, whatever dtype is", default=False),
     ),
-    reference=Plain(ref.dense, ref.dense_prepare, prepare_traits=("format",)),
+    reference=Plain(ref.dense, ref.dense_prepare, call_traits=("float32_out",), prepare_traits=("format",)),
     sizes=(Sizes(1), Sizes(2), Sizes(7), Sizes(33)),
     points=tuple(
         Point(traits, Sizes(tokens))

@@ -51,7 +51,13 @@ def _kernel(
 
 
 KERNELS = (
-    _kernel("linear.dense", linear.dense, linear.dense_prepare, prepare_traits=("format",)),
+    _kernel(
+        "linear.dense",
+        linear.dense,
+        linear.dense_prepare,
+        call_traits=("float32_out",),
+        prepare_traits=("format",),
+    ),
     _kernel("linear.heads", linear.heads, linear.heads_prepare),
     _kernel("embedding.lookup", pointwise.lookup),
     _kernel("norm.rms", pointwise.rms),

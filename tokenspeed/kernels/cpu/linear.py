@@ -56,12 +56,13 @@ def dense_prepare(weight: Tensor, bias: Tensor | None = None, *, format: str = "
     return pack(weight, format, bias)
 
 
-def dense(x: Tensor, w: PackedWeight, *, out: Tensor | None = None) -> Tensor:
+def dense(x: Tensor, w: PackedWeight, *, float32_out: bool = False, out: Tensor | None = None) -> Tensor:
     """Return x W^T + b; `out` may be float32 whatever the dtype of x."""
     tokens, inputs = x.shape
     fits = inputs == w.inputs and x.dtype is w.dtype and x.stride(1) == 1
     expect(fits, f"x must be [T, {w.inputs}] {w.dtype}", x)
-    y = torch.empty((tokens, w.outputs), dtype=x.dtype) if out is None else out
+    dtype = torch.float32 if float32_out else x.dtype
+    y = torch.empty((tokens, w.outputs), dtype=dtype) if out is None else out
     if out is not None:
         fits = out.shape == (tokens, w.outputs) and out.is_contiguous() and out.dtype in DTYPES
         expect(fits, "out does not fit", out, x)

@@ -88,13 +88,13 @@ def dense_prepare(
     return DenseWeight(quantised, scale, bias)
 
 
-def dense(x: Tensor, w: DenseWeight, *, out: Tensor | None = None) -> Tensor:
-    """Return x W^T + b."""
+def dense(x: Tensor, w: DenseWeight, *, float32_out: bool = False, out: Tensor | None = None) -> Tensor:
+    """Return x W^T + b, rounded to the dtype of x unless it is wanted wide."""
     source = wide(x)
     result = source @ w.dense(source.dtype).T
     if w.bias is not None:
         result = result + wide(w.bias)
-    return finish(result, x.dtype, out)
+    return finish(result, source.dtype if float32_out else x.dtype, out)
 
 
 def heads_prepare(weight: Tensor) -> Tensor:

@@ -1,63 +1,161 @@
 # SPDX-License-Identifier: MIT
-"""`linear.dense` and `linear.heads` on the vendor's matrix library.
+"""`linear.dense` and `linear.heads`: few tokens stream the weight (`stream.py`), many take the vendor's product.
 
 In: weights once, activations every step (last dimension dense, the others at any stride). Out: new tensors or
-`out`. Weights stay as the checkpoint has them.
+`out`. Dense weights stay as they come, rounded to int8 where the format says so; those of heads are transposed
+to [H, B, A]. How a product is cut depends on its sizes alone (`tiling`), so that equal calls give equal bits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
-from tokenspeed.kernels.needs import AtLeast, Needs
-from tokenspeed.kernels.spec import Band, Kernel, Plain
+from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.needs import AtLeast, Needs, Traits
+from tokenspeed.kernels.ref.dense import quantise_int8, restored
+from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
+from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, multiply
+
+FEW_ELEMENTS = 8192
+"""Of a weight, that a block of four warps holds in registers: 16 KiB in flight."""
+FEW_DEPTH_MAX = 16384
+
+
+def tiling(outputs: int, inputs: int, groups: int, tokens: int, cores: int) -> Tiling:
+    """Cut `groups` products [outputs, inputs] x [inputs, tokens] for a device of so many cores."""
+    depth = triton.next_power_of_2(inputs)
+    if tokens <= FEW and depth <= FEW_DEPTH_MAX:
+        rows = max(1, FEW_ELEMENTS // depth)
+        while rows > 1 and groups * outputs < 2 * cores * rows:
+            rows //= 2
+        return Tiling(rows, warps=4 if rows * depth <= FEW_ELEMENTS else 8)
+    rows, depth = 64, min(128, max(16, depth))
+    blocks, steps = groups * triton.cdiv(outputs, rows), triton.cdiv(inputs, depth)
+    parts = 1
+    while blocks * parts < 2 * cores and parts * 2 <= steps:
+        parts *= 2
+    return Tiling(rows, depth, parts, stages=4)
+
+
+class Dense:
+    """x W^T + b for one weight's traits: cut as it was when the layer was built, by the number of tokens."""
+
+    __slots__ = ("_dtype", "_format", "_tilings")
+
+    def __init__(self, traits: Traits, device: Device) -> None:
+        outputs, inputs = traits["out_dim"], traits["in_dim"]
+        assert isinstance(outputs, int)
+        assert isinstance(inputs, int)
+        self._format, self._dtype = str(traits["format"]), torch.float32 if traits["float32_out"] else None
+        self._tilings = by_tokens(lambda tokens: tiling(outputs, inputs, 1, tokens, device.cores))
+
+    def prepare(self, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Weight:
+        """Keep the weight [O, I], its bias and its scales; round it where the format is int8."""
+        if self._format == "int8":
+            weight, scale = quantise_int8(weight)
+        return Weight(weight.contiguous()[None], scale, bias, self._format)
+
+    def __call__(self, x: Tensor, w: Weight, *, out: Tensor | None = None) -> Tensor:
+        """Return x W^T + b."""
+        tokens = x.shape[0]
+        y = x.new_empty((tokens, w.matrices.shape[1]), dtype=self._dtype) if out is None else out
+        if tokens < len(self._tilings):
+            multiply(x[:, None], w, y[:, None], self._tilings[tokens])
+            return y
+        weight = w.matrices[0] if w.scale is None else restored(w.matrices[0], w.scale, x.dtype)
+        return _product(x, weight.T, w.bias, y)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
+    """Write x W + b into y, which may be wider than x."""
+    if y.dtype is x.dtype:
+        return torch.mm(x, weight, out=y) if bias is None else torch.addmm(bias, x, weight, out=y)
+    torch.mm(x, weight, out_dtype=y.dtype, out=y)
+    return y if bias is None else y.add_(bias)
+
+
+class Heads:
+    """Each head's vector times that head's own matrix."""
+
+    __slots__ = ("_tilings",)
+
+    def __init__(self, traits: Traits, device: Device) -> None:
+        heads, inputs, outputs = (traits[name] for name in ("heads", "in_dim", "out_dim"))
+        assert isinstance(heads, int)
+        assert isinstance(inputs, int)
+        assert isinstance(outputs, int)
+        self._tilings = by_tokens(lambda tokens: tiling(outputs, inputs, heads, tokens, device.cores))
+
+    def prepare(self, weight: Tensor) -> Weight:
+        """Keep the weight [H, A, B] as [H, B, A]."""
+        return Weight(weight.transpose(1, 2).contiguous())
+
+    def __call__(self, x: Tensor, w: Weight, *, out: Tensor | None = None) -> Tensor:
+        """Return x [R, H, A] W -> [R, H, B]."""
+        rows = x.shape[0]
+        y = x.new_empty((rows, *w.matrices.shape[:2])) if out is None else out
+        if rows < len(self._tilings):
+            return multiply(x, w, y, self._tilings[rows])
+        torch.bmm(x.transpose(0, 1), w.matrices.transpose(1, 2), out=y.transpose(0, 1))
+        return y
+
+
+def by_tokens(cut: Callable[[int], Tiling]) -> tuple[Tiling, ...]:
+    """The tiling for each number of tokens up to `TOKENS_MAX`, the same for all that run as one power of two."""
+    return tuple(
+        cut(tokens if tokens <= FEW else triton.next_power_of_2(tokens)) for tokens in range(TOKENS_MAX + 1)
+    )
+
+
+def build_dense(traits: Traits, device: Device) -> Implementation:
+    """Build `linear.dense`."""
+    dense = Dense(traits, device)
+    return Implementation(dense, dense.prepare)
+
+
+def build_heads(traits: Traits, device: Device) -> Implementation:
+    """Build `linear.heads`."""
+    heads = Heads(traits, device)
+    return Implementation(heads, heads.prepare)
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
-    """A weight [O, I] as it is multiplied, transposed, and its bias [O]."""
+class Transposed:
+    """A weight [I, O] and its bias [O]."""
 
-    transposed: Tensor
+    weight: Tensor
     bias: Tensor | None
 
 
-def dense_prepare(weight: Tensor, bias: Tensor | None = None) -> Weight:
+def vendor_prepare(weight: Tensor, bias: Tensor | None = None) -> Transposed:
     """Keep the weight [O, I] and its bias [O]."""
-    return Weight(weight.contiguous().T, bias)
+    return Transposed(weight.contiguous().T, bias)
 
 
-def dense(x: Tensor, w: Weight, *, out: Tensor | None = None) -> Tensor:
-    """Return x W^T + b."""
-    y = x.new_empty((x.shape[0], w.transposed.shape[1])) if out is None else out
-    if w.bias is None:
-        return torch.mm(x, w.transposed, out=y)
-    return torch.addmm(w.bias, x, w.transposed, out=y)
+def vendor_dense(x: Tensor, w: Transposed, *, float32_out: bool, out: Tensor | None = None) -> Tensor:
+    """Return x W^T + b by the vendor's library."""
+    dtype = torch.float32 if float32_out else x.dtype
+    y = x.new_empty((x.shape[0], w.weight.shape[1]), dtype=dtype) if out is None else out
+    return _product(x, w.weight, w.bias, y)
 
 
-def heads_prepare(weight: Tensor) -> Tensor:
-    """Keep the weight [H, A, B]."""
-    return weight.contiguous()
-
-
-def heads(x: Tensor, w: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Multiply every head's vector of x [R, H, A] by that head's own matrix."""
-    y = x.new_empty((x.shape[0], w.shape[0], w.shape[2])) if out is None else out
-    torch.bmm(x.transpose(0, 1), w, out=y.transpose(0, 1))
-    return y
-
-
-_NEEDS = Needs(sm=AtLeast((8, 0)))
+_FLOATS = {torch.bfloat16, torch.float16, torch.float32}
+_DENSE = Needs(sm=AtLeast((8, 0)), dtype=_FLOATS, format={"native", "int8", "fp8_block"})
+_VENDOR = Needs(sm=AtLeast((8, 0)), dtype=_FLOATS, format="native")
 
 KERNELS = (
+    Kernel("linear.dense", "triton", _DENSE, Band.FAST, build_dense),
+    Kernel("linear.heads", "triton", Needs(sm=AtLeast((8, 0)), dtype=_FLOATS), Band.FAST, build_heads),
     Kernel(
         "linear.dense",
         "cublas",
-        Needs(sm=AtLeast((8, 0)), format="native"),
+        _VENDOR,
         Band.GENERIC,
-        Plain(dense, dense_prepare),
+        Plain(vendor_dense, vendor_prepare, call_traits=("float32_out",)),
     ),
-    Kernel("linear.heads", "cublas", _NEEDS, Band.GENERIC, Plain(heads, heads_prepare)),
 )

@@ -5,11 +5,12 @@ In: weights [G, O, I], x [T, G, I] (last dimension dense), T at most `TOKENS_MAX
 dtype y has, written in place. G matrices each have their own input: heads; 1 for a plain product. Two forms:
 
     few     T <= `FEW`: a block holds whole rows of a weight in registers, multiplies and sums (no matrix unit)
-    tiles   blocks multiply tiles [ROWS, DEPTH] on the matrix unit, the weight as the large operand; where rows
+    tiles   blocks multiply tiles [rows, depth] on the matrix unit, the weight as the large operand; where rows
             alone do not fill the device, several blocks share one tile's depth and the last to arrive adds the
             parts up, in their order: runs are identical, and nothing has to be cleared between launches
 
-Launched early (`launch.early`), `few` asks for its weights before it waits for the kernel that makes x.
+Weights may be int8 with one scale a row, or e4m3 with one scale a block of 128 x 128 (then a tile lies within a
+block). Launched early (`launch.early`), `few` asks for its weights before it waits for the kernel that makes x.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ TOKENS_MAX = 64
 
 @triton.jit
 def _few(
-    x, x_token, x_group, w, bias, y, y_token, y_group, outs, INS: tl.constexpr,
-    T: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, BIASED: tl.constexpr, EARLY: tl.constexpr,
+    x, x_token, x_group, w, scale, bias, y, y_token, y_group, outs, INS: tl.constexpr,
+    T: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, FORMAT: tl.constexpr, BIASED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         cuda.gdc_launch_dependents()
@@ -42,11 +44,18 @@ def _few(
     there = row < outs
     at = w + (group * outs + row)[:, None] * INS + depth[None, :]
     weight = tl.load(at, there[:, None] & (depth < INS)[None, :], 0.0).to(tl.float32)
+    if FORMAT == "fp8_block":
+        blocks: tl.constexpr = (INS + 127) // 128
+        of_block = tl.load(scale + tl.program_id(0) * ROWS // 128 * blocks + depth // 128, depth < INS, 0.0)
     if EARLY:
         cuda.gdc_wait()
     for token in tl.static_range(T):
         value = tl.load(x + token * x_token + group * x_group + depth, depth < INS, 0.0).to(tl.float32)
+        if FORMAT == "fp8_block":
+            value *= of_block
         total = tl.sum(weight * value[None, :], 1)
+        if FORMAT == "int8":
+            total *= tl.load(scale + row, there, 0.0)
         if BIASED:
             total += tl.load(bias + row, there, 0.0).to(tl.float32)
         tl.store(y + token * y_token + group * y_group + row, total, there)
@@ -54,9 +63,9 @@ def _few(
 
 @triton.jit
 def _tiles(
-    x, x_token, x_group, w, bias, y, y_token, y_group, partials, arrivals, T, outs, INS: tl.constexpr,
+    x, x_token, x_group, w, scale, bias, y, y_token, y_group, partials, arrivals, T, outs, INS: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
-    BIASED: tl.constexpr, EARLY: tl.constexpr,
+    FORMAT: tl.constexpr, BIASED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         cuda.gdc_launch_dependents()
@@ -78,7 +87,14 @@ def _tiles(
             inside[:, None] & (token < T)[None, :],
             0.0,
         )
-        total = tl.dot(weight, value, total, input_precision="ieee")
+        if FORMAT == "int8":
+            weight = weight.to(tl.float32)
+        if FORMAT == "fp8_block":
+            blocks: tl.constexpr = (INS + 127) // 128
+            of_block = tl.load(scale + cut * ROWS // 128 * blocks + (part * steps + step) * DEPTH // 128)
+            total += tl.dot(weight.to(value.dtype), value, input_precision="ieee") * of_block
+        else:
+            total = tl.dot(weight.to(value.dtype), value, total, input_precision="ieee")
     last = True
     if PARTS > 1:
         tile = group * tl.num_programs(0) + cut
@@ -93,6 +109,8 @@ def _tiles(
                 total += tl.load(mine + other * size, cache_modifier=".cg")
             tl.store(arrivals + tile, 0)
     if last:
+        if FORMAT == "int8":
+            total *= tl.load(scale + row, there, 0.0)[:, None]
         if BIASED:
             total += tl.load(bias + row, there, 0.0).to(tl.float32)[:, None]
         to = y + token.to(tl.int64)[None, :] * y_token + group * y_group + row[:, None]
@@ -100,40 +118,55 @@ def _tiles(
 
 
 @dataclass(frozen=True, slots=True)
+class Weight:
+    """Matrices [G, O, I], their scales and bias where they have any, and the format they are in."""
+
+    matrices: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    format: str = "native"
+
+
+@dataclass(frozen=True, slots=True)
 class Tiling:
-    """How one product is cut: rows of a block, depth of a step, blocks that share a tile's depth."""
+    """How one product is cut: rows of a block, depth of a step, blocks that share a tile's depth.
+
+    Depth 0 is the form `few`, which takes the whole depth at once.
+    """
 
     rows: int
-    depth: int
-    parts: int
-    stages: int
-    warps: int
+    depth: int = 0
+    parts: int = 1
+    stages: int = 1
+    warps: int = 4
 
 
-def few(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, tiling: Tiling) -> None:
-    """Write x W^T + b into y, for T <= `FEW` tokens; of the tiling, rows and warps count."""
-    groups, outputs, inputs = weight.shape
-    ahead = early(x.device)
+def multiply(x: Tensor, w: Weight, y: Tensor, tiling: Tiling) -> Tensor:
+    """Write x W^T + b into y [T, G, O] and return it."""
+    (_run_tiles if tiling.depth else _run_few)(x, w, y, tiling, early(x.device))
+    return y
+
+
+def _run_few(x: Tensor, w: Weight, y: Tensor, tiling: Tiling, ahead: bool) -> None:
+    groups, outputs, inputs = w.matrices.shape
     _few[(triton.cdiv(outputs, tiling.rows), groups)](
-        x, x.stride(0), x.stride(1), weight, weight if bias is None else bias, y, y.stride(0), y.stride(1),
-        outputs, inputs, x.shape[0], tiling.rows, triton.next_power_of_2(inputs), bias is not None, ahead,
+        x, x.stride(0), x.stride(1), w.matrices, w.scale, w.bias, y, y.stride(0), y.stride(1), outputs, inputs,
+        x.shape[0], tiling.rows, triton.next_power_of_2(inputs), w.format, w.bias is not None, ahead,
         num_warps=tiling.warps, launch_pdl=ahead,
     )  # fmt: skip
 
 
-def tiles(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, tiling: Tiling) -> None:
-    """Write x W^T + b into y, for T <= `TOKENS_MAX` tokens."""
-    groups, outputs, inputs = weight.shape
+def _run_tiles(x: Tensor, w: Weight, y: Tensor, tiling: Tiling, ahead: bool) -> None:
+    groups, outputs, inputs = w.matrices.shape
     tokens = max(8, triton.next_power_of_2(x.shape[0]))
     cuts, parts = triton.cdiv(outputs, tiling.rows), tiling.parts
-    partials = y
+    partials = None
     if parts > 1:
         partials = torch.empty(
             (groups * cuts, parts, tiling.rows, tokens), dtype=torch.float32, device=x.device
         )
-    ahead = early(x.device)
     _tiles[(cuts, parts, groups)](
-        x, x.stride(0), x.stride(1), weight, weight if bias is None else bias, y, y.stride(0), y.stride(1),
-        partials, counters(x.device), x.shape[0], outputs, inputs, tokens, tiling.rows, tiling.depth, parts,
-        tiling.stages, bias is not None, ahead, num_warps=tiling.warps, launch_pdl=ahead,
+        x, x.stride(0), x.stride(1), w.matrices, w.scale, w.bias, y, y.stride(0), y.stride(1), partials,
+        counters(x.device), x.shape[0], outputs, inputs, tokens, tiling.rows, tiling.depth, parts,
+        tiling.stages, w.format, w.bias is not None, ahead, num_warps=tiling.warps, launch_pdl=ahead,
     )  # fmt: skip
