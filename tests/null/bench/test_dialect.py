@@ -17,6 +17,7 @@ from tokenspeed.bench.agentic import main
 from tokenspeed.bench.client import Reply
 from tokenspeed.bench.conversation import Conversation, Turn
 from tokenspeed.bench.dialect import Answer, Ask, LlamaCppTape
+from tokenspeed.bench.record import Level, Result, Row
 from tokenspeed.bench.scores import by_load
 
 ROOT = Path(__file__).parents[3]
@@ -85,6 +86,19 @@ def test_refusal_is_told_in_its_own_words():
     body = b'{"error":{"code":400,"message":"Prompt contains invalid tokens","type":"invalid_request_error"}}'
     answer = tape().read(Reply(status=400, pieces=[(0, body)]))
     assert answer.error == "HTTP 400: Prompt contains invalid tokens"
+
+
+def test_rounds_of_a_comparison_become_its_repeats(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "peers"))
+    from llama_cpp_agentic import together
+
+    levels = tuple(Level(load, 0, (Row("a", 0, 1, 0, 1),)) for load in (1, 2))
+    one = Result("x", "h0", "c0ffee", "2026-01-01", 0, "none", 1, {"repeats": 1}, {}, "real", levels)
+    whole = together([one, one, one])
+    assert [(level.load, level.repeat) for level in whole.levels] == [
+        (load, repeat) for repeat in range(3) for load in (1, 2)
+    ]
+    assert whole.config["repeats"] == 3
 
 
 @pytest.mark.skipif(
