@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
 """The causal flash attention of `hopper.prefill`, in Gluon: one producer warp, two warpgroups of 64 rows.
 
-In: a tile of 128 rows, which are the queries of 128 / G tokens times the G heads that share keys; keys and
-values that the bulk copy engine brings by tiles of `KEYS`, the last first, so that the tiles that need a mask
-come first and need no test later. Out: the attended rows.
+In: queries, and keys and values that the bulk copy engine brings by tiles of `KEYS`, the last first, so that
+the tiles that need a mask come first and need no test later. Out: the attended rows. A job is a tile of 128
+rows, which are the queries of 128 / G tokens times the G heads that share keys. Programs stay: each takes
+its first job by its number and the next ones from a counter, the longest contexts of a head first, and brings
+the next job's tiles while the last one's are still attended with.
 
-    producer      K(0)  K(1) V(0)  K(2) V(1)  ..                 a ring of `STAGES` for each
+    producer      job 0: K(0) Q  K(1) V(0)  K(2) V(1)  ..  V(n)   job 1: K(0) ..
     warpgroup     S(0)  | S(1) = Q K(1)  with  O += P(0) V(0)  |  S(2) ..
                          the softmax of S(i) runs while P(i-1) V(i-1) is in the tensor cores
 
 Row sums are of unrounded weights in float32; the running maximum starts at a finite number, since a whole
-tile may be hidden from a row.
+tile may be hidden from a row. The two counters (next job, programs that are done) are zero between launches.
 """
 
 from __future__ import annotations
@@ -27,6 +29,46 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 ROWS = gl.constexpr(64)
 LOWEST = gl.constexpr(-1e30)
+WORD = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
+
+
+@gluon.jit
+def count_tiles(row_starts, rows, TOKENS: gl.constexpr):
+    """Tiles of TOKENS new tokens over all rows."""
+    tiles = 0
+    begin = gl.load(row_starts)
+    for row in range(rows):
+        end = gl.load(row_starts + row + 1)
+        tiles += gl.cdiv(end - begin, TOKENS)
+        begin = end
+    return tiles
+
+
+@gluon.jit
+def find_job(job, tiles_all, row_starts, context_lens, TOKENS: gl.constexpr, KEYS: gl.constexpr):
+    """Return head, row, first token in it, its tokens' span, its context, and keys of the rows before (each a
+    whole number of tiles).
+    """
+    head = job // tiles_all
+    tile = tiles_all - 1 - job % tiles_all
+    row = 0
+    base = 0
+    begin = gl.load(row_starts)
+    end = gl.load(row_starts + 1)
+    while tile >= gl.cdiv(end - begin, TOKENS):
+        tile -= gl.cdiv(end - begin, TOKENS)
+        base += gl.cdiv(gl.load(context_lens + row), KEYS) * KEYS
+        row += 1
+        begin = end
+        end = gl.load(row_starts + row + 1)
+    return head, row, tile * TOKENS, begin, end, gl.load(context_lens + row), base
+
+
+@gluon.jit
+def span_of(first, begin, end, context, TOKENS: gl.constexpr, KEYS: gl.constexpr):
+    """Tiles of keys that a tile of queries looks at, and how many of them all its queries see whole."""
+    position = context - (end - begin) + first
+    return gl.cdiv(gl.minimum(position + TOKENS, context), KEYS), (position + 1) // KEYS
 
 
 @gluon.jit
@@ -37,80 +79,149 @@ def place_of(ring, index):
 
 
 @gluon.jit
-def produce_raised(
-    raised, shared, k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free, base, k_at, v_at, s_at, tiles
-):
-    """Bring tiles of keys (their own part and the shared one) and values, the last first."""
-    KEYS: gl.constexpr = k_ring.shape[1]
-    K_BYTES: gl.constexpr = KEYS * (k_ring.shape[2] + s_ring.shape[2]) * 2
-    V_BYTES: gl.constexpr = KEYS * v_ring.shape[2] * 2
-    for i in range(tiles + 1):
-        if i < tiles:
-            stage, parity = place_of(k_full, i)
-            mbarrier.wait(k_free.index(stage), parity ^ 1)
-            mbarrier.expect(k_full.index(stage), K_BYTES)
-            token = base + (tiles - 1 - i) * KEYS
-            tma.async_copy_global_to_shared(raised, [token, k_at], k_full.index(stage), k_ring.index(stage))
-            tma.async_copy_global_to_shared(shared, [token, s_at], k_full.index(stage), s_ring.index(stage))
-        if i > 0:
-            stage, parity = place_of(v_full, i - 1)
-            mbarrier.wait(v_free.index(stage), parity ^ 1)
-            mbarrier.expect(v_full.index(stage), V_BYTES)
-            token = base + (tiles - i) * KEYS
-            tma.async_copy_global_to_shared(raised, [token, v_at], v_full.index(stage), v_ring.index(stage))
+def announce(job, turn, jobs, jobs_full, jobs_free):
+    """Tell the warpgroups which job comes next."""
+    stage, parity = place_of(jobs_full, turn)
+    mbarrier.wait(jobs_free.index(stage), parity ^ 1)
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    jobs.index(stage).store(gl.full([1], 0, gl.int32, layout) + job)
+    mbarrier.arrive(jobs_full.index(stage))
 
 
 @gluon.jit
-def produce_paged(
-    k_arena, v_arena, table, k_ring, v_ring, k_full, k_free, v_full, v_free, context, at, tiles
+def hear(turn, jobs, jobs_full, jobs_free):
+    """Return the job of this turn."""
+    stage, parity = place_of(jobs_full, turn)
+    mbarrier.wait(jobs_full.index(stage), parity)
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
+    job = gl.sum(jobs.index(stage).load(layout), 0)
+    mbarrier.arrive(jobs_free.index(stage))
+    return job
+
+
+@gluon.jit
+def leave(counts):
+    """Put the counters back to zero if every other program has taken its last job."""
+    if gl.atomic_add(counts + 1, 1, sem="acq_rel", scope="gpu") == gl.num_programs(0) - 1:
+        gl.store(counts, 0)
+        gl.store(counts + 1, 0)
+
+
+@gluon.jit
+def bring_raised(
+    q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, s_at, rings, jobs,
+    DIM: gl.constexpr, VALUE: gl.constexpr,
 ):  # fmt: skip
-    """Bring tiles of keys and values out of their pages, the last first; past the last page, that one again."""
+    """Copy queries, keys (their own part and the shared one) and values of one job after the other."""
+    q_tile, s_tile, k_ring, s_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free = rings
     KEYS: gl.constexpr = k_ring.shape[1]
-    PAGE: gl.constexpr = k_arena.block_type.shape[0]
-    BYTES: gl.constexpr = KEYS * k_ring.shape[2] * 2
-    last = gl.cdiv(context, PAGE) - 1
-    for i in range(tiles + 1):
-        if i < tiles:
-            stage, parity = place_of(k_full, i)
-            mbarrier.wait(k_free.index(stage), parity ^ 1)
-            mbarrier.expect(k_full.index(stage), BYTES)
-            for j in gl.static_range(KEYS // PAGE):
-                block = gl.load(table + gl.minimum((tiles - 1 - i) * (KEYS // PAGE) + j, last))
-                tile = k_ring.index(stage).slice(j * PAGE, PAGE, 0)
-                tma.async_copy_global_to_shared(k_arena, [block * PAGE, at], k_full.index(stage), tile)
-        if i > 0:
-            stage, parity = place_of(v_full, i - 1)
-            mbarrier.wait(v_free.index(stage), parity ^ 1)
-            mbarrier.expect(v_full.index(stage), BYTES)
-            for j in gl.static_range(KEYS // PAGE):
-                block = gl.load(table + gl.minimum((tiles - i) * (KEYS // PAGE) + j, last))
-                tile = v_ring.index(stage).slice(j * PAGE, PAGE, 0)
-                tma.async_copy_global_to_shared(v_arena, [block * PAGE, at], v_full.index(stage), tile)
+    TOKENS: gl.constexpr = 2 * ROWS
+    job = gl.program_id(0)
+    turn = 0
+    step = 0
+    while job < tiles_all * heads:
+        announce(job, turn, *jobs)
+        head, _, first, begin, end, context, base = find_job(
+            job, tiles_all, row_starts, context_lens, TOKENS, KEYS
+        )
+        tiles, _ = span_of(first, begin, end, context, TOKENS, KEYS)
+        at = head * (DIM + VALUE)
+        for i in range(tiles + 1):
+            if i < tiles:
+                stage, parity = place_of(k_full, step + i)
+                token = base + (tiles - 1 - i) * KEYS
+                full = k_full.index(stage)
+                mbarrier.wait(k_free.index(stage), parity ^ 1)
+                mbarrier.expect(full, raised.block_type.nbytes + shared.block_type.nbytes)
+                tma.async_copy_global_to_shared(raised, [token, at], full, k_ring.index(stage))
+                tma.async_copy_global_to_shared(shared, [token, s_at], full, s_ring.index(stage))
+            if i == 0:
+                mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
+                mbarrier.expect(q_full.index(0), q.block_type.nbytes + q_shared.block_type.nbytes)
+                tma.async_copy_global_to_shared(q, [begin + first, head, 0], q_full.index(0), q_tile)
+                tma.async_copy_global_to_shared(q_shared, [begin + first, head, DIM], q_full.index(0), s_tile)
+            else:
+                stage, parity = place_of(v_full, step + i - 1)
+                token = base + (tiles - i) * KEYS
+                mbarrier.wait(v_free.index(stage), parity ^ 1)
+                mbarrier.expect(v_full.index(stage), raised.block_type.nbytes)
+                tma.async_copy_global_to_shared(
+                    raised, [token, at + DIM], v_full.index(stage), v_ring.index(stage)
+                )
+        step += tiles
+        turn += 1
+        job = gl.num_programs(0) + gl.atomic_add(counts, 1)
+    announce(job, turn, *jobs)
+    leave(counts)
 
 
 @gluon.jit
-def clear_past(ring, full, valid):
-    """Zero the rows of the first tile from `valid` on: hidden weights are 0, but 0 times NaN is not."""
+def bring_paged(
+    q, k_arena, v_arena, block_table, table_row, row_starts, context_lens, counts, tiles_all, heads, rings,
+    jobs, GROUP: gl.constexpr, G: gl.constexpr,
+):  # fmt: skip
+    """Copy queries, and keys and values out of their pages; past the last page of a row, that one again."""
+    q_tile, k_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free = rings
+    KEYS: gl.constexpr = k_ring.shape[1]
+    DIM: gl.constexpr = k_ring.shape[2]
+    TOKENS: gl.constexpr = 2 * ROWS // G
+    PAGE: gl.constexpr = k_arena.block_type.shape[0]
+    PAGES: gl.constexpr = KEYS // PAGE
+    job = gl.program_id(0)
+    turn = 0
+    step = 0
+    while job < tiles_all * heads:
+        announce(job, turn, *jobs)
+        head, row, first, begin, end, context, _ = find_job(
+            job, tiles_all, row_starts, context_lens, TOKENS, KEYS
+        )
+        tiles, _ = span_of(first, begin, end, context, TOKENS, KEYS)
+        table = block_table + row.to(gl.int64) * table_row
+        last = gl.cdiv(context, PAGE) - 1
+        for i in range(tiles + 1):
+            if i < tiles:
+                stage, parity = place_of(k_full, step + i)
+                mbarrier.wait(k_free.index(stage), parity ^ 1)
+                mbarrier.expect(k_full.index(stage), PAGES * k_arena.block_type.nbytes)
+                for j in gl.static_range(PAGES):
+                    block = gl.load(table + gl.minimum((tiles - 1 - i) * PAGES + j, last))
+                    box = k_ring.index(stage).slice(j * PAGE, PAGE, 0)
+                    at = [block * PAGE, head * DIM]
+                    tma.async_copy_global_to_shared(k_arena, at, k_full.index(stage), box)
+            if i == 0:
+                mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
+                mbarrier.expect(q_full.index(0), q.block_type.nbytes)
+                q_at = [begin + first, head * GROUP, 0]
+                tma.async_copy_global_to_shared(q, q_at, q_full.index(0), q_tile)
+            else:
+                stage, parity = place_of(v_full, step + i - 1)
+                mbarrier.wait(v_free.index(stage), parity ^ 1)
+                mbarrier.expect(v_full.index(stage), PAGES * v_arena.block_type.nbytes)
+                for j in gl.static_range(PAGES):
+                    block = gl.load(table + gl.minimum((tiles - i) * PAGES + j, last))
+                    box = v_ring.index(stage).slice(j * PAGE, PAGE, 0)
+                    at = [block * PAGE, head * DIM]
+                    tma.async_copy_global_to_shared(v_arena, at, v_full.index(stage), box)
+        step += tiles
+        turn += 1
+        job = gl.num_programs(0) + gl.atomic_add(counts, 1)
+    announce(job, turn, *jobs)
+    leave(counts)
+
+
+@gluon.jit
+def clear_past(ring, full, index, valid):
+    """Zero the rows of a tile from `valid` on: hidden weights are 0, but 0 times NaN is not."""
     KEYS: gl.constexpr = ring.shape[1]
     lanes: gl.constexpr = ring.shape[2] // 8
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [4, 1], [1, 0])
-    mbarrier.wait(full.index(0), 0)
-    values = ring.index(0).load(layout)
+    stage, parity = place_of(full, index)
+    mbarrier.wait(full.index(stage), parity)
+    values = ring.index(stage).load(layout)
     row = gl.arange(0, KEYS, gl.SliceLayout(1, layout))
-    ring.index(0).store(gl.where((row < valid)[:, None], values, gl.zeros_like(values)))
+    ring.index(stage).store(gl.where((row < valid)[:, None], values, gl.zeros_like(values)))
     fence_async_shared()
     gl.thread_barrier()
-
-
-@gluon.jit
-def load_queries(q, offsets, asked, ring, dims: gl.constexpr):
-    """Copy rows [ROWS, dims] at `offsets` (elements, a row each) into shared memory; rows not asked are 0."""
-    lanes: gl.constexpr = dims // 8
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [4, 1], [1, 0])
-    row: gl.constexpr = gl.SliceLayout(1, layout)
-    at = gl.convert_layout(offsets, row)[:, None] + gl.arange(0, dims, gl.SliceLayout(0, layout))[None, :]
-    values = gl.load(q + at, mask=gl.convert_layout(asked, row)[:, None], other=0.0)
-    ring.store(values)
 
 
 @gluon.jit
@@ -125,22 +236,17 @@ def softmax_turn(scores, top, norm, scale_log2):
 
 
 @gluon.jit
-def score(q_tile, s_tile, k_ring, s_ring, k_full, i, layout: gl.constexpr, SHARED: gl.constexpr):
-    """Start Q K^T of the i-th tile."""
+def score(queries, k_ring, s_ring, k_full, index, layout: gl.constexpr):
+    """Start Q K^T of the index-th tile."""
+    q_tile, s_tile = queries
     KEYS: gl.constexpr = k_ring.shape[1]
-    stage, parity = place_of(k_full, i)
+    stage, parity = place_of(k_full, index)
     mbarrier.wait(k_full.index(stage), parity)
     zero = gl.zeros([ROWS, KEYS], gl.float32, layout)
     scores = warpgroup_mma(q_tile, k_ring.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
-    if SHARED:
+    if s_ring is not None:
         scores = warpgroup_mma(s_tile, s_ring.index(stage).permute((1, 0)), scores, is_async=True)
     return scores
-
-
-@gluon.jit
-def as_factor(rows, layout: gl.constexpr):
-    """See a value per row as a column of a tile in `layout`: both products lay rows out alike."""
-    return gl.convert_layout(rows, gl.SliceLayout(1, layout), assert_trivial=True)[:, None]
 
 
 @gluon.jit
@@ -151,168 +257,161 @@ def hide(scores, position, tile, KEYS: gl.constexpr, layout: gl.constexpr):
 
 
 @gluon.jit
+def as_column(rows, layout: gl.constexpr):
+    """See a value per row as a column of a tile in `layout`: both products lay rows out alike."""
+    return gl.convert_layout(rows, gl.SliceLayout(1, layout), assert_trivial=True)[:, None]
+
+
+@gluon.jit
 def advance(
-    i, tiles, acc, top, norm, weights, q_tile, s_tile, k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free,
-    position, scale_log2, layout: gl.constexpr, SHARED: gl.constexpr, MASKED: gl.constexpr,
+    index, tile, acc, top, norm, weights, queries, rings, position, scale_log2,
+    layout: gl.constexpr, out_layout: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Add P V of tile i - 1 while the scores of tile i become weights."""
+    """Add P V of the tile before `index` while the scores of this one, keys `tile`, become weights."""
+    k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free = rings
     KEYS: gl.constexpr = k_ring.shape[1]
-    scores = score(q_tile, s_tile, k_ring, s_ring, k_full, i, layout, SHARED)
-    before, parity = place_of(v_full, i - 1)
+    scores = score(queries, k_ring, s_ring, k_full, index, layout)
+    before, parity = place_of(v_full, index - 1)
     mbarrier.wait(v_full.index(before), parity)
     acc = warpgroup_mma(weights, v_ring.index(before), acc, is_async=True)
     scores = warpgroup_mma_wait(1, deps=[scores])
-    stage, _ = place_of(k_full, i)
+    stage, _ = place_of(k_full, index)
     mbarrier.arrive(k_free.index(stage))
     if MASKED:
-        scores = hide(scores, position, tiles - 1 - i, KEYS, layout)
+        scores = hide(scores, position, tile, KEYS, layout)
     fresh, top, norm, fade = softmax_turn(scores, top, norm, scale_log2)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(v_free.index(before))
-    out_layout: gl.constexpr = acc.type.layout
-    acc = acc * as_factor(fade, out_layout)
+    acc = acc * as_column(fade, out_layout)
     weights = gl.convert_layout(fresh.to(v_ring.dtype), gl.DotOperandLayout(0, out_layout, 2))
     return acc, top, norm, weights
 
 
 @gluon.jit
 def consume(
-    q, out, q_tile, s_tile, k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free,
-    begin, first, length, context, head, tiles, clear, q_token, q_head, out_token, out_head, scale_log2,
-    half: gl.constexpr, GROUP: gl.constexpr, G: gl.constexpr, SHARED: gl.constexpr, PAGED: gl.constexpr,
+    half: gl.constexpr, out, row_starts, context_lens, tiles_all, heads, out_token, out_head, scale_log2,
+    queries, q_full, q_free, rings, jobs, GROUP: gl.constexpr, G: gl.constexpr, PAGED: gl.constexpr,
 ):  # fmt: skip
-    """Attend with half a tile of rows and write the result."""
+    """Attend with half of the rows of one job after the other."""
+    k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free = rings
     KEYS: gl.constexpr = k_ring.shape[1]
-    DIM: gl.constexpr = k_ring.shape[2]
     VALUE: gl.constexpr = v_ring.shape[2]
+    TOKENS: gl.constexpr = 2 * ROWS // G
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KEYS, 16])
     out_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, VALUE, 16])
+    weights_layout: gl.constexpr = gl.DotOperandLayout(0, out_layout, 2)
     row = half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
-    token = first + row // G
-    asked = (token < length) & (row % G < GROUP)
-    position = context - length + token
-    token = (begin + token).to(gl.int64)
-    heads = head * GROUP + row % G
-    query_at = token * q_token + heads * q_head
-    load_queries(q, query_at, asked, q_tile, DIM)
-    if SHARED:
-        load_queries(q, query_at + DIM, asked, s_tile, SHARED)
-    fence_async_shared()
-    gl.thread_barrier()
-    scores = score(q_tile, s_tile, k_ring, s_ring, k_full, 0, layout, SHARED)
-    scores = warpgroup_mma_wait(0, deps=[scores])
-    mbarrier.arrive(k_free.index(0))
-    scores = hide(scores, position, tiles - 1, KEYS, layout)
-    top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, layout))
-    norm = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, layout))
-    weights, top, norm, _ = softmax_turn(scores, top, norm, scale_log2)
-    weights = gl.convert_layout(weights.to(v_ring.dtype), gl.DotOperandLayout(0, out_layout, 2))
-    acc = gl.zeros([ROWS, VALUE], gl.float32, out_layout)
-    if PAGED:
-        valid = context - (tiles - 1) * KEYS
-        if valid < KEYS:
-            clear_past(v_ring, v_full, valid)
-    for i in range(1, tiles - clear):
-        acc, top, norm, weights = advance(
-            i, tiles, acc, top, norm, weights, q_tile, s_tile, k_ring, s_ring, v_ring, k_full, k_free, v_full,
-            v_free, position, scale_log2, layout, SHARED, True,
-        )  # fmt: skip
-    for i in range(gl.maximum(tiles - clear, 1), tiles):
-        acc, top, norm, weights = advance(
-            i, tiles, acc, top, norm, weights, q_tile, s_tile, k_ring, s_ring, v_ring, k_full, k_free, v_full,
-            v_free, position, scale_log2, layout, SHARED, False,
-        )  # fmt: skip
-    last, parity = place_of(v_full, tiles - 1)
-    mbarrier.wait(v_full.index(last), parity)
-    acc = warpgroup_mma(weights, v_ring.index(last), acc, is_async=True)
-    acc = warpgroup_mma_wait(0, deps=[acc])
-    acc = acc * as_factor(1.0 / norm, out_layout)
-    e = gl.arange(0, VALUE, gl.SliceLayout(0, out_layout))
-    out_at = as_factor(token * out_token + heads * out_head, out_layout)
-    gl.store(out + out_at + e[None, :], acc.to(out.dtype.element_ty), mask=as_factor(asked, out_layout))
+    turn = 0
+    step = 0
+    job = hear(turn, *jobs)
+    while job < tiles_all * heads:
+        head, _, first, begin, end, context, _ = find_job(
+            job, tiles_all, row_starts, context_lens, TOKENS, KEYS
+        )
+        tiles, clear = span_of(first, begin, end, context, TOKENS, KEYS)
+        token = first + row // G
+        position = context - (end - begin) + token
+        mbarrier.wait(q_full.index(0), turn & 1)
+        scores = score(queries, k_ring, s_ring, k_full, step, layout)
+        scores = warpgroup_mma_wait(0, deps=[scores])
+        stage, _ = place_of(k_full, step)
+        mbarrier.arrive(k_free.index(stage))
+        scores = hide(scores, position, tiles - 1, KEYS, layout)
+        top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, layout))
+        norm = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, layout))
+        weights, top, norm, _ = softmax_turn(scores, top, norm, scale_log2)
+        weights = gl.convert_layout(weights.to(v_ring.dtype), weights_layout)
+        acc = gl.zeros([ROWS, VALUE], gl.float32, out_layout)
+        if PAGED:
+            valid = context - (tiles - 1) * KEYS
+            if valid < KEYS:
+                clear_past(v_ring, v_full, step, valid)
+        for i in range(1, tiles - clear):
+            acc, top, norm, weights = advance(
+                step + i, tiles - 1 - i, acc, top, norm, weights, queries, rings, position, scale_log2, layout,
+                out_layout, True,
+            )  # fmt: skip
+        for i in range(gl.maximum(tiles - clear, 1), tiles):
+            acc, top, norm, weights = advance(
+                step + i, tiles - 1 - i, acc, top, norm, weights, queries, rings, position, scale_log2, layout,
+                out_layout, False,
+            )  # fmt: skip
+        mbarrier.arrive(q_free.index(0))
+        last, parity = place_of(v_full, step + tiles - 1)
+        mbarrier.wait(v_full.index(last), parity)
+        acc = warpgroup_mma(weights, v_ring.index(last), acc, is_async=True)
+        turn += 1
+        step += tiles
+        asked = (begin + token < end) & (row % G < GROUP)
+        out_at = (begin + token).to(gl.int64) * out_token + (head * GROUP + row % G) * out_head
+        column = gl.arange(0, VALUE, gl.SliceLayout(0, out_layout))
+        job = hear(turn, *jobs)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        mbarrier.arrive(v_free.index(last))
+        result = (acc * as_column(1.0 / norm, out_layout)).to(out.dtype.element_ty)
+        at = as_column(out_at, out_layout) + column[None, :]
+        gl.store(out + at, result, mask=as_column(asked, out_layout))
 
 
 @gluon.jit
-def find_tile(row_starts, context_lens, rows, tile, TOKENS: gl.constexpr, ALIGN: gl.constexpr):
-    """Return the row that tile belongs to, which of its tiles it is, its tokens, and tokens of context before.
-
-    Contexts are counted in whole multiples of ALIGN.
-    """
-    row = 0
-    base = 0
-    begin = gl.load(row_starts)
-    end = gl.load(row_starts + 1)
-    while (row < rows) & (tile >= gl.cdiv(end - begin, TOKENS)):
-        tile -= gl.cdiv(end - begin, TOKENS)
-        base += gl.cdiv(gl.load(context_lens + row), ALIGN) * ALIGN
-        row += 1
-        begin = end
-        end = gl.load(row_starts + gl.minimum(row + 1, rows))
-    return row, tile, begin, end, base
-
-
-@gluon.jit
-def open_rings(STAGES: gl.constexpr):
-    """Return the barriers of the two rings: full, free of the keys, full, free of the values."""
-    layout: gl.constexpr = mbarrier.MBarrierLayout()
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
-    k_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
-    v_free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], layout)
+def open_ring(STAGES: gl.constexpr, READERS: gl.constexpr, WRITERS: gl.constexpr = 1):
+    """Return the barriers of a ring: full (once WRITERS have arrived), free (once READERS have)."""
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(k_free.index(stage), count=2)
-        mbarrier.init(v_full.index(stage), count=1)
-        mbarrier.init(v_free.index(stage), count=2)
-    fence_async_shared()
-    return k_full, k_free, v_full, v_free
+        mbarrier.init(full.index(stage), count=WRITERS)
+        mbarrier.init(free.index(stage), count=READERS)
+    return full, free
 
 
 @gluon.jit
 def attend_raised(
-    q, raised, shared, out, row_starts, context_lens, rows, scale_log2, q_token, q_head, out_token, out_head,
-    s_at,
-    DIM: gl.constexpr, SHARED: gl.constexpr, VALUE: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+    q, q_shared, raised, shared, out, row_starts, context_lens, counts, rows, heads, scale_log2, out_token,
+    out_head, s_at, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attend with 128 tokens of one head over keys and values raised from a latent.
+    """Attend over keys and values raised from a latent, one head at a time.
 
-    raised: [C, h (DIM + VALUE)] and shared: [C, .. + SHARED] are descriptors of boxes of KEYS tokens; the
-    context of every row begins at a multiple of KEYS, and what fills up the one before is finite.
+    q: [T, h, Dn + Dr] in boxes [128, 1, Dn] and, as `q_shared`, [128, 1, Dr]; raised: [C, h (Dn + Dv)] in boxes
+    [KEYS, Dn] with Dn = Dv; shared: [C, .. + Dr] in boxes [KEYS, Dr], Dr from column s_at. The context of every
+    row begins at a multiple of KEYS, and what fills up the one before is finite.
     """
-    head = gl.program_id(1)
-    tile = gl.num_programs(0) - 1 - gl.program_id(0)  # the longest contexts of a row first
-    row, tile, begin, end, base = find_tile(row_starts, context_lens, rows, tile, 2 * ROWS, KEYS)
-    if row >= rows:
-        return
-    context = gl.load(context_lens + row)
-    length = end - begin
-    first = tile * 2 * ROWS
-    tiles = gl.cdiv(gl.minimum(context - length + first + 2 * ROWS, context), KEYS)
-    clear = (context - length + first + 1) // KEYS
     dtype: gl.constexpr = raised.dtype
-    q_tile = gl.allocate_shared_memory(dtype, [2, ROWS, DIM], raised.layout)
-    s_tile = gl.allocate_shared_memory(dtype, [2, ROWS, SHARED], shared.layout)
+    KEYS: gl.constexpr = raised.block_type.shape[0]
+    DIM: gl.constexpr = raised.block_type.shape[1]
+    SHARED: gl.constexpr = shared.block_type.shape[1]
+    q_tile = gl.allocate_shared_memory(dtype, q.block_type.shape, q.layout)
+    s_tile = gl.allocate_shared_memory(dtype, q_shared.block_type.shape, q_shared.layout)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, KEYS, DIM], raised.layout)
     s_ring = gl.allocate_shared_memory(dtype, [STAGES, KEYS, SHARED], shared.layout)
-    v_ring = gl.allocate_shared_memory(dtype, [STAGES, KEYS, VALUE], raised.layout)
-    k_full, k_free, v_full, v_free = open_rings(STAGES)
+    v_ring = gl.allocate_shared_memory(dtype, [STAGES, KEYS, DIM], raised.layout)
+    jobs = gl.allocate_shared_memory(gl.int32, [2, 1], WORD)
+    jobs_full, jobs_free = open_ring(2, 2)
+    q_full, q_free = open_ring(1, 2)
+    k_full, k_free = open_ring(STAGES, 2)
+    v_full, v_free = open_ring(STAGES, 2)
+    fence_async_shared()
+    tiles_all = count_tiles(row_starts, rows, 2 * ROWS)
+    rings = (k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free)
+    q_rows = q_tile.reshape([2 * ROWS, DIM])
+    s_rows = s_tile.reshape([2 * ROWS, SHARED])
+    lower = (q_rows.slice(0, ROWS, 0), s_rows.slice(0, ROWS, 0))
+    upper = (q_rows.slice(ROWS, ROWS, 0), s_rows.slice(ROWS, ROWS, 0))
+    one: gl.constexpr = gl.constexpr(1)
+    unpaged: gl.constexpr = gl.constexpr(False)
     gl.warp_specialize(
         [
             (consume, (
-                q, out, q_tile.index(0), s_tile.index(0), k_ring, s_ring, v_ring, k_full, k_free, v_full,
-                v_free, begin, first, length, context, head, tiles, clear, q_token, q_head, out_token,
-                out_head, scale_log2, gl.constexpr(0), gl.constexpr(1), gl.constexpr(1), gl.constexpr(SHARED),
-                gl.constexpr(False),
+                gl.constexpr(0), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
+                scale_log2, lower, q_full, q_free, rings, (jobs, jobs_full, jobs_free), one, one, unpaged,
             )),
             (consume, (
-                q, out, q_tile.index(1), s_tile.index(1), k_ring, s_ring, v_ring, k_full, k_free, v_full,
-                v_free, begin, first, length, context, head, tiles, clear, q_token, q_head, out_token,
-                out_head, scale_log2, gl.constexpr(1), gl.constexpr(1), gl.constexpr(1), gl.constexpr(SHARED),
-                gl.constexpr(False),
+                gl.constexpr(1), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
+                scale_log2, upper, q_full, q_free, rings, (jobs, jobs_full, jobs_free), one, one, unpaged,
             )),
-            (produce_raised, (
-                raised, shared, k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free, base,
-                head * (DIM + VALUE), head * (DIM + VALUE) + DIM, s_at, tiles,
+            (bring_raised, (
+                q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, s_at,
+                (q_tile, s_tile, k_ring, s_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free),
+                (jobs, jobs_full, jobs_free), gl.constexpr(DIM), gl.constexpr(DIM),
             )),
         ],
         [4, 1],
@@ -322,46 +421,48 @@ def attend_raised(
 
 @gluon.jit
 def attend_paged(
-    q, k_arena, v_arena, out, block_table, row_starts, context_lens, rows, scale_log2, q_token, q_head,
+    q, k_arena, v_arena, out, block_table, row_starts, context_lens, counts, rows, heads, scale_log2,
     table_row, out_token, out_head,
-    GROUP: gl.constexpr, G: gl.constexpr, DIM: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+    GROUP: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attend with 128 / G tokens of the heads of one kv head over the pages of a row.
+    """Attend with the heads of one kv head at a time over the pages of a row; `heads` counts kv heads.
 
-    k_arena, v_arena: [N P, K DIM] are descriptors of boxes of one page.
+    q: [T, H, D] in boxes [128 / G, G, D], G the power of two from GROUP up; k_arena, v_arena: [N P, K D] in
+    boxes [P, D].
     """
-    head = gl.program_id(1)
-    tile = gl.num_programs(0) - 1 - gl.program_id(0)
-    row, tile, begin, end, _ = find_tile(row_starts, context_lens, rows, tile, 2 * ROWS // G, KEYS)
-    if row >= rows:
-        return
-    context = gl.load(context_lens + row)
-    length = end - begin
-    first = tile * (2 * ROWS // G)
-    tiles = gl.cdiv(gl.minimum(context - length + first + 2 * ROWS // G, context), KEYS)
-    clear = (context - length + first + 1) // KEYS
     dtype: gl.constexpr = k_arena.dtype
-    q_tile = gl.allocate_shared_memory(dtype, [2, ROWS, DIM], k_arena.layout)
+    G: gl.constexpr = q.block_type.shape[1]
+    DIM: gl.constexpr = q.block_type.shape[2]
+    q_tile = gl.allocate_shared_memory(dtype, q.block_type.shape, q.layout)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, KEYS, DIM], k_arena.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, KEYS, DIM], k_arena.layout)
-    k_full, k_free, v_full, v_free = open_rings(STAGES)
+    jobs = gl.allocate_shared_memory(gl.int32, [2, 1], WORD)
+    jobs_full, jobs_free = open_ring(2, 2)
+    q_full, q_free = open_ring(1, 2)
+    k_full, k_free = open_ring(STAGES, 2)
+    v_full, v_free = open_ring(STAGES, 2)
+    fence_async_shared()
+    tiles_all = count_tiles(row_starts, rows, 2 * ROWS // G)
+    rings = (k_ring, None, v_ring, k_full, k_free, v_full, v_free)
+    q_rows = q_tile.reshape([2 * ROWS, DIM])
+    group: gl.constexpr = gl.constexpr(GROUP)
+    lanes: gl.constexpr = gl.constexpr(G)
     gl.warp_specialize(
         [
             (consume, (
-                q, out, q_tile.index(0), q_tile.index(0), k_ring, k_ring, v_ring, k_full, k_free, v_full,
-                v_free, begin, first, length, context, head, tiles, clear, q_token, q_head, out_token,
-                out_head, scale_log2, gl.constexpr(0), gl.constexpr(GROUP), gl.constexpr(G), gl.constexpr(0),
-                gl.constexpr(True),
+                gl.constexpr(0), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
+                scale_log2, (q_rows.slice(0, ROWS, 0), None), q_full, q_free, rings,
+                (jobs, jobs_full, jobs_free), group, lanes, gl.constexpr(True),
             )),
             (consume, (
-                q, out, q_tile.index(1), q_tile.index(1), k_ring, k_ring, v_ring, k_full, k_free, v_full,
-                v_free, begin, first, length, context, head, tiles, clear, q_token, q_head, out_token,
-                out_head, scale_log2, gl.constexpr(1), gl.constexpr(GROUP), gl.constexpr(G), gl.constexpr(0),
-                gl.constexpr(True),
+                gl.constexpr(1), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
+                scale_log2, (q_rows.slice(ROWS, ROWS, 0), None), q_full, q_free, rings,
+                (jobs, jobs_full, jobs_free), group, lanes, gl.constexpr(True),
             )),
-            (produce_paged, (
-                k_arena, v_arena, block_table + row * table_row, k_ring, v_ring, k_full, k_free, v_full,
-                v_free, context, head * DIM, tiles,
+            (bring_paged, (
+                q, k_arena, v_arena, block_table, table_row, row_starts, context_lens, counts, tiles_all,
+                heads, (q_tile, k_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free),
+                (jobs, jobs_full, jobs_free), group, lanes,
             )),
         ],
         [4, 1],

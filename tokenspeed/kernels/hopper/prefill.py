@@ -8,6 +8,7 @@ and no tile holds two of them. For GQA keys and values stay in their pages.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
@@ -22,6 +23,7 @@ from tokenspeed.kernels.hopper import flash
 from tokenspeed.kernels.needs import AtMost, MultipleOf, Needs
 from tokenspeed.kernels.spec import Band, Kernel, Plain
 from tokenspeed.kernels.triton.prefill import gather_latents, head_passes, pack_raising, raise_latents
+from tokenspeed.kernels.workspace import counters
 
 LOG2_E: Final = 1.4426950408889634
 ROWS: Final = 128
@@ -29,11 +31,17 @@ ROWS: Final = 128
 KEYS: Final = 128
 """Keys of a tile."""
 STAGES: Final = 2
-SWIZZLED: Final = gl.NVMMASharedLayout(128, 16, 2)
 
 
-def _boxes(matrix: Tensor, tokens: int, dims: int) -> TensorDescriptor:
-    return TensorDescriptor(matrix, list(matrix.shape), list(matrix.stride()), [tokens, dims], SWIZZLED)
+def _boxes(tensor: Tensor, *box: int) -> TensorDescriptor:
+    """Describe a tensor to the bulk copy engine, to be copied by boxes."""
+    layout = gl.NVMMASharedLayout(128, 16, len(box))
+    return TensorDescriptor(tensor, list(tensor.shape), list(tensor.stride()), list(box), layout)
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _mla_extend(
@@ -73,26 +81,25 @@ def attend_raised(
 ) -> None:
     """Attend with q [T, h, Dn + Dr] over raised [C, h, Dn + Dv] and the last Dr columns of latents [C, ..]."""
     nope = raised.shape[2] - value
-    rope, rows = q.shape[2] - nope, context_lens.shape[0]
-    assert q.stride(2) == out.stride(2) == 1
-    flash.attend_raised[(triton.cdiv(q.shape[0], ROWS) + rows, q.shape[1])](
-        q,
+    rope, heads, rows = q.shape[2] - nope, q.shape[1], context_lens.shape[0]
+    assert nope == value
+    assert out.stride(2) == 1
+    jobs = (triton.cdiv(q.shape[0], ROWS) + rows) * heads
+    flash.attend_raised[(min(jobs, _programs(q.device)),)](
+        _boxes(q, ROWS, 1, nope),
+        _boxes(q, ROWS, 1, rope),
         _boxes(raised.flatten(1), KEYS, nope),
         _boxes(latents, KEYS, rope),
         out,
         row_starts,
         context_lens,
+        counters(q.device),
         rows,
+        heads,
         scale * LOG2_E,
-        q.stride(0),
-        q.stride(1),
         out.stride(0),
         out.stride(1),
         latents.shape[1] - rope,
-        DIM=nope,
-        SHARED=rope,
-        VALUE=value,
-        KEYS=KEYS,
         STAGES=STAGES,
         num_warps=4,
     )
@@ -116,25 +123,24 @@ def _gqa_extend(
     _, block_tokens, kv_heads, _ = k_arena.shape
     group, rows = heads // kv_heads, context_lens.shape[0]
     lanes = triton.next_power_of_2(group)
-    assert q.stride(2) == out.stride(2) == block_table.stride(1) == 1
-    flash.attend_paged[(triton.cdiv(tokens * lanes, ROWS) + rows, kv_heads)](
-        q,
+    assert out.stride(2) == block_table.stride(1) == 1
+    jobs = (triton.cdiv(tokens * lanes, ROWS) + rows) * kv_heads
+    flash.attend_paged[(min(jobs, _programs(q.device)),)](
+        _boxes(q, ROWS // lanes, lanes, head_dim),
         _boxes(k_arena.view(-1, kv_heads * head_dim), block_tokens, head_dim),
         _boxes(v_arena.view(-1, kv_heads * head_dim), block_tokens, head_dim),
         out,
         block_table,
         row_starts,
         context_lens,
+        counters(q.device),
         rows,
+        kv_heads,
         scale * LOG2_E,
-        q.stride(0),
-        q.stride(1),
         block_table.stride(0),
         out.stride(0),
         out.stride(1),
         GROUP=group,
-        G=lanes,
-        DIM=head_dim,
         KEYS=KEYS,
         STAGES=STAGES,
         num_warps=4,

@@ -17,14 +17,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-SWIZZLED = gl.NVMMASharedLayout(128, 16, 2)
 SHARED_BYTES_MAX = 227 << 10
 """Shared memory of one program on Hopper."""
 
 
 def boxes(*shape: int) -> str:
     """The type of a descriptor of bfloat16 boxes."""
-    return f"tensordesc<bf16{list(shape)},{SWIZZLED!r}>"
+    return f"tensordesc<bf16{list(shape)},{gl.NVMMASharedLayout(128, 16, len(shape))!r}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ def machine_code(
     aligned = [
         (at,)
         for at, name in enumerate(names)
-        if arguments.get(name, "").startswith("*") or re.fullmatch(r"(q|out|k)_(token|head|row)", name)
+        if arguments.get(name, "").startswith("*")
+        or re.fullmatch(r"(q|out|k|latent|rope)_(token|head|row)", name)
     ]
     source = (GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource)(
         kernel,

@@ -21,25 +21,29 @@ INPUTS = {
     "block_table": "*i32",
     "row_starts": "*i32",
     "context_lens": "*i32",
+    "counts": "*i32",
     "rows": "i32",
+    "heads": "i32",
     "scale_log2": "fp32",
     **STRIDES,
 }
 
 
 def test_raised_prefill_is_warpgroup_products_fed_by_bulk_copies(tmp_path: Path) -> None:
-    keys, stages = prefill.KEYS, prefill.STAGES
+    keys, rows = prefill.KEYS, prefill.ROWS
+    copied = {"raised": boxes(keys, 128), "shared": boxes(keys, 64)}
+    queries = {"q": boxes(rows, 1, 128), "q_shared": boxes(rows, 1, 64)}
     code = machine_code(
         flash.attend_raised,
-        {**INPUTS, "raised": boxes(keys, 128), "shared": boxes(keys, 64), "s_at": "i32"},
-        {"DIM": 128, "SHARED": 64, "VALUE": 128, "KEYS": keys, "STAGES": stages},
+        {**INPUTS, **copied, **queries, "s_at": "i32"},
+        {"STAGES": prefill.STAGES},
         tmp_path,
     )
     assert code.spills == 0
     assert code.shared_bytes <= SHARED_BYTES_MAX
     assert code.count("HGMMA") >= 2 * 3 * (192 + 128) // 16  # two warpgroups, three places in the loop
     assert code.count("HMMA") == 0
-    assert code.count("UTMALDG") >= 5
+    assert code.count("UTMALDG") >= 3 * 2 + 2  # boxes of 128 columns are two copies
     assert code.count("USETMAXREG") > 0
 
 
@@ -49,16 +53,12 @@ def test_raised_prefill_is_warpgroup_products_fed_by_bulk_copies(tmp_path: Path)
 def test_paged_prefill_is_warpgroup_products_fed_by_bulk_copies(
     tmp_path: Path, head_dim: int, block_tokens: int, group: int
 ) -> None:
+    lanes = triton.next_power_of_2(group)
+    box = boxes(block_tokens, head_dim)
     code = machine_code(
         flash.attend_paged,
-        {**INPUTS, "k_arena": boxes(block_tokens, head_dim), "v_arena": boxes(block_tokens, head_dim)},
-        {
-            "GROUP": group,
-            "G": triton.next_power_of_2(group),
-            "DIM": head_dim,
-            "KEYS": prefill.KEYS,
-            "STAGES": prefill.STAGES,
-        },
+        {**INPUTS, "q": boxes(prefill.ROWS // lanes, lanes, head_dim), "k_arena": box, "v_arena": box},
+        {"GROUP": group, "KEYS": prefill.KEYS, "STAGES": prefill.STAGES},
         tmp_path,
     )
     assert code.spills == 0
@@ -72,7 +72,7 @@ def test_paged_prefill_is_warpgroup_products_fed_by_bulk_copies(
 def test_gqa_decode_keeps_its_ring_and_spills_nothing(tmp_path: Path, kv_heads: int, group: int) -> None:
     tile, lanes = gqa_decode.TILE, triton.next_power_of_2(group)
     box = boxes(min(64, tile), 128)
-    workspace = {"sums": "*fp32", "stats": "*fp32", "counts": "*i32"}
+    workspace = {"sums": "*fp32", "stats": "*fp32"}
     code = machine_code(
         gqa_decode._decode,
         {**INPUTS, **workspace, "k_arena": box, "v_arena": box},
