@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from tokenspeed.bench import frontend, record
 from tokenspeed.bench.provenance import Machine
 from tokenspeed.bench.scores import Scores, by_load
 
+WHOLE: Final = "cpu.json"
 SMOKE: Final = "cpu-smoke.json"
 AGENTIC: Final = "cpu-agentic.json"
 FRONTEND: Final = "cpu-frontend.json"
@@ -27,6 +29,27 @@ SCHEDULER: Final = "cpu-scheduler.json"
 ENGINE: Final = "cpu-engine.json"
 BEGIN: Final = "<!-- written by `tokenspeed bench all`: begin -->"
 END: Final = "<!-- written by `tokenspeed bench all`: end -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The run as one."""
+
+    commit: str
+    machine: Machine
+    started_at: str
+    seconds: float
+    others_share: float | None
+    """Share of the cores that processes of others had meanwhile; None where the system does not say."""
+    failed: tuple[str, ...]
+
+
+def said(whole: Whole) -> str:
+    """How long it took, how quiet it was, what failed."""
+    share = whole.others_share
+    others = "" if share is None else f"; other work had {share:.0%} of the cores meanwhile"
+    failed = f"; failed: {', '.join(whole.failed)}" if whole.failed else ""
+    return f"{whole.seconds:.0f} s in all{others}{failed}"
 
 
 def splice(text: str, block: str) -> str:
@@ -40,15 +63,14 @@ def splice(text: str, block: str) -> str:
 
 def render(folder: Path) -> str:
     """The block."""
-    front = _read(folder / FRONTEND)
-    machine = msgspec.convert(front["machine"], Machine)
+    whole = msgspec.convert(_read(folder / WHOLE), Whole)
     return "\n".join(
         [
-            f"Machine: {machine}. Commit {front['commit']}, {front['started_at'][:10]}.",
+            f"Machine: {whole.machine}. Commit {whole.commit}, {whole.started_at[:10]}, {said(whole)}.",
             "",
             *_smoke(record.read(folder / SMOKE)),
             *_agentic(record.read(folder / AGENTIC)),
-            *_frontend(front),
+            *_frontend(_read(folder / FRONTEND)),
             *_scheduler(_read(folder / SCHEDULER)),
             *_engine(_read(folder / ENGINE)),
         ]

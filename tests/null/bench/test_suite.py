@@ -10,7 +10,7 @@ import pytest
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.bench import suite, summary
-from tokenspeed.bench.suite import AGENTIC, PARTS, Part, run
+from tokenspeed.bench.suite import AGENTIC, PARTS, Part, Usage, run
 from tokenspeed.cli.bench import BENCHMARKS
 
 SCHEDULER = ("scheduler", "--rounds", "1", "--running", "2", "--overlap", "off")
@@ -51,3 +51,10 @@ def test_a_part_that_fails_is_named_and_one_that_cannot_run_stops_all(
     assert run([Part("one.json", ("one",)), Part("other.json", ("other",))], tmp_path) == ["one.json"]
     with pytest.raises(SetupError, match="bench third did not run"):
         run([Part("third.json", ("third",))], tmp_path)
+
+
+def test_usage_tells_our_own_time_from_others() -> None:
+    usage = Usage()
+    while usage.seconds < 0.05:
+        pass
+    assert usage.others_share is None or 0 <= usage.others_share <= 1
