@@ -25,3 +25,8 @@ def expect(holds: bool, what: str, *tensors: Tensor) -> None:
 def early(device: torch.device) -> bool:
     """Say whether kernels on `device` may be launched before their predecessor has ended."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def power_of_2(least: int) -> int:
+    """The first power of two that is no less."""
+    return 1 << (least - 1).bit_length()

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, Needs, Traits
 from tokenspeed.kernels.ref.dense import quantise_int8, restored
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
+from tokenspeed.kernels.triton.launch import power_of_2
 from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, multiply
 
 FEW_ELEMENTS = 8192
@@ -28,14 +28,14 @@ FEW_DEPTH_MAX = 16384
 
 def tiling(outputs: int, inputs: int, groups: int, tokens: int, cores: int) -> Tiling:
     """Cut `groups` products [outputs, inputs] x [inputs, tokens] for a device of so many cores."""
-    depth = triton.next_power_of_2(inputs)
+    depth = power_of_2(inputs)
     if tokens <= FEW and depth <= FEW_DEPTH_MAX:
         rows = max(1, FEW_ELEMENTS // depth)
         while rows > 1 and groups * outputs < 2 * cores * rows:
             rows //= 2
         return Tiling(rows, warps=4 if rows * depth <= FEW_ELEMENTS else 8)
     rows, depth = 64, min(128, max(16, depth))
-    blocks, steps = groups * triton.cdiv(outputs, rows), triton.cdiv(inputs, depth)
+    blocks, steps = groups * -(-outputs // rows), -(-inputs // depth)
     parts = 1
     while blocks * parts < 2 * cores and parts * 2 <= steps:
         parts *= 2
@@ -107,9 +107,7 @@ class Heads:
 
 def by_tokens(cut: Callable[[int], Tiling]) -> tuple[Tiling, ...]:
     """The tiling for each number of tokens up to `TOKENS_MAX`, the same for all that run as one power of two."""
-    return tuple(
-        cut(tokens if tokens <= FEW else triton.next_power_of_2(tokens)) for tokens in range(TOKENS_MAX + 1)
-    )
+    return tuple(cut(tokens if tokens <= FEW else power_of_2(tokens)) for tokens in range(TOKENS_MAX + 1))
 
 
 def build_dense(traits: Traits, device: Device) -> Implementation:

@@ -10,7 +10,8 @@ dtype y has, written in place. G matrices each have their own input: heads; 1 fo
             parts up, in their order: runs are identical, and nothing has to be cleared between launches
 
 Weights may be int8 with one scale a row, or e4m3 with one scale a block of 128 x 128 (then a tile lies within a
-block). Launched early (`launch.early`), `few` asks for its weights before it waits for the kernel that makes x.
+block). Launched early (`launch.early`), a block asks for its weights before it waits for the kernel that makes x:
+`few` for all of them, `tiles` for a copy in the second-level cache.
 """
 
 from __future__ import annotations
@@ -62,19 +63,36 @@ def _few(
 
 
 @triton.jit
+def _fetch(row, ITEM_BYTES: tl.constexpr, COLUMNS: tl.constexpr):
+    # Ask for COLUMNS from each of the addresses `row` in the second-level cache.
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [row.to(tl.int64), tl.full(row.shape, COLUMNS * ITEM_BYTES, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _tiles(
     x, x_token, x_group, w, scale, bias, y, y_token, y_group, partials, arrivals, T, outs, INS: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PARTS: tl.constexpr, STAGES: tl.constexpr,
     FORMAT: tl.constexpr, BIASED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
-        cuda.gdc_launch_dependents()
-        cuda.gdc_wait()
     cut, part, group = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     row = cut * ROWS + tl.arange(0, ROWS)
     token = tl.arange(0, TOKENS)
     there = row < outs
     steps: tl.constexpr = (INS + PARTS * DEPTH - 1) // (PARTS * DEPTH)
+    if EARLY:
+        cuda.gdc_launch_dependents()
+        item: tl.constexpr = w.dtype.element_ty.primitive_bitwidth // 8
+        if INS % (PARTS * DEPTH) == 0 and DEPTH * item % 16 == 0:
+            first = group * outs + tl.minimum(row, outs - 1)
+            _fetch(w + first * INS + part * (steps * DEPTH), item, steps * DEPTH)
+        cuda.gdc_wait()
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     for step in tl.range(0, steps, num_stages=STAGES):
         depth = (part * steps + step) * DEPTH + tl.arange(0, DEPTH)
