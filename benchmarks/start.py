@@ -126,15 +126,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("serve", nargs="*", help="options of `tokenspeed serve`, after --")
-    args = parser.parse_args()
+    words, options = sys.argv[1:], list[str]()
+    if "--" in words:  # what follows is the server's
+        words, options = words[: words.index("--")], words[words.index("--") + 1 :]
+    args = parser.parse_args(words)
     vocabulary = json.loads((args.model / "config.json").read_text())["vocab_size"]
     prompt = [(7919 * index + 13) % (vocabulary - 2) for index in range(args.prompt_tokens)]
     files = warm(args.model)
     print(f"{files['bytes'] / 1e9:.2f} GB of weights, read by one thread at {files['gb_per_s']:.1f} GB/s")
     starts: list[Start] = []
     for repeat in range(args.repeats):
-        starts.append(start(args.model, args.serve, prompt))
+        starts.append(start(args.model, options, prompt))
         row = starts[-1]
         print(
             f"start {repeat + 1}: listening after {row.listening_s:.2f} s, first token after {row.first_token_s:.2f} s"
