@@ -10,7 +10,10 @@ from typing import Final
 from tokenspeed.base.errors import SetupError
 
 BENCHMARKS: Final = {
-    "all": ("tokenspeed.bench.suite", "what this machine can run, in a few minutes, into a folder of results"),
+    "all": (
+        "tokenspeed.bench.suite",
+        "what this machine can run, in a few minutes, into a folder of results",
+    ),
     "scheduler": ("tokenspeed.bench.scheduler", "plan and commit, microseconds by load and context"),
     "agentic": (
         "tokenspeed.bench.agentic",

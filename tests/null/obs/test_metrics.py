@@ -22,7 +22,9 @@ COUNTS = [0] * (len(STEP_BUCKETS_US) + 1)
 def _sample() -> CoreSample:
     counts = COUNTS.copy()
     counts[1], counts[-1] = 3, 1
-    return CoreSample(9, 1, 2, 64, 30, 20, 1000, 900, 50, 0, 0, 9_000_000, counts, [2_000_000, 0, 0, 1], 6, 4, 7_000_000)
+    return CoreSample(
+        9, 1, 2, 64, 30, 20, 1000, 900, 50, 0, 0, 9_000_000, counts, [2_000_000, 0, 0, 1], 6, 4, 7_000_000
+    )
 
 
 def test_core_series_appear_once_there_is_a_sample() -> None:

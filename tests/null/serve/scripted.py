@@ -114,8 +114,8 @@ class ScriptedEngine:
         self.calls: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.aborts: queue.Queue[str] = queue.Queue()
         self.ready = wire.Ready(
-            pid=1, device="cpu: scripted", vocab_size=8192, context_tokens_max=CONTEXT_TOKENS, block_tokens=64, blocks_total=128,
-            slots_max=8, waiting_max=64, overlap=False, choices=[("device", "none", "scripted")],
+            pid=1, device="cpu: scripted", vocab_size=8192, context_tokens_max=CONTEXT_TOKENS, block_tokens=64,
+            blocks_total=128, slots_max=8, waiting_max=64, overlap=False, choices=[("device", "none", "scripted")],
         )  # fmt: skip
 
     def generate(self, ids: list[int], sampling: SamplingParams, **origin: Any) -> ScriptedStream:
