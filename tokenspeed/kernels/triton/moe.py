@@ -21,7 +21,6 @@ from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, AtMost, MultipleOf, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton import moe_few, moe_gate, moe_many, tuned
-from tokenspeed.kernels.triton.launch import early
 
 OP = "moe.experts"
 VERSION = 1
@@ -84,16 +83,13 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
     if tokens <= moe_few.TOKENS_MAX:
         columns = max(16, triton.next_power_of_2(tokens))
         up = moe_few.Tile(64, *_stages(128 + columns, item, memory), 4)
-        return moe_few.Plan(
-            up,
-            moe_few.Tile(64, *_stages(64 + columns, item, memory), 4),
-            early(device.torch),
-            early(device.torch),
-        )
+        return moe_few.Plan(up, moe_few.Tile(64, *_stages(64 + columns, item, memory), 4))
     pairs = tokens * int(shape["top_k"]) / int(shape["experts"])
     rows = 128 if pairs > 64 and item == 2 else 64
-    tile = moe_many.Tile(rows, 64, *_stages(rows + 128, item, memory), 4)
-    return moe_many.Plan(tile, moe_many.Tile(rows, 128, *_stages(rows + 128, item, memory), 4))
+    up, down = (
+        moe_many.Tile(rows, columns, *_stages(rows + 128, item, memory), rows // 16) for columns in (64, 128)
+    )
+    return moe_many.Plan(up, down)
 
 
 def plan_from(held: Any) -> Plan:

@@ -20,6 +20,7 @@ into the second-level cache, then waits. Ids outside 0..E-1 are skipped.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -28,6 +29,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tokenspeed.kernels.triton.launch import early
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
 TOKENS_MAX = 64
@@ -109,22 +111,21 @@ def _rows(at, there, depth, left, WHOLE: tl.constexpr):
     return tl.load(at, mask, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _gate_up(
     x, x_stride, ids, w13, w13_pointer, hidden, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, FETCH: tl.constexpr, DEPENDENT: tl.constexpr,
+    PRECISION: tl.constexpr, FETCH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     row = tl.program_id(0) * ROWS
-    if DEPENDENT:
-        if FETCH:
-            if n < S:
-                last = (E + n) * 2 * F + 2 * F - 1
-                _fetch(w13_pointer, last - 2 * F + 1 + row, last, C, ROWS)
-                _fetch(w13_pointer, last - F + 1 + row, last, C, ROWS)
+    if EARLY:
+        if FETCH and n < S:
+            last = (E + n + 1) * 2 * F - 1
+            _fetch(w13_pointer, last - 2 * F + 1 + row, last, C, ROWS)
+            _fetch(w13_pointer, last - F + 1 + row, last, C, ROWS)
         gdc_wait()
         gdc_launch_dependents()
     expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
@@ -146,23 +147,22 @@ def _gate_up(
         tl.store(to, result, (place >= 0)[None, :] & (channel < F)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _down(
     hidden, ids, weights, w2, w2_pointer, parts, y, counters, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, FETCH: tl.constexpr, DEPENDENT: tl.constexpr,
+    PRECISION: tl.constexpr, FETCH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     block = tl.program_id(0)
     row = block * ROWS
     expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
     place = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
-    if DEPENDENT:
-        if FETCH:
-            if expert >= 0:
-                _fetch(w2_pointer, expert * C + row, expert * C + C - 1, F, ROWS)
+    if EARLY:
+        if FETCH and expert >= 0:
+            _fetch(w2_pointer, expert * C + row, expert * C + C - 1, F, ROWS)
         gdc_wait()
     token = tl.arange(0, TOKENS)
     channel = row + tl.arange(0, ROWS)
@@ -196,12 +196,12 @@ def _down(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Both tiles, whether the second launch overlaps the first, and whether it fetches ahead."""
+    """Both tiles; whether launches overlap, where the device can, and whether they then fetch weights ahead."""
 
     up: Tile
     down: Tile
-    dependent: bool
-    fetch: bool
+    early: bool = True
+    fetch: bool = True
 
 
 def run(
@@ -213,24 +213,26 @@ def run(
     experts, top = stacked - shared, ids.shape[1]
     hidden = x.new_empty((tokens, top + shared, ffn))
     parts = x.new_empty((tokens, top + shared, width), dtype=torch.float32)
-    sizes = dict(
-        C=width, F=ffn, E=experts, S=shared, TOP=top, SINGLE=tokens == 1,
-        E_PAD=triton.next_power_of_2(experts), PAIRS_PAD=triton.next_power_of_2(tokens * top),
-        TOP_PAD=triton.next_power_of_2(top), TOKENS=max(16, triton.next_power_of_2(tokens)),
+    tile = max(16, triton.next_power_of_2(tokens))
+    sizes: dict[str, Any] = dict(  # noqa: C408
+        C=width, F=ffn, E=experts, S=shared, TOP=top, SINGLE=tokens == 1, TOKENS=tile,
+        E_PAD=triton.next_power_of_2(experts), TOP_PAD=triton.next_power_of_2(top),
+        PAIRS_PAD=tile * triton.next_power_of_2(top),
         PRECISION="ieee" if x.dtype is torch.float32 else "tf32",
     )  # fmt: skip
-    launch = {"launch_pdl": True} if plan.dependent else {}
+    ahead = plan.early and early(x.device)
+    launch = {"launch_pdl": True} if ahead else {}
     runs = shared + min(tokens * top, experts)
     up, down = plan.up, plan.down
     assert triton.cdiv(width, down.rows) <= COUNTERS
     _gate_up[(triton.cdiv(ffn, up.rows), runs)](
         x, x.stride(0), ids, _blocks(w13, up), w13, hidden, tokens, **sizes,
-        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, FETCH=plan.fetch, DEPENDENT=plan.dependent,
+        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, FETCH=plan.fetch, EARLY=ahead,
         num_warps=up.warps, **launch,
     )  # fmt: skip
     _down[(triton.cdiv(width, down.rows), runs)](
         hidden, ids, weights, _blocks(w2, down), w2, parts, y, counters(x.device), tokens, **sizes,
-        ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, FETCH=plan.fetch, DEPENDENT=plan.dependent,
+        ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, FETCH=plan.fetch, EARLY=ahead,
         num_warps=down.warps, **launch,
     )  # fmt: skip
     return y

@@ -93,7 +93,7 @@ def _choose(
     tl.store(weights + to, weight * scale, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _gate(
     x, x_stride, w, bias, shares, counters, ids, weights, tokens, scale,
     C: tl.constexpr, SPAN: tl.constexpr, DEPTH: tl.constexpr, SHARES: tl.constexpr, EARLY: tl.constexpr,
@@ -130,7 +130,7 @@ def _gate(
         if arrived == SHARES - 1:
             tl.store(counters + tile, 0)
             logits = tl.zeros([TOKENS, E_PAD], tl.float32)
-            for s in tl.static_range(SHARES):
+            for s in tl.range(0, SHARES, loop_unroll_factor=4):
                 logits += tl.load(shares + s * plane + at, mask, 0.0, cache_modifier=".cg")
             _choose(
                 logits, bias, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
@@ -143,7 +143,7 @@ def _gate(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _route(
     logits, bias, ids, weights, tokens, scale, E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr,
     G_TOP: tl.constexpr, SIGMOID: tl.constexpr, TOP2: tl.constexpr, BIASED: tl.constexpr,
@@ -176,8 +176,9 @@ class Cut:
 
 
 def cut(tokens: int, width: int, experts_padded: int, bytes_each: int) -> Cut:
-    """Cut so that programs about fill the device and a stage of the gate has at most 32 KiB."""
-    depth = min(triton.next_power_of_2(width), max(16, (1 << 15) // (experts_padded * bytes_each)), 256)
+    """Cut so that programs about fill the device, with stages of the gate that fit registers."""
+    stage = (1 << 15) // bytes_each // bytes_each
+    depth = min(triton.next_power_of_2(width), max(16, stage // experts_padded), 128)
     blocks = triton.cdiv(width, depth)
     tiles = triton.cdiv(tokens, TILE_TOKENS)
     shares = 1 if tokens > SHARES_TOKENS else max(1, min(blocks, PROGRAMS // tiles, 32))
@@ -254,6 +255,7 @@ def _options(
     bias: Tensor | None,
     normalise: bool,
 ) -> dict[str, int | bool]:
+    padded = max(16, triton.next_power_of_2(experts))
     return {
         "E": experts,
         "TOP": top_k,
@@ -264,7 +266,8 @@ def _options(
         "BIASED": bias is not None,
         "NORMALISE": normalise,
         "TOKENS": TILE_TOKENS,
-        "E_PAD": max(16, triton.next_power_of_2(experts)),
+        "E_PAD": padded,
         "TOP_PAD": triton.next_power_of_2(top_k),
         "G_PAD": triton.next_power_of_2(groups),
+        "num_warps": 4 if padded <= 128 else 8,
     }

@@ -17,6 +17,7 @@ Ids outside 0..E-1 are skipped. Everything is written by one program in one orde
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -38,7 +39,7 @@ class Tile:
     group: int = 8
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def _sort(ids, order, starts, pairs, E: tl.constexpr, BLOCK: tl.constexpr):
     expert = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
@@ -83,7 +84,7 @@ def _tile_of(starts, program, column_tiles, tokens, E: tl.constexpr, S: tl.const
     return tl.where(wide > 0, which, -1), first, stop, column
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _gate_up(
     x, x_stride, w13, order, starts, hidden, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
@@ -118,7 +119,7 @@ def _gate_up(
         tl.store(to, result, there[:, None] & (channel < F)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _down(
     hidden, w2, order, starts, weights, parts, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
@@ -183,7 +184,7 @@ def run(
     starts = torch.empty(experts + 1, dtype=torch.int32, device=x.device)
     hidden = x.new_empty((places, ffn))
     parts = x.new_empty((tokens, top + shared, width))
-    sizes = dict(
+    sizes: dict[str, Any] = dict(  # noqa: C408
         C=width, F=ffn, E=experts, S=shared, TOP=top, E_PAD=triton.next_power_of_2(stacked),
         PRECISION="ieee" if x.dtype is torch.float32 else "tf32",
     )  # fmt: skip

@@ -8,7 +8,8 @@ with the kernels they speak of.
 
     {"version": 1, "device": "NVIDIA H200", "entries": [{"shape": {...}, "tokens": 16, "plan": {...}}, ...]}
 
-An entry holds for token counts above that of the next smaller entry of its shape, up to its own.
+An entry holds for token counts above that of the next smaller entry of its shape, up to its own; the largest
+holds for all above it.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ def entries(op: str, device: str, version: int) -> tuple[Entry, ...]:
 
 
 def plan_for(op: str, device: str, version: int, shape: Shape, tokens: int) -> Mapping[str, Any] | None:
-    """The plan measured for the smallest token count that is not below `tokens`; None where there is none."""
-    fits = (e for e in entries(op, device, version) if e.tokens >= tokens and e.shape == shape)
-    entry = next(fits, None)
-    return None if entry is None else entry.plan
+    """The plan measured for the least token count that is not below `tokens`, or for the most; None without."""
+    measured = [entry for entry in entries(op, device, version) if entry.shape == shape]
+    fits = [entry for entry in measured if entry.tokens >= tokens] or measured[-1:]
+    return fits[0].plan if fits else None
 
 
 def write(op: str, device: str, version: int, found: Sequence[Entry]) -> Path:

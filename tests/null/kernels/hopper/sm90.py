@@ -52,7 +52,7 @@ def machine_code(
         (at,)
         for at, name in enumerate(names)
         if arguments.get(name, "").startswith("*")
-        or re.fullmatch(r"(q|out|k|latent|rope)_(token|head|row)", name)
+        or re.fullmatch(r"(q|out|k|latent|rope)_(token|head|row)|x_stride", name)
     ]
     source = (GluonASTSource if isinstance(kernel, GluonJITFunction) else ASTSource)(
         kernel,

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The mixture's kernels become matrix-unit code fed by bulk copies, and their plans are found and fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton comes with CUDA builds of torch alone")
+
+from tests.null.kernels.hopper.sm90 import SHARED_BYTES_MAX, machine_code
+from tokenspeed.kernels import Device
+from tokenspeed.kernels.triton import moe, moe_few, moe_gate, moe_many, tuned
+
+MOONLIGHT = {"C": 2048, "F": 1408, "E": 64, "S": 2, "TOP": 6}
+SHAPE = {"dtype": "bfloat16", "experts": 64, "shared": 2, "top_k": 6, "width": 2048, "ffn": 1408}
+PRECISION = {"PRECISION": "tf32"}
+
+
+def cut(tile: moe_few.Tile | moe_many.Tile) -> dict[str, Any]:
+    known = {"pairs": "PAIRS", "rows": "ROWS", "depth": "DEPTH", "stages": "STAGES", "group": "GROUP"}
+    return {name: getattr(tile, field) for field, name in known.items() if hasattr(tile, field)}
+
+
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_few_tokens_stream_weights_by_bulk_copies_into_warpgroup_products(
+    tmp_path: Path, tokens: int
+) -> None:
+    plan = moe.plan_of(SHAPE, Device(type="cpu"), tokens)
+    assert isinstance(plan, moe_few.Plan)
+    common = {**MOONLIGHT, **PRECISION, "SINGLE": tokens == 1, "E_PAD": 64, "PAIRS_PAD": 8 * tokens,
+              "TOP_PAD": 8, "TOKENS": max(16, tokens), "FETCH": True, "EARLY": True}  # fmt: skip
+    inputs = {"x": "*bf16", "x_stride": "i32", "hidden": "*bf16", "ids": "*i32", "weights": "*fp32",
+              "parts": "*fp32", "y": "*bf16", "counters": "*i32", "tokens": "i32",
+              "w13_pointer": "*bf16", "w2_pointer": "*bf16"}  # fmt: skip
+    for kernel, weight, tile in ((moe_few._gate_up, "w13", plan.up), (moe_few._down, "w2", plan.down)):
+        box = f"tensordesc<bf16[{tile.rows},{tile.depth}]>"
+        code = machine_code(kernel, {**inputs, weight: box}, {**common, **cut(tile)}, tmp_path, tile.warps)
+        assert code.spills == 0
+        assert code.shared_bytes <= SHARED_BYTES_MAX
+        assert code.count("HGMMA") > 0
+        assert code.count("HMMA") == 0
+        assert code.count("UTMALDG") > 0
+        assert code.count("UBLKPF") > 0
+
+
+def test_many_tokens_are_warpgroup_products(tmp_path: Path) -> None:
+    plan = moe.plan_of(SHAPE, Device(type="cpu"), 8192)
+    assert isinstance(plan, moe_many.Plan)
+    common = {**MOONLIGHT, **PRECISION, "E_PAD": 128}
+    inputs = {"x": "*bf16", "x_stride": "i32", "order": "*i32", "starts": "*i32", "weights": "*fp32",
+              "parts": "*bf16", "tokens": "i32"}  # fmt: skip
+    box = f"tensordesc<bf16[{plan.up.rows},{plan.up.depth}]>"
+    up = machine_code(
+        moe_many._gate_up, {**inputs, "w13": box, "hidden": "*bf16"}, {**common, **cut(plan.up)}, tmp_path,
+        plan.up.warps,
+    )  # fmt: skip
+    boxes = [f"tensordesc<bf16[{rows},{plan.down.depth}]>" for rows in (plan.down.pairs, plan.down.rows)]
+    down = machine_code(
+        moe_many._down, {**inputs, "hidden": boxes[0], "w2": boxes[1]}, {**common, **cut(plan.down)}, tmp_path,
+        plan.down.warps,
+    )  # fmt: skip
+    for code in (up, down):
+        assert code.spills == 0
+        assert code.shared_bytes <= SHARED_BYTES_MAX
+        assert code.count("HGMMA") > 0
+        assert code.count("UTMALDG") > 0
+
+
+@pytest.mark.parametrize("held", ["bf16", "fp32"])
+def test_gate_does_not_spill(tmp_path: Path, held: str) -> None:
+    how = moe_gate.cut(1, 2048, 64, 2 if held == "bf16" else 4)
+    code = machine_code(
+        moe_gate._gate,
+        {"x": "*bf16", "x_stride": "i32", "w": f"*{held}", "bias": "*fp32", "shares": "*fp32",
+         "counters": "*i32", "ids": "*i32", "weights": "*fp32", "tokens": "i32", "scale": "fp32"},
+        {"C": 2048, "SPAN": how.span, "DEPTH": how.depth, "SHARES": how.shares, "EARLY": True, "E": 64,
+         "TOP": 6, "G": 1, "G_TOP": 1, "SIGMOID": True, "TOP2": True, "BIASED": True, "NORMALISE": True,
+         "TOKENS": 16, "E_PAD": 64, "TOP_PAD": 8, "G_PAD": 1},
+        tmp_path,
+    )  # fmt: skip
+    assert code.spills == 0
+
+
+def test_gate_is_held_narrow_only_where_that_changes_no_number() -> None:
+    weight = torch.randn(8, 16)
+    narrow = weight.to(torch.bfloat16)
+    assert moe_gate.gate_prepare(weight, x_dtype=torch.bfloat16).dtype is torch.float32
+    assert moe_gate.gate_prepare(narrow.float(), x_dtype=torch.bfloat16).dtype is torch.bfloat16
+
+
+def test_shared_experts_are_stacked_behind_the_routed_ones() -> None:
+    experts, shared, width, ffn = 3, 2, 8, 4
+    w13, w2 = torch.randn(experts, 2 * ffn, width), torch.randn(experts, width, ffn)
+    shared13, shared2 = torch.randn(2 * shared * ffn, width), torch.randn(width, shared * ffn)
+    stacked = moe.experts_prepare(w13, w2, shared13, shared2)
+    gate, up = shared13.chunk(2)
+    for s in range(shared):
+        mine = slice(s * ffn, (s + 1) * ffn)
+        assert torch.equal(stacked.w13[experts + s], torch.cat([gate[mine], up[mine]]))
+        assert torch.equal(stacked.w2[experts + s], shared2[:, mine])
+    assert stacked.shared == shared
+
+
+def test_plan_is_that_of_the_next_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "TUNED", tmp_path)
+    found = [tuned.Entry(SHAPE, tokens, {"for": tokens}, 1.0) for tokens in (4, 64)]
+    tuned.write("op", "A GPU", 1, found)
+    asked = {tokens: tuned.plan_for("op", "A GPU", 1, SHAPE, tokens) for tokens in (1, 4, 5, 65)}
+    assert asked == {1: {"for": 4}, 4: {"for": 4}, 5: {"for": 64}, 65: {"for": 64}}
+    assert tuned.plan_for("op", "A GPU", 2, SHAPE, 1) is None
+    assert tuned.plan_for("op", "another", 1, SHAPE, 1) is None
+    assert tuned.plan_for("op", "A GPU", 1, {**SHAPE, "experts": 8}, 1) is None
+
+
+def test_shipped_plans_are_readable_and_of_this_version() -> None:
+    for path in tuned.TUNED.glob(f"{moe.OP}.*.json"):
+        held = json.loads(path.read_text())
+        assert held["version"] == moe.VERSION
+        for entry in held["entries"]:
+            assert set(entry["shape"]) == set(moe.SHAPE)
+            moe.plan_from(entry["plan"])
