@@ -12,6 +12,7 @@ between them included; kernels in between the profiler's own steps are all the m
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import statistics
@@ -144,7 +145,7 @@ def main(words: Sequence[str]) -> None:
     found = idle(steps_of(activities(profiler))[2:-2])
     step_us = np.diff(ends_us).tolist()
     record = {
-        "commit": commit(), "machine": machine(), "argv": list(words),
+        "commit": commit(), "machine": dataclasses.asdict(machine()), "argv": list(words),
         "resolved": [list(choice) for choice in core.resolved.choices],
         "batch": options.batch, "context_tokens": options.context,
         "step_us": step_us, "launch_us": launch_us, "retire_us": retire_us, "gpu": found,

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tokenspeed.base.errors import SetupError
+from tokenspeed.base.sampling import SamplingParams
 
 MODES: dict[str, dict[str, Any]] = {
     "graphs": {},
@@ -99,13 +102,57 @@ def test_a_thousand_replays_are_stable(checkpoint_of: Callable[[str], Any], worl
     assert all(len(said) == 500 for said in first)
 
 
-def test_an_arena_beyond_what_32_bits_address(checkpoint_of: Callable[[str], Any], world: Any) -> None:
-    checkpoint = checkpoint_of("moonlight")
-    core = world(checkpoint.directory, kv_cache_bytes=20 << 30)  # 2^31 floats in each of its layers
-    executor = core.core.executor
-    (tensor, *_) = executor._arena.layers
-    assert tensor.numel() > 1 << 31
-    assert core.answers_to(checkpoint.prompts) == checkpoint.expected
+@pytest.mark.parametrize("kv_cache_gib", [5, 26])  # 2^31 bytes, and 2^31 numbers, in each of three layers
+@pytest.mark.parametrize("family", ["llama-128", "moonlight"])
+def test_blocks_beyond_what_32_bits_address(
+    checkpoint_of: Callable[[str], Any], world: Any, family: str, kv_cache_gib: int
+) -> None:
+    wanted = kv_cache_gib << 30
+    if torch.cuda.mem_get_info()[0] < wanted + (2 << 30):
+        pytest.skip(f"needs {kv_cache_gib + 2} GiB free")
+    core = world(checkpoint_of(family).directory, kv_cache_bytes=wanted)
+    last = core.core.resolved.blocks_total - 1
+    prompt = checkpoint_of(family).prompts[1]
+    assert said(core.core.executor, prompt, [last, last - 5, last - 2, last - 9]) == said(
+        core.core.executor, prompt, [0, 3, 1, 7]
+    )
+
+
+def said(executor: Any, prompt: list[int], blocks: list[int]) -> list[int]:
+    """Greedy tokens of a request whose KV lies in these blocks of 16."""
+    executor.bind(
+        0, SamplingParams(temperature=0.0, seed=0), np.array(prompt, np.int32), np.empty(0, np.int32)
+    )
+    tokens, told = prompt, []
+    start = 0
+    for step in range(64 - len(prompt)):
+        changes = [(0, index, block) for index, block in enumerate(blocks)] if not step else []
+        plan = Plan(step, 0, start, tokens, changes)
+        told += executor.retire(executor.launch(plan)).tokens.tolist()
+        start += len(tokens)
+        tokens = told[-1:]
+    return told
+
+
+@dataclass
+class Plan:
+    """A plan of one row, written by hand."""
+
+    step: int
+    slot: int
+    start: int
+    ids: list[int]
+    changes: list[tuple[int, int, int]]
+
+    def __post_init__(self) -> None:
+        self.rows = self.samples = 1
+        self.decode_rows = int(len(self.ids) == 1)
+        self.slots, self.starts = np.array([self.slot], np.int32), np.array([self.start], np.int32)
+        self.lengths, self.tokens = np.array([len(self.ids)], np.int32), np.array(self.ids, np.int32)
+        self.sampled = np.ones(1, np.uint8)
+        self.table_slots, self.table_indexes, self.table_blocks = (
+            np.array([change[at] for change in self.changes], np.int32) for at in range(3)
+        )
 
 
 def test_an_arena_that_does_not_fit_says_so(checkpoint_of: Callable[[str], Any], world: Any) -> None:

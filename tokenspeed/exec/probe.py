@@ -2,9 +2,10 @@
 """What steps take of a GPU's memory beside weights and KV, found by running the largest.
 
 In: a loaded model and the limits of its steps. Out: bytes, which the KV arena must leave free. The largest
-step is a whole prefill chunk at the end of the longest context; the largest graph is that of the most rows,
-recorded twice, because all but the first share its memory and cost only themselves. Both run over a few
-blocks of KV that stand for all of them, and leave nothing behind but compiled kernels. Decides nothing.
+step is a whole prefill chunk at the end of the longest context; the largest graph is that of the most rows, in
+whose memory the others live. Both run over a few blocks of KV that stand for all of them, and leave nothing
+behind but compiled kernels. Counts what this process takes, whatever else uses the device; what graphs cost the
+driver (about a megabyte each) is left to the share of memory that is not filled. Decides nothing.
 """
 
 from __future__ import annotations
@@ -83,17 +84,12 @@ def _graph_bytes(model: Model, arena: Arena, limits: BatchLimits, rows_max: int)
     batch = Batch(replace(limits, rows=rows_max), model.device)
     sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=model.device)
     executor = DeviceExecutor(model, arena, batch, sampler)
-    recorder = graphs.GraphRecorder(model.device)
-    kept: list[graphs.Graphs] = []
-    free: list[int] = []
-    for _ in range(2):
-        torch.cuda.empty_cache()
-        free.append(torch.cuda.mem_get_info()[0])
-        try:
-            kept.append(executor.record(recorder, (rows_max,)))
-        except graphs.WaitsError:
-            return 0
     torch.cuda.empty_cache()
-    free.append(torch.cuda.mem_get_info()[0])
-    first, second = free[0] - free[1], max(0, free[1] - free[2])
-    return first + second * (len(graphs.sizes_up_to(rows_max)) - 1)
+    before = torch.cuda.memory_reserved()
+    try:
+        recorded = executor.record(graphs.GraphRecorder(model.device), (rows_max,))
+    except graphs.WaitsError:
+        return 0
+    taken = torch.cuda.memory_reserved() - before
+    del recorded, executor
+    return max(0, taken)
