@@ -192,17 +192,17 @@ class Checkpoint:
     def _locate_by_index(self, index: Path) -> dict[str, _Place]:
         try:
             where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files = {name: self.directory / str(file) for name, file in where.items()}
+            paths = {str(file): self.directory / str(file) for file in where.values()}
+            files = {name: paths[str(file)] for name, file in where.items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SetupError(f"{index} has no readable weight_map: {error}") from error
-        paths = sorted(set(files.values()))
-        absent = [path.name for path in paths if not path.is_file()]
+        absent = sorted(path.name for path in paths.values() if not path.is_file())
         if absent:
             raise SetupError(
                 f"{len(absent)} files named by {INDEX_NAME} are absent in {self.directory}: "
                 f"{', '.join(absent[:8])}"
             )
-        held = {path: self._open(path) for path in paths}
+        held = {path: self._open(path) for path in paths.values()}
         stray = sorted(name for name, path in files.items() if name not in held[path])
         if stray:
             raise SetupError(f"{INDEX_NAME} names tensors its files do not hold: {', '.join(stray[:8])}")
