@@ -99,6 +99,25 @@ def test_quantised_checkpoint_loads_as_its_twin(
         torch.testing.assert_close(seen.tensors[name], tensor, atol=1e-7, rtol=1e-6, msg=name)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_a_gpu_decodes_as_the_host_does(
+    kind: str, built: Any, fit: Any, written: Any, recorded: Any, tmp_path: Path
+) -> None:
+    section = {"quantization_config": FP8 if kind == "fp8" else INT4}
+    stored, _ = quantised(fit(built()), kind)
+    directory = written(tmp_path / "q", stored)
+    seen: list[dict[str, torch.Tensor]] = []
+    for device in ("cpu", "cuda"):
+        model = built(config=section, dtype="bfloat16", device=device)
+        record = recorded(model)
+        weights.load(model, directory, readers=5)
+        seen.append(record.tensors)
+    for name, tensor in seen[0].items():
+        assert torch.equal(seen[1][name].cpu(), tensor), name
+
+
 def test_fp8_shards_that_cut_a_block_are_decoded_with_its_scale(
     built: Any, fit: Any, written: Any, recorded: Any, tmp_path: Path
 ) -> None:
