@@ -86,7 +86,7 @@ class SliceNorm(Layer):
     def run(self, context: StepContext, x: Tensor) -> Tensor:
         """x [T, >= width] -> [T, width]."""
         del context
-        return self._norm(x[:, : self._width].contiguous(), self._weight, self._eps)
+        return self._norm(x[:, : self._width], self._weight, self._eps)
 
     def calls(self) -> Iterator[Call]:
         yield Call(

@@ -47,7 +47,7 @@ LOOKUP = Op(
 def rms_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     width, dtype = whole(traits, "width"), dtype_of(traits)
     args = {
-        "x": draw.normal(sizes.tokens, width, dtype=dtype, scale=3.0),
+        "x": draw.normal(sizes.tokens, width + 8, dtype=dtype, scale=3.0)[:, :width],
         "weight": draw.normal(width, dtype=dtype),
         "eps": EPS,
     }
@@ -62,7 +62,7 @@ def rms_cost(traits: Traits, sizes: Sizes) -> Cost:
 RMS = Op(
     name="norm.rms",
     summary="Divide each vector by its root mean square and multiply by a weight; rounded once, at the end.",
-    shapes="x [T, C] contiguous, weight [C], eps -> [T, C].",
+    shapes="x [T, C] (channels dense, tokens at any stride), weight [C], eps -> [T, C].",
     source="Zhang and Sennrich, arXiv 1910.07467.",
     traits=(DTYPE, WIDTH),
     reference=Plain(ref.rms),
