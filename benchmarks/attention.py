@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """How near are prefill attention and GQA decode to what a Hopper GPU can do, and to FlashAttention 3 on it?
 
-    python benchmarks/attention.py [--only prefill|raise|gqa-extend|gqa-decode ..] [--heads 16 32 128]
+    python benchmarks/attention.py [--only prefill|raise|few|gqa-extend|gqa-decode ..] [--heads 16 32 128]
                                    [--kernels gluon triton cudnn ..] [--json FILE]
 
     prefill      the five published coding-agent cases of MLA prefill (q/k 192, v 128): attention alone
     raise        the same cases as the engine runs them: gather and raise the latents, then attend
+    few          few new tokens over a long context: raised, and absorbed as decode does it
     gqa-extend   Qwen3-8B, Llama-3.1-8B and Qwen3-30B-A3B heads over pages
     gqa-decode   one token a row over pages, 32 query heads, 8 kv heads, 128
 
@@ -29,6 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenspeed.bench.provenance import commit
 from tokenspeed.kernels import describe, registry
+from tokenspeed.kernels.hopper import gqa_decode
 from tokenspeed.kernels.hopper import prefill as hopper
 from tokenspeed.kernels.spec import Traits
 
@@ -36,6 +38,7 @@ BF16 = torch.bfloat16
 BANDWIDTH = 4.3e12
 COLD_BYTES = 256 << 20
 REPLAYS = 12
+QUESTIONS = ("prefill", "raise", "few", "gqa-extend", "gqa-decode")
 
 PREFILL_FA3_US = {
     (16, 1, 8192, 8192): 462.4,
@@ -159,7 +162,7 @@ def kernel_of(
     op: str, name: str, traits: Traits
 ) -> tuple[Callable[..., object], Callable[..., object] | None]:
     """Build a kernel, of the Hopper backend even where it is not offered to models."""
-    offered = (*hopper.KERNELS, *registry().kernels(op))
+    offered = (*hopper.KERNELS, *gqa_decode.KERNELS, *registry().kernels(op))
     found = next(kernel for kernel in offered if (kernel.op, kernel.name) == (op, name))
     built = found.build(registry().op(op).complete(traits), describe("cuda"))
     return built.call, built.prepare
@@ -175,6 +178,18 @@ def raising(heads: int, rows: int, new: int, context: int, kernel: str) -> Calla
     starts = torch.arange(0, rows * new + 1, new, dtype=torch.int32, device="cuda")
     lens, contexts = integers(*(context,) * rows), (context,) * rows
     return lambda: call(q, arena, *weights, table, starts, lens, 192**-0.5, contexts=contexts)
+
+
+def absorbed(heads: int, rows: int, new: int, context: int, kernel: str) -> Callable[[], object]:
+    """The attention of the latent path; its two products by head are not in the time."""
+    traits = {"dtype": BF16, "heads": heads, "latent": 512, "rope": 64, "block_tokens": 64}
+    call, _ = kernel_of("attention.mla_decode", kernel, traits)
+    (arena,), table = paged(rows, context, 576)
+    q_latent, q_rope = random(rows * new, heads, 512), random(rows * new, heads, 64)
+    starts = torch.arange(0, rows * new + 1, new, dtype=torch.int32, device="cuda")
+    lens = integers(*(context,) * rows)
+    told = {"row_starts": starts, "row_tokens_max": new}
+    return lambda: call(q_latent, q_rope, arena, table, lens, 192**-0.5, **told)
 
 
 def gqa(
@@ -215,13 +230,17 @@ def cases(heads_asked: list[int]) -> Iterator[Case]:
         yield Case("prefill", name, lambda k, s=shape: prefill(*s, k), size, flop, peer, ("gluon", "cudnn"))
         flop += 2 * rows * context * heads * 256 * 512
         yield Case("raise", name, lambda k, s=shape: raising(*s, k), size, flop, peer, ("gluon", "triton"))
+    for new in (16, 64, 128, 256, 512):
+        shape = (16, 1, new, 32768)
+        make = lambda k, s=shape: (absorbed if k == "hopper" else raising)(*s, k)  # noqa: E731
+        yield Case("few", f"h16 1x{new} over 32768", make, 0.0, 0.0, 0.0, ("hopper", "gluon"))
     for heads, kv_heads in ((32, 8), (32, 4)):
         for rows, new, context in ((1, 8192, 8192), (1, 2048, 32768), (1, 8192, 65536), (4, 512, 65536)):
             flop = 512 * heads * pairs(rows, new, context)
             size = 512 * rows * (context * kv_heads + new * heads)
             name = f"{heads}/{kv_heads} {rows}x{new} over {context}"
             shape = ("attention.gqa_extend", heads, kv_heads, rows, new, context)
-            make: Callable[[str], Callable[[], object]] = lambda k, s=shape: gqa(*s, k)  # noqa: E731
+            make = lambda k, s=shape: gqa(*s, k)  # noqa: E731
             yield Case("gqa-extend", name, make, size, flop, 0.0, ("gluon", "triton"))
     for (rows, context), peer in DECODE_FA3_US.items():
         size, flop = 512.0 * rows * context * 8, 512.0 * rows * context * 32
@@ -242,9 +261,9 @@ def answer(case: Case, kernel: str) -> Answer:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=["prefill", "raise", "gqa-extend", "gqa-decode"])
+    parser.add_argument("--only", nargs="+", default=list(QUESTIONS))
     parser.add_argument("--heads", nargs="+", type=int, default=[16, 32, 128])
-    parser.add_argument("--kernels", nargs="+", default=["gluon", "triton", "cudnn"])
+    parser.add_argument("--kernels", nargs="+", default=["gluon", "triton", "hopper", "cudnn"])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     answers: list[Answer] = []

@@ -4,8 +4,8 @@
 In, out and the way work is shared are those of `triton.gqa`: the tiles of all (row, kv head) units in one
 line, an equal run of them for each program, cut units merged by the last program to arrive. Here one warp
 brings the tiles with the bulk copy engine, `STAGES` ahead, across the borders of units, so that the memory
-never waits for arithmetic; four warps attend with 16 rows of queries (the heads of the group, the rest
-padding), which is what the small tensor core instructions take. Bound: 512 bytes of KV a token and kv head.
+never waits for arithmetic; four warps attend with 16 rows of queries or more (the heads of the group, the
+rest padding), which is what the small tensor core instructions take. Bound: 512 bytes of KV a token and kv head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, mma_v2, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from tokenspeed.kernels.api.traits import BF16, whole
+from tokenspeed.kernels.api.traits import BF16
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtMost, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
@@ -35,7 +35,6 @@ MERGED_ELEMENTS: Final = 1 << 13
 TILE: Final = 128
 """Keys of a tile."""
 RING_BYTES: Final = 192 << 10
-M = gl.constexpr(16)
 LOWEST = gl.constexpr(-1e30)
 
 
@@ -101,7 +100,7 @@ def _bring(
 @gluon.jit
 def _attend(
     q, out, sums, stats, counts, k_ring, v_ring, full, free, context_lens, q_row, scale_log2, row, begin, left,
-    share, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, PARTS: gl.constexpr,
+    share, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, M: gl.constexpr, PARTS: gl.constexpr,
 ):  # fmt: skip
     """Attend unit by unit; write what is whole, leave or merge what is cut."""
     STAGES: gl.constexpr = k_ring.shape[0]
@@ -233,7 +232,8 @@ def _decode(
     q, k_arena, v_arena, block_table, context_lens, out, sums, stats, counts, rows, scale_log2, q_row,
     table_row,
     KV_HEADS: gl.constexpr, GROUP: gl.constexpr, DIM: gl.constexpr, BLOCK_TOKENS: gl.constexpr,
-    TILE: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, LEAST: gl.constexpr, PARTS: gl.constexpr,
+    M: gl.constexpr, TILE: gl.constexpr, ROWS: gl.constexpr, STAGES: gl.constexpr, LEAST: gl.constexpr,
+    PARTS: gl.constexpr,
 ):  # fmt: skip
     """k_arena, v_arena: [N P, K DIM] are descriptors of boxes of a page, or of a tile of it."""
     row, begin, left, share = _my_share(context_lens, rows, KV_HEADS, ROWS, TILE, LEAST)
@@ -250,7 +250,8 @@ def _decode(
         [
             (_attend, (
                 q, out, sums, stats, counts, k_ring, v_ring, full, free, context_lens, q_row, scale_log2, row,
-                begin, left, share, gl.constexpr(KV_HEADS), gl.constexpr(GROUP), gl.constexpr(PARTS),
+                begin, left, share, gl.constexpr(KV_HEADS), gl.constexpr(GROUP), gl.constexpr(M),
+                gl.constexpr(PARTS),
             )),
             (_bring, (
                 k_arena, v_arena, k_ring, v_ring, full, free, block_table, context_lens, table_row, row, begin,
@@ -303,18 +304,18 @@ def _gqa_decode(
         GROUP=group,
         DIM=head_dim,
         BLOCK_TOKENS=block_tokens,
+        M=max(16, lanes),
         TILE=TILE,
         ROWS=triton.next_power_of_2(max(rows, 2)),
         STAGES=RING_BYTES // (2 * TILE * head_dim * q.element_size()),
         LEAST=TILES_LEAST,
-        PARTS=MERGED_ELEMENTS // (lanes * head_dim),
+        PARTS=max(1, MERGED_ELEMENTS // (lanes * head_dim)),
         num_warps=4,
     )  # fmt: skip
     return out
 
 
-def _build(traits: Traits, device: Device) -> Implementation:
-    assert whole(traits, "heads") // whole(traits, "kv_heads") <= 16
+def _build(_: Traits, device: Device) -> Implementation:
     call: Any = partial(_gqa_decode, programs=device.cores)
     return Implementation(call)
 
@@ -326,7 +327,7 @@ KERNELS = (
         Needs(
             sm=(9, 0),
             dtype={BF16, torch.float16},
-            heads=AtMost(128),
+            heads=AtMost(64),
             head_dim={64, 128},
             block_tokens={16, 32, 64, 128},
         ),

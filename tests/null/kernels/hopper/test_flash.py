@@ -81,6 +81,7 @@ def test_gqa_decode_keeps_its_ring_and_spills_nothing(tmp_path: Path, kv_heads: 
             "GROUP": group,
             "DIM": 128,
             "BLOCK_TOKENS": 64,
+            "M": 16,
             "TILE": tile,
             "ROWS": 64,
             "STAGES": gqa_decode.RING_BYTES // (4 * tile * 128),
