@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """How long from the start of the process to the first token of an answer over HTTP?
 
-    python benchmarks/start.py MODEL [--repeats 3] [--prompt-tokens 128] [--out FILE.json] [-- SERVE OPTIONS]
+    python benchmarks/start.py MODEL [--repeats 3] [--cold] [--out FILE.json] [-- SERVE OPTIONS]
 
 Starts `tokenspeed serve MODEL` on a free port as an operator would, waits for the line that says it listens, asks for
 one token of a prompt of token ids, and stops it; each repeat is a process of its own. The model's files are read once
 before, so that they come from the page cache as far as it holds them. Out: a table, and a JSON with the raw times of
-every repeat, the lines the server said and when, and how fast the files could be read at all by one thread.
+every repeat, the lines the server said and when, and how fast the files could be read at all by one thread. With
+`--cold` every start compiles its kernels, as the first one on a machine does.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +91,12 @@ def first_token_s(url: str, prompt: list[int]) -> float:
     return seconds
 
 
-def start(model: Path, options: list[str], prompt: list[int]) -> Start:
+def start(model: Path, options: list[str], prompt: list[int], kernels: str | None) -> Start:
+    """Start a server and ask it twice; `kernels` is where it finds and leaves compiled kernels, None as it likes."""
     command = [sys.executable, "-m", "tokenspeed.cli", "serve", "--port", "0", *options, str(model)]
     began = time.monotonic()
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, **({"TRITON_CACHE_DIR": kernels} if kernels else {})}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     said: list[tuple[float, str]] = []
     address: list[str] = []
     there = threading.Event()
@@ -125,37 +132,42 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument(
+        "--cold", action="store_true", help="compile kernels anew: an empty Triton cache each time"
+    )
     parser.add_argument("--out", type=Path)
     words, options = sys.argv[1:], list[str]()
     if "--" in words:  # what follows is the server's
         words, options = words[: words.index("--")], words[words.index("--") + 1 :]
     args = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server outlives this
     vocabulary = json.loads((args.model / "config.json").read_text())["vocab_size"]
     prompt = [(7919 * index + 13) % (vocabulary - 2) for index in range(args.prompt_tokens)]
     files = warm(args.model)
     print(f"{files['bytes'] / 1e9:.2f} GB of weights, read by one thread at {files['gb_per_s']:.1f} GB/s")
-    starts: list[Start] = []
+    result: dict[str, Any] = {
+        "benchmark": "start",
+        "commit": provenance.commit(),
+        "machine": str(provenance.machine()),
+        "gpus": accelerators(),
+        "command": sys.argv,
+        "files": files,
+        "starts": [],
+    }
     for repeat in range(args.repeats):
-        starts.append(start(args.model, options, prompt))
-        row = starts[-1]
+        with tempfile.TemporaryDirectory() if args.cold else nullcontext() as kernels:
+            row = start(args.model, options, prompt, kernels)
+        result["starts"].append(asdict(row))
+        if args.out:  # after each, so that what was measured is kept
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(
             f"start {repeat + 1}: listening after {row.listening_s:.2f} s, first token after {row.first_token_s:.2f} s"
             f" (the next one took {row.second_answer_s * 1e3:.0f} ms)"
         )
         for at, line in row.said:
             print(f"    {at:7.2f}  {line}")
-    print(f"median: first token after {statistics.median(row.first_token_s for row in starts):.2f} s")
-    if args.out:
-        result = {
-            "benchmark": "start",
-            "commit": provenance.commit(),
-            "machine": str(provenance.machine()),
-            "gpus": accelerators(),
-            "command": sys.argv,
-            "files": files,
-            "starts": [asdict(row) for row in starts],
-        }
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+    median = statistics.median(row["first_token_s"] for row in result["starts"])
+    print(f"median: first token after {median:.2f} s")
 
 
 if __name__ == "__main__":
