@@ -264,13 +264,17 @@ def as_column(rows, layout: gl.constexpr):
 
 @gluon.jit
 def advance(
-    index, tile, acc, top, norm, weights, queries, rings, position, scale_log2,
+    index, tile, acc, fade, top, norm, weights, queries, rings, position, scale_log2,
     layout: gl.constexpr, out_layout: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Add P V of the tile before `index` while the scores of this one, keys `tile`, become weights."""
+    """Add P V of the tile before `index` while the scores of this one, keys `tile`, become weights.
+
+    What was summed before fades while the scores are made, not before they are begun.
+    """
     k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free = rings
     KEYS: gl.constexpr = k_ring.shape[1]
     scores = score(queries, k_ring, s_ring, k_full, index, layout)
+    acc = acc * as_column(fade, out_layout)
     before, parity = place_of(v_full, index - 1)
     mbarrier.wait(v_full.index(before), parity)
     acc = warpgroup_mma(weights, v_ring.index(before), acc, is_async=True)
@@ -282,9 +286,8 @@ def advance(
     fresh, top, norm, fade = softmax_turn(scores, top, norm, scale_log2)
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(v_free.index(before))
-    acc = acc * as_column(fade, out_layout)
     weights = gl.convert_layout(fresh.to(v_ring.dtype), gl.DotOperandLayout(0, out_layout, 2))
-    return acc, top, norm, weights
+    return acc, fade, top, norm, weights
 
 
 @gluon.jit
@@ -319,7 +322,7 @@ def consume(
         scores = hide(scores, position, tiles - 1, KEYS, layout)
         top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, layout))
         norm = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, layout))
-        weights, top, norm, _ = softmax_turn(scores, top, norm, scale_log2)
+        weights, top, norm, fade = softmax_turn(scores, top, norm, scale_log2)
         weights = gl.convert_layout(weights.to(v_ring.dtype), weights_layout)
         acc = gl.zeros([ROWS, VALUE], gl.float32, out_layout)
         if PAGED:
@@ -327,18 +330,19 @@ def consume(
             if valid < KEYS:
                 clear_past(v_ring, v_full, step, valid)
         for i in range(1, tiles - clear):
-            acc, top, norm, weights = advance(
-                step + i, tiles - 1 - i, acc, top, norm, weights, queries, rings, position, scale_log2, layout,
+            acc, fade, top, norm, weights = advance(
+                step + i, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, position, scale_log2, layout,
                 out_layout, True,
             )  # fmt: skip
         for i in range(gl.maximum(tiles - clear, 1), tiles):
-            acc, top, norm, weights = advance(
-                step + i, tiles - 1 - i, acc, top, norm, weights, queries, rings, position, scale_log2, layout,
+            acc, fade, top, norm, weights = advance(
+                step + i, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, position, scale_log2, layout,
                 out_layout, False,
             )  # fmt: skip
         mbarrier.arrive(q_free.index(0))
         last, parity = place_of(v_full, step + tiles - 1)
         mbarrier.wait(v_full.index(last), parity)
+        acc = acc * as_column(fade, out_layout)
         acc = warpgroup_mma(weights, v_ring.index(last), acc, is_async=True)
         turn += 1
         step += tiles
