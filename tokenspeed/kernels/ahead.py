@@ -8,7 +8,8 @@ the memory would idle.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import torch
@@ -17,15 +18,15 @@ from torch import Tensor
 PIECE_BYTES: Final = 4096
 
 
-def pieces(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Addresses [n] int64 of the whole pieces of contiguous tensors, on their device; None where there are none."""
-    starts = [
-        start
-        for tensor in tensors
-        for start in range(
-            tensor.data_ptr(),
-            tensor.data_ptr() + tensor.numel() * tensor.element_size() - PIECE_BYTES + 1,
-            PIECE_BYTES,
-        )
-    ]
-    return torch.tensor(starts, dtype=torch.int64, device=tensors[0].device) if starts else None
+def pieces(tensors: Iterable[Tensor], bytes_max: int) -> Tensor | None:
+    """Addresses [n] int64 of the first whole pieces of contiguous tensors, on their device; None for no tensors."""
+    whole = list(tensors)
+    starts = list(itertools.islice(_starts(whole), bytes_max // PIECE_BYTES))
+    return torch.tensor(starts, dtype=torch.int64, device=whole[0].device) if starts else None
+
+
+def _starts(tensors: Iterable[Tensor]) -> Iterator[int]:
+    for tensor in tensors:
+        assert tensor.is_contiguous(), "only what lies in one piece can be cut into pieces"
+        count = tensor.numel() * tensor.element_size() // PIECE_BYTES
+        yield from (tensor.data_ptr() + piece * PIECE_BYTES for piece in range(count))

@@ -13,7 +13,7 @@ The latent is whole on every tp rank, heads are spread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,10 @@ from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 LATENT_EPS = 1e-6
 """Eps of the inner norms: published models keep the norm's default there, whatever `rms_norm_eps` says."""
+
+
+AHEAD_BYTES_MAX = 40 << 20
+"""Weights to fetch during an attention: what a second-level cache of 50 MB keeps beside the attention's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class MLAShape:
 class MLAttend(Layer):
     """q, [.. | latent | k_rope] -> heads: norm of the latent, rope, write, attend."""
 
-    def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
+    def __init__(
+        self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary, after: Sequence[Layer]
+    ) -> None:
         kv_b = Part(
             f"{name}.kv_b_proj.weight", (shape.heads * (shape.nope + shape.value), shape.latent), shape.heads
         )
@@ -70,6 +76,8 @@ class MLAttend(Layer):
         self.kv_spec = MLA(shape.latent, shape.rope)
         self._scale = shape.q_head**-0.5 * rotary.config.softmax_factor
         self._norm: Tensor
+        self._after = after
+        self._ahead: tuple[Tensor | None] | None = None
         self._absorb: Any = None
         self._raise: Any = None
         self._extend_weights: tuple[Any, Any] = (None, None)
@@ -108,6 +116,16 @@ class MLAttend(Layer):
         self._raise = self._heads_out.prepare(w_uv)
         self._extend_weights = self._extend.prepare(w_uk, w_uv)
 
+    def _fetched(self) -> Tensor | None:
+        """What comes after the attention, listed once all of it is loaded: fetched while the attention waits."""
+        if self._ahead is None:
+            memory = [
+                *self._heads_out.memory(self._raise),
+                *(t for layer in self._after for t in layer.memory()),
+            ]
+            self._ahead = (kernels.pieces(memory, AHEAD_BYTES_MAX),)
+        return self._ahead[0]
+
     def run(self, context: StepContext, q: Tensor, latents: Tensor) -> Tensor:
         """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes the arena, changes q."""
         inputs, shape = context.inputs, self._shape
@@ -137,6 +155,7 @@ class MLAttend(Layer):
             inputs.write_index[:rows],
             arena,
             self._absorb,
+            ahead=self._fetched(),
         )
         schedule = context.once("attention.mla_decode", lambda: self._decode.schedule(lens))
         table = inputs.block_table[:rows]
@@ -182,11 +201,17 @@ class MLAttend(Layer):
 
 
 class MLAttention(Group):
-    """The whole block under `name`, for layer `index`."""
+    """The whole block under `name`, for layer `index`; `after` are the layers of the block that comes next."""
 
-    def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
-        attend = MLAttend(build, name, index, shape, rotary)
-        self.kv_spec = attend.kv_spec
+    def __init__(
+        self,
+        build: Build,
+        name: str,
+        index: int,
+        shape: MLAShape,
+        rotary: Rotary,
+        after: Iterable[Layer] = (),
+    ) -> None:
         out = Linear(
             build,
             f"{name}.o_proj",
@@ -196,6 +221,8 @@ class MLAttention(Group):
             bias=shape.bias,
             reads="heads",
         )
+        attend = MLAttend(build, name, index, shape, rotary, (out, *after))
+        self.kv_spec = attend.kv_spec
         super().__init__(*_queries_and_latents(build, name, shape), attend, out)
 
 

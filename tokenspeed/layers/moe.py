@@ -75,8 +75,7 @@ class Route(Layer):
 
     def run(self, context: StepContext, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, C] -> ids [T, k] int32, weights [T, k] float32."""
-        del context
-        shape = self._shape
+        shape, places = self._shape, context.inputs.write_index
         return self._gate(
             x,
             self._weight,
@@ -88,6 +87,7 @@ class Route(Layer):
             group_score=shape.group_score,
             normalise=shape.normalise,
             scale=shape.scale,
+            write_index=places if len(places) == len(x) else None,  # not where ranks hold some tokens each
         )
 
     def calls(self) -> Iterator[Call]:
@@ -155,6 +155,10 @@ class Experts(Layer):
         values, scales = tensors[: len(self.weights)], tensors[len(self.weights) :]
         absent = (None,) * (4 - len(values)) if scales else ()
         self._weights = self._experts.prepare(*values, *absent, *scales)
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """The shared experts, where the kernel holds them."""
+        return self._experts.memory(self._weights)
 
     def run(self, context: StepContext, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, C], ids and weights [T, k] -> [T, C]; experts of other ranks add nothing."""

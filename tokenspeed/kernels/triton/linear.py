@@ -113,13 +113,13 @@ def by_tokens(cut: Callable[[int], Tiling]) -> tuple[Tiling, ...]:
 def build_dense(traits: Traits, device: Device) -> Implementation:
     """Build `linear.dense`."""
     dense = Dense(traits, device)
-    return Implementation(dense, dense.prepare)
+    return Implementation(dense, dense.prepare, memory=Weight.memory)
 
 
 def build_heads(traits: Traits, device: Device) -> Implementation:
     """Build `linear.heads`."""
     heads = Heads(traits, device)
-    return Implementation(heads, heads.prepare)
+    return Implementation(heads, heads.prepare, memory=Weight.memory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,10 @@ class Weight:
     bias: Tensor | None = None
     format: str = "native"
 
+    def memory(self) -> tuple[Tensor, ...]:
+        """What every product reads of it."""
+        return (self.matrices,)
+
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
