@@ -45,7 +45,9 @@ def gate_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     experts, width, dtype = whole(traits, "experts"), whole(traits, "width"), traits["x_dtype"]
     assert isinstance(dtype, torch.dtype)
     routed = route_inputs(traits, sizes, draw)
-    args = {"x": draw.normal(sizes.tokens, width, dtype=dtype), **routed.args}
+    place = torch.arange(sizes.tokens, device=draw.device)
+    place[1::3] = -1
+    args = {"x": draw.normal(sizes.tokens, width, dtype=dtype), **routed.args, "write_index": place}
     del args["logits"]
     gate = draw.normal(experts, width, dtype=dtype, scale=width**-0.5).to(FP32)
     return Inputs(args=args, weights=(gate,), weights_as=("w",))
@@ -121,7 +123,10 @@ GATE = Op(
     name="moe.gate",
     summary="Multiply activations by the gate, exact products in float32 sums, and choose each token's experts.",
     prepare_shapes="weight [E, C] float32 -> w (opaque; narrower only where that changes no number).",
-    shapes=f"x [T, C] contiguous, w, bias [E] float32 or None; {_CHOICE}",
+    shapes=(
+        f"x [T, C] contiguous, w, bias [E] float32 or None; {_CHOICE} With write_index [T] int64 a token whose "
+        "index is negative (padding) chooses nothing: ids -1, weights 0."
+    ),
     source="DeepSeek-V2, arXiv 2405.04434 (groups, softmax); DeepSeek-V3, arXiv 2412.19437 (sigmoid, bias).",
     traits=(
         Trait("x_dtype", (BF16, FP32), "of the activations", choices=(BF16, FP32, torch.float16)),

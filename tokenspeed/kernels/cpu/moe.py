@@ -37,9 +37,10 @@ def gate(
     group_score: str,
     normalise: bool,
     scale: float,
+    write_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Multiply x [T, C] by the gate in float32 and route by the product."""
-    return route(
+    """Multiply x [T, C] by the gate in float32 and route by the product; padding chooses nothing."""
+    ids, weights = route(
         dense(x.float(), w),
         bias,
         top_k=top_k,
@@ -50,6 +51,11 @@ def gate(
         normalise=normalise,
         scale=scale,
     )
+    if write_index is not None and int(write_index.min()) < 0:
+        padding = (write_index < 0)[:, None]
+        ids.masked_fill_(padding, -1)
+        weights.masked_fill_(padding, 0.0)
+    return ids, weights
 
 
 def route(

@@ -33,10 +33,11 @@ def gate(
     group_score: str,
     normalise: bool,
     scale: float,
+    write_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Multiply x by the gate, unrounded, and route by the product."""
+    """Multiply x by the gate, unrounded, and route by the product; padding chooses nothing."""
     source = wide(x)
-    return route(
+    ids, weights = route(
         source @ w.to(source.dtype).T,
         bias,
         top_k=top_k,
@@ -47,6 +48,10 @@ def gate(
         normalise=normalise,
         scale=scale,
     )
+    if write_index is None:
+        return ids, weights
+    padding = (write_index < 0)[:, None]
+    return ids.masked_fill(padding, -1), weights.masked_fill(padding, 0.0)
 
 
 def route(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`moe.gate` and `moe.route`: scores of all experts, groups, choice and weights of a token in one launch.
 
-In: x [T, C] (gate) or logits [T, E] (route). Out: ids [T, k] int32, weights [T, k] float32. Products of
+In: x [T, C] (gate) or logits [T, E] (route). Out: ids [T, k] int32, weights [T, k] float32; a gate's token of
+padding (a negative write index) chooses nothing. Products of
 16-bit numbers are exact and sums float32, so a gate that came from a 16-bit checkpoint is held in that dtype
 and loses nothing; any other is held and multiplied in float32.
 
@@ -55,8 +56,8 @@ def _kept(choosing, G: tl.constexpr, G_TOP: tl.constexpr, G_PAD: tl.constexpr, E
 
 @triton.jit
 def _choose(
-    logits, bias, ids, weights, token, tokens, scale, E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr,
-    G_TOP: tl.constexpr, SIGMOID: tl.constexpr, TOP2: tl.constexpr, BIASED: tl.constexpr,
+    logits, bias, write_index, ids, weights, token, tokens, scale, PADDED: tl.constexpr,
+    E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr, TOP2: tl.constexpr, BIASED: tl.constexpr,
     NORMALISE: tl.constexpr, TOKENS: tl.constexpr, E_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     G_PAD: tl.constexpr,
 ):  # fmt: skip
@@ -87,6 +88,10 @@ def _choose(
         weight = tl.where(place[None, :] == k, score[:, None], weight)
     if NORMALISE:
         weight = weight / tl.maximum(tl.sum(weight, 1), 1e-20)[:, None]
+    if PADDED:
+        real = (tl.load(write_index + token, token < tokens, -1) >= 0)[:, None]
+        chosen = tl.where(real, chosen, -1)
+        weight = tl.where(real, weight, 0.0)
     to = token[:, None] * TOP + place[None, :]
     mask = (token < tokens)[:, None] & (place < TOP)[None, :]
     tl.store(ids + to, chosen, mask)
@@ -95,7 +100,7 @@ def _choose(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gate(
-    x, x_stride, w, bias, shares, counters, ids, weights, tokens, scale,
+    x, x_stride, w, bias, write_index, shares, counters, ids, weights, tokens, scale, PADDED: tl.constexpr,
     C: tl.constexpr, SPAN: tl.constexpr, DEPTH: tl.constexpr, SHARES: tl.constexpr, EARLY: tl.constexpr,
     E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
     TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
@@ -133,13 +138,13 @@ def _gate(
             for s in tl.range(0, SHARES, loop_unroll_factor=4):
                 logits += tl.load(shares + s * plane + at, mask, 0.0, cache_modifier=".cg")
             _choose(
-                logits, bias, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
-                NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD,
+                logits, bias, write_index, ids, weights, token, tokens, scale, PADDED, E, TOP, G, G_TOP,
+                SIGMOID, TOP2, BIASED, NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD,
             )  # fmt: skip
     else:
         _choose(
-            logits, bias, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
-            NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD,
+            logits, bias, write_index, ids, weights, token, tokens, scale, PADDED, E, TOP, G, G_TOP, SIGMOID,
+            TOP2, BIASED, NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD,
         )  # fmt: skip
 
 
@@ -155,8 +160,8 @@ def _route(
     mask = (token < tokens)[:, None] & (expert < E)[None, :]
     values = tl.load(logits + token[:, None] * E + expert[None, :], mask, 0.0)
     _choose(
-        values, bias, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED, NORMALISE,
-        TOKENS, E_PAD, TOP_PAD, G_PAD,
+        values, bias, ids, ids, weights, token, tokens, scale, False, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
+        NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD,
     )  # fmt: skip
 
 
@@ -198,8 +203,9 @@ def gate(
     group_score: str,
     normalise: bool,
     scale: float,
+    write_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Score x [T, C] against the gate and choose `top_k` experts of each token."""
+    """Score x [T, C] against the gate and choose `top_k` experts of each token that is no padding."""
     tokens, width = x.shape
     experts = w.shape[0]
     padded = max(16, triton.next_power_of_2(experts))
@@ -214,8 +220,8 @@ def gate(
     assert not many or tiles <= COUNTERS
     ahead = early(x.device)
     _gate[(tiles, how.shares)](
-        x, x.stride(0), w, weights if bias is None else bias, shares, counters(x.device), ids, weights, tokens,
-        scale, width, how.span, how.depth, how.shares, ahead,
+        x, x.stride(0), w, weights if bias is None else bias, ids if write_index is None else write_index,
+        shares, counters(x.device), ids, weights, tokens, scale, write_index is not None, width, how.span, how.depth, how.shares, ahead,
         **_options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise),
         **({"launch_pdl": True} if ahead else {}),
     )  # fmt: skip

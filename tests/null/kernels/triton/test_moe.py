@@ -76,9 +76,9 @@ def test_gate_does_not_spill(tmp_path: Path, held: str) -> None:
     how = moe_gate.cut(1, 2048, 64, 2 if held == "bf16" else 4)
     code = machine_code(
         moe_gate._gate,
-        {"x": "*bf16", "x_stride": "i32", "w": f"*{held}", "bias": "*fp32", "shares": "*fp32",
+        {"x": "*bf16", "x_stride": "i32", "w": f"*{held}", "bias": "*fp32", "write_index": "*i64", "shares": "*fp32",
          "counters": "*i32", "ids": "*i32", "weights": "*fp32", "tokens": "i32", "scale": "fp32"},
-        {"C": 2048, "SPAN": how.span, "DEPTH": how.depth, "SHARES": how.shares, "EARLY": True, "E": 64,
+        {"C": 2048, "SPAN": how.span, "DEPTH": how.depth, "SHARES": how.shares, "EARLY": True, "E": 64, "PADDED": True,
          "TOP": 6, "G": 1, "G_TOP": 1, "SIGMOID": True, "TOP2": True, "BIASED": True, "NORMALISE": True,
          "TOKENS": 16, "E_PAD": 64, "TOP_PAD": 8, "G_PAD": 1},
         tmp_path,
