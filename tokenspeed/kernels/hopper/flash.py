@@ -368,7 +368,7 @@ def open_ring(STAGES: gl.constexpr, READERS: gl.constexpr, WRITERS: gl.constexpr
     return full, free
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["rows", "heads", "s_at"])
 def attend_raised(
     q, q_shared, raised, shared, out, row_starts, context_lens, counts, rows, heads, scale_log2, out_token,
     out_head, s_at, STAGES: gl.constexpr,
@@ -423,7 +423,7 @@ def attend_raised(
     )  # fmt: skip
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["rows", "heads", "table_row"])
 def attend_paged(
     q, k_arena, v_arena, out, block_table, row_starts, context_lens, counts, rows, heads, scale_log2,
     table_row, out_token, out_head,

@@ -35,6 +35,8 @@ MERGED_ELEMENTS: Final = 1 << 13
 TILE: Final = 128
 """Keys of a tile."""
 RING_BYTES: Final = 192 << 10
+ROWS_LEAST: Final = 128
+"""Rows that a program counts at once, a thread each: one variant of the kernel for all smaller batches."""
 LOWEST = gl.constexpr(-1e30)
 
 
@@ -227,7 +229,7 @@ def _clear_empty(context_lens, out, rows, WIDTH: gl.constexpr):
             gl.store(out + row * WIDTH + at, zeros, mask=at < WIDTH)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["rows", "table_row"])
 def _decode(
     q, k_arena, v_arena, block_table, context_lens, out, sums, stats, counts, rows, scale_log2, q_row,
     table_row,
@@ -306,7 +308,7 @@ def _gqa_decode(
         BLOCK_TOKENS=block_tokens,
         M=max(16, lanes),
         TILE=TILE,
-        ROWS=triton.next_power_of_2(max(rows, 2)),
+        ROWS=triton.next_power_of_2(max(rows, ROWS_LEAST)),
         STAGES=RING_BYTES // (2 * TILE * head_dim * q.element_size()),
         LEAST=TILES_LEAST,
         PARTS=max(1, MERGED_ELEMENTS // (lanes * head_dim)),

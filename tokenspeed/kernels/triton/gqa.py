@@ -34,11 +34,13 @@ from tokenspeed.kernels.workspace import COUNTERS, counters
 LOG2_E = 1.4426950408889634
 TILES_LEAST = 2
 """A share of fewer tiles costs more to merge than it saves."""
+ROWS_LEAST = 128
+"""Rows that a program counts at once, a thread each: one variant of the kernel for all smaller batches."""
 MERGED_ELEMENTS = 1 << 13
 """Elements of the partials of one unit that a program holds at once while it merges."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "table_row"])
 def _decode(
     q,
     k_arena,
@@ -232,7 +234,7 @@ def _gqa_decode(
         GROUP=group,
         DIM=shape.head_dim,
         BLOCK_TOKENS=shape.block_tokens,
-        ROWS=triton.next_power_of_2(rows),
+        ROWS=triton.next_power_of_2(max(rows, ROWS_LEAST)),
         M=max(16, triton.next_power_of_2(group)),
         D=dim,
         TILE=64 if q.dtype is not FP32 else 32,

@@ -31,11 +31,13 @@ from tokenspeed.kernels.spec import Band, Kernel, Plain
 LOG2_E: Final = 1.4426950408889634
 RAISED_BYTES_MAX: Final = 2 << 30
 """Keys and values of one pass of `mla_extend`."""
+ROWS_LEAST: Final = 32
+"""Rows that a program counts at once: one variant of each kernel for all smaller batches."""
 QUERIES: Final = 128
 """Queries of a tile, heads of the group counted."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "table_row"])
 def _extend(
     q,
     k,
@@ -175,7 +177,7 @@ def _step(
     return raised, norm, acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "table_row"])
 def _gather(
     arena,
     block_table,
@@ -224,7 +226,7 @@ def gather_latents(
         arena, block_table, context_lens, latents, rows, block_table.stride(0),
         WIDTH=width,
         BLOCK_TOKENS=arena.shape[1],
-        ROWS=triton.next_power_of_2(rows),
+        ROWS=triton.next_power_of_2(max(rows, ROWS_LEAST)),
         ALIGN=align,
         TOKENS=tokens,
         W=triton.next_power_of_2(width),
@@ -274,7 +276,7 @@ def _launch(
         SHARED=shared,
         VALUE=value,
         BLOCK_TOKENS=block_tokens,
-        ROWS=triton.next_power_of_2(rows),
+        ROWS=triton.next_power_of_2(max(rows, ROWS_LEAST)),
         M=queries,
         G=lanes,
         D=triton.next_power_of_2(max(dim, 16)),

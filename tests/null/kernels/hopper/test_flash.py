@@ -83,7 +83,7 @@ def test_gqa_decode_keeps_its_ring_and_spills_nothing(tmp_path: Path, kv_heads: 
             "BLOCK_TOKENS": 64,
             "M": 16,
             "TILE": tile,
-            "ROWS": 64,
+            "ROWS": gqa_decode.ROWS_LEAST,
             "STAGES": gqa_decode.RING_BYTES // (4 * tile * 128),
             "LEAST": gqa_decode.TILES_LEAST,
             "PARTS": gqa_decode.MERGED_ELEMENTS // (lanes * 128),
