@@ -9,11 +9,7 @@ their references.
 
 from __future__ import annotations
 
-from tokenspeed.kernels.hopper import gqa_decode, prefill
 from tokenspeed.kernels.spec import Kernel
 
-KERNELS: tuple[Kernel, ...] = (
-    *gqa_decode.KERNELS,
-    *prefill.KERNELS,
-)
+KERNELS: tuple[Kernel, ...] = ()
 """What `kernels.load` collects."""
