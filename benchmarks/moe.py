@@ -180,9 +180,8 @@ def main() -> int:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     traits = {"dtype": torch.bfloat16, "experts": EXPERTS, "top_k": TOP_K, "width": WIDTH, "ffn": FFN}
     answers: list[Answer] = []
-    print(
-        f"{'tokens':>7} {'shared':>6} {'touched':>8} {'floor':>8} {'us':>8} {'row us':>8} {'share':>6} {'gate':>6} {'peer':>8} {'x peer':>7}"
-    )
+    heads = ("tokens", "shared", "touched", "floor", "us", "row us", "share", "gate", "peer", "x peer")
+    print("{:>7} {:>6} {:>8} {:>8} {:>8} {:>8} {:>6} {:>6} {:>8} {:>7}".format(*heads))
     for shared in map(int, args.shared.split(",")):
         with kernels.overriding(*([f"moe.experts={args.kernel}"] if args.kernel else [])):
             bound = kernels.bind("moe.experts", device, shared=shared, **traits)
