@@ -132,6 +132,18 @@ class Sampler:
         asking = np.flatnonzero(needs & _Need.REPORT)
         return report(logits, chosen, asking, self._logprobs[rows.slots_np[asking]])
 
+    def rehearse(self) -> None:
+        """Run what a step may need once, for a row that asks for nothing, so that it is compiled."""
+        slot = torch.full((1,), len(self._needs), dtype=torch.int64, device=self._device)
+        at = (slot, torch.zeros_like(slot), self._settings)
+        history = (self._history.counts, self._history.in_prompt)
+        logits, chosen = self._table(torch.float32, 1, self._vocab), self._table(torch.int32, 1)
+        self._adjust(logits, *at, *history, self._edit_ids, self._edit_values)
+        self._draw(logits, *at, chosen)
+        self._note(
+            chosen, *at, self._forced, self._history.counts, self._table(torch.int64, len(self._needs) + 1)
+        )
+
     def _bind_edits(self, slot: int, sampling: SamplingParams) -> bool:
         """Place what is added to some logits of a slot; whether anything is."""
         bias = sampling.logit_bias or {}

@@ -310,3 +310,13 @@ def test_logits_are_only_read() -> None:
     for slot, kind in enumerate(KINDS):
         sample(sampler, table[slot : slot + 1], ids(slot), ids(5))
         assert torch.equal(table, before), kind
+
+
+def test_rehearsing_leaves_nothing_behind() -> None:
+    sampler = Sampler(slots=2, vocab=VOCAB, device="cpu")
+    sampler.bind(1, SamplingParams(seed=3, presence=0.5), ids(5), ids(6))
+    plain = Sampler(slots=2, vocab=VOCAB, device="cpu")
+    plain.bind(1, SamplingParams(seed=3, presence=0.5), ids(5), ids(6))
+    sampler.rehearse()
+    said = [sample(each, logits(4), ids(1), ids(2)).tokens.tolist() for each in (sampler, plain)]
+    assert said[0] == said[1]

@@ -30,6 +30,8 @@ from tokenspeed.kernels.workspace import counters
 BLOCK = 1024
 PROGRAMS = 264
 """Rows are cut until there are about this many programs."""
+PARTS_MAX = 128
+"""Of one row. How a row is cut is no constant of the kernels, so that no number of rows compiles another."""
 ADJUST_BLOCK = 2048
 BUCKETS = tl.constexpr(2048)
 LEVELS = ((21, 11), (10, 11), (0, 10))
@@ -121,7 +123,7 @@ def _wants(chosen, wish):
     return (tl.load(chosen) >= 0) & (random | adjusted), random
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part_blocks"])
 def _maximum(
     scores,
     vocab,
@@ -129,7 +131,7 @@ def _maximum(
     settings,
     chosen,
     state,
-    PART: tl.constexpr,
+    part_blocks,
     SIZE: tl.constexpr,
     FIELDS: tl.constexpr,
 ):
@@ -138,8 +140,8 @@ def _maximum(
     wants, _ = _wants(chosen + row, wish)
     if wants:
         best = tl.zeros((SIZE,), tl.int64)
-        for start in range(part * PART, part * PART + PART, SIZE):
-            id = start + tl.arange(0, SIZE)
+        for block in range(part * part_blocks, (part + 1) * part_blocks):
+            id = block * SIZE + tl.arange(0, SIZE)
             score = tl.load(scores + row * vocab + id, id < vocab, 0.0)
             key = (_score_keys(score) << 31) | (0x7FFFFFFF - id).to(tl.int64)
             best = tl.maximum(best, tl.where(id < vocab, key, 0))
@@ -154,11 +156,11 @@ def _likely(score, best, temperature):
 
 
 @triton.jit
-def _ties_before(scores, vocab, key, part_start, SIZE: tl.constexpr):
-    """How many scores of a row before `part_start` have this key."""
+def _ties_before(scores, vocab, key, blocks, SIZE: tl.constexpr):
+    """How many scores in the first blocks of a row have this key."""
     found = 0
-    for start in range(0, part_start, SIZE):
-        id = start + tl.arange(0, SIZE)
+    for block in range(blocks):
+        id = block * SIZE + tl.arange(0, SIZE)
         score = tl.load(scores + id, id < vocab, 0.0)
         found += tl.sum(((id < vocab) & (_score_keys(score) == key)).to(tl.int32), 0)
     return found
@@ -217,10 +219,10 @@ def _conclude(
         tl.store(state + _TIES, tl.sum(tl.where(bucket == digit, held, 0), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part_blocks", "parts"])
 def _search(
     scores, vocab, slots, settings, chosen, state, histogram, arrived,
-    PART: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, FIELDS: tl.constexpr,
+    part_blocks, parts, SIZE: tl.constexpr, FIELDS: tl.constexpr,
     SHIFT: tl.constexpr, BITS: tl.constexpr, WEIGHED: tl.constexpr, KEY: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -242,9 +244,9 @@ def _search(
         ties_seen = 0
         if WEIGHED:  # noqa: SIM102 - known when compiled
             if ties_kept >= 0:
-                ties_seen = _ties_before(scores, vocab, k_key, part * PART, SIZE)
-        for start in range(part * PART, part * PART + PART, SIZE):
-            id = start + tl.arange(0, SIZE)
+                ties_seen = _ties_before(scores, vocab, k_key, part * part_blocks, SIZE)
+        for block in range(part * part_blocks, (part + 1) * part_blocks):
+            id = block * SIZE + tl.arange(0, SIZE)
             counted = id < vocab
             score = tl.load(scores + id, counted, 0.0)
             if WEIGHED:
@@ -260,7 +262,7 @@ def _search(
                 counted = counted & ((key >> (SHIFT + BITS)) == prefix)
             tl.atomic_add(buckets + ((key >> SHIFT) & ((1 << BITS) - 1)), weight, counted, sem="relaxed")
         tl.debug_barrier()
-        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == PARTS - 1:
+        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == parts - 1:
             _conclude(mine, buckets, target, KEY, SHIFT, BITS, WEIGHED)
             tl.store(arrived + row, 0)
 
@@ -269,7 +271,7 @@ def _search(
 def _weights(
     scores,
     vocab,
-    start,
+    block,
     best,
     temperature,
     k_key,
@@ -280,7 +282,7 @@ def _weights(
     SIZE: tl.constexpr,
 ):
     """(ids, weights of what is left, ties seen) of one block of a row."""
-    id = start + tl.arange(0, SIZE)
+    id = block * SIZE + tl.arange(0, SIZE)
     inside = id < vocab
     score = tl.load(scores + id, inside, 0.0)
     likely = _likely(score, best, temperature)
@@ -305,10 +307,10 @@ def _chance(seed, position):
     return (_mixed(counter) >> 11).to(tl.int64).to(tl.float64) * (2.0**-53)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["part_blocks", "parts"])
 def _pick(
     scores, vocab, slots, positions, settings, seeds, chosen, state, sums, arrived,
-    PART: tl.constexpr, PARTS: tl.constexpr, PARTS_PADDED: tl.constexpr, SIZE: tl.constexpr,
+    part_blocks, parts, PARTS_MAX: tl.constexpr, SIZE: tl.constexpr,
     FIELDS: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -328,35 +330,35 @@ def _pick(
         k_key, ties_kept = _cut(mine, wish, vocab)
         ties_seen = 0
         if ties_kept >= 0:
-            ties_seen = _ties_before(scores, vocab, k_key, part * PART, SIZE)
+            ties_seen = _ties_before(scores, vocab, k_key, part * part_blocks, SIZE)
         total = tl.zeros((SIZE,), tl.int64)
-        for start in range(part * PART, part * PART + PART, SIZE):
+        for block in range(part * part_blocks, (part + 1) * part_blocks):
             id, weight, ties_seen = _weights(
-                scores, vocab, start, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
+                scores, vocab, block, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
             )
             total += weight
-        tl.store(sums + row * PARTS + part, tl.sum(total, 0))
+        tl.store(sums + row * parts + part, tl.sum(total, 0))
         tl.debug_barrier()
-        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == PARTS - 1:
+        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == parts - 1:
             tl.store(arrived + row, 0)
-            other = tl.arange(0, PARTS_PADDED)
-            held = tl.load(sums + row * PARTS + other, other < PARTS, 0, cache_modifier=".cg")
+            other = tl.arange(0, PARTS_MAX)
+            held = tl.load(sums + row * parts + other, other < parts, 0, cache_modifier=".cg")
             whole = tl.sum(held, 0)
             chance = _chance(tl.load(seeds + slot * _WIDTH + _SEED), tl.load(positions + row))
             aim = tl.minimum((whole.to(tl.float64) * chance).to(tl.int64), whole - 1)
             reached = tl.cumsum(held, 0)
             place = tl.sum((reached <= aim).to(tl.int32), 0)
             aim -= tl.sum(tl.where(other < place, held, 0), 0)
-            place = tl.minimum(place, PARTS - 1)
+            place = tl.minimum(place, parts - 1)
             ties_seen = 0
             if ties_kept >= 0:
-                ties_seen = _ties_before(scores, vocab, k_key, place * PART, SIZE)
+                ties_seen = _ties_before(scores, vocab, k_key, place * part_blocks, SIZE)
             found = 0
-            for start in range(place * PART, place * PART + PART, SIZE):
+            for block in range(place * part_blocks, (place + 1) * part_blocks):
                 id, weight, ties_seen = _weights(
                     scores,
                     vocab,
-                    start,
+                    block,
                     best,
                     temperature,
                     k_key,
@@ -373,7 +375,7 @@ def _pick(
             tl.store(chosen + row, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["forced_width"])
 def _note(chosen, slots, positions, settings, forced, forced_width, counts, vocab, last_tokens):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
@@ -428,23 +430,23 @@ def draw(
     rows, vocab = scores.shape
     assert scores.is_contiguous(), "want scores [S, V] contiguous"
     assert scores.dtype == torch.float32, f"want float32 scores, got {scores.dtype}"
-    parts = max(1, min(triton.cdiv(vocab, 2 * BLOCK), PROGRAMS // rows))
-    part = triton.cdiv(triton.cdiv(vocab, parts), BLOCK) * BLOCK
-    parts = triton.cdiv(vocab, part)
+    blocks = triton.cdiv(vocab, BLOCK)
+    part_blocks = triton.cdiv(blocks, max(1, min(PROGRAMS // rows, PARTS_MAX)))
+    parts = triton.cdiv(blocks, part_blocks)
     # One allocation that is zero: a row's state, then its histogram, then the sums of its parts.
     memory = torch.zeros(rows * (STATE + BUCKETS.value + parts), dtype=torch.int64, device=scores.device)
     state, histogram, sums = memory.split([rows * STATE, rows * BUCKETS.value, rows * parts])
     arrived, grid = counters(scores.device), (rows, parts)
-    _maximum[grid](scores, vocab, slots, settings, chosen, state, part, BLOCK, STATE)
+    _maximum[grid](scores, vocab, slots, settings, chosen, state, part_blocks, BLOCK, STATE)
     for wanted, weighed, key in ((top_k, False, _K_KEY.value), (top_p, True, _P_KEY.value)):
         for shift, bits in LEVELS if wanted else ():
             _search[grid](
                 scores, vocab, slots, settings, chosen, state, histogram, arrived,
-                part, parts, BLOCK, STATE, shift, bits, weighed, key, enable_fp_fusion=False,
+                part_blocks, parts, BLOCK, STATE, shift, bits, weighed, key, enable_fp_fusion=False,
             )  # fmt: skip
     _pick[grid](
         scores, vocab, slots, positions, settings, settings.view(torch.int64), chosen, state, sums, arrived,
-        part, parts, triton.next_power_of_2(parts), BLOCK, STATE, enable_fp_fusion=False,
+        part_blocks, parts, PARTS_MAX, BLOCK, STATE, enable_fp_fusion=False,
     )  # fmt: skip
     return chosen
 
