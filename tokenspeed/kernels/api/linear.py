@@ -63,7 +63,7 @@ DENSE = Op(
         Trait("float32_out", (False, True), "the result is float32, whatever dtype is", default=False),
     ),
     reference=Plain(ref.dense, ref.dense_prepare, call_traits=("float32_out",), prepare_traits=("format",)),
-    sizes=(Sizes(1), Sizes(2), Sizes(7), Sizes(33)),
+    sizes=(Sizes(1), Sizes(2), Sizes(7), Sizes(33), Sizes(70)),
     points=tuple(
         Point(traits, Sizes(tokens))
         for traits in (

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, Needs, Traits
-from tokenspeed.kernels.ref.dense import quantise_int8, restored
+from tokenspeed.kernels.ref.dense import quantise_int8
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton.launch import power_of_2
+from tokenspeed.kernels.triton.restore import restore
 from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, multiply
 
 FEW_ELEMENTS = 8192
@@ -67,7 +68,13 @@ class Dense:
         if tokens < len(self._tilings):
             multiply(x[:, None], w, y[:, None], self._tilings[tokens])
             return y
-        weight = w.matrices[0] if w.scale is None else restored(w.matrices[0], w.scale, x.dtype)
+        weight = w.matrices[0]
+        if w.scale is not None and self._format == "int8":  # whole numbers are exact in any dtype
+            wide = y if y.dtype is torch.float32 else y.new_empty(y.shape, dtype=torch.float32)
+            _product(x, weight.to(x.dtype).T, None, wide).mul_(w.scale[:, 0])
+            return y.copy_(wide if w.bias is None else wide.add_(w.bias))
+        if w.scale is not None:
+            weight = restore(weight, w.scale, x.dtype)
         return _product(x, weight.T, w.bias, y)
 
 
@@ -75,7 +82,10 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tenso
     """Write x W + b into y, which may be wider than x."""
     if y.dtype is x.dtype:
         return torch.mm(x, weight, out=y) if bias is None else torch.addmm(bias, x, weight, out=y)
-    torch.mm(x, weight, out_dtype=y.dtype, out=y)
+    if x.is_cuda:
+        torch.mm(x, weight, out_dtype=y.dtype, out=y)
+    else:  # under the interpreter
+        torch.mm(x.to(y.dtype), weight.to(y.dtype), out=y)
     return y if bias is None else y.add_(bias)
 
 
