@@ -111,14 +111,14 @@ class Grid:
             for _ in range(WARM_STEPS if repeat == 0 else 0):
                 flight, done = launch(), flight
                 self._executor.retire(done)
-            torch.cuda.synchronize()
+            wait()
             begun_s, host_s = time.perf_counter(), 0.0
             for _ in range(self._steps):
                 at_s = time.perf_counter()
                 flight, done = launch(), flight
                 host_s += time.perf_counter() - at_s
                 self._executor.retire(done)
-            torch.cuda.synchronize()
+            wait()
             step_ms.append((time.perf_counter() - begun_s) / self._steps * 1e3)
             launch_ms.append(host_s / self._steps * 1e3)
         self._executor.retire(flight)
@@ -136,7 +136,7 @@ class Grid:
         times_s: list[float] = []
         for _ in range(self._repeats + 1):
             self._bind(1)
-            torch.cuda.synchronize()
+            wait()
             begun_s, flight = time.perf_counter(), None
             for start in range(0, tokens, chunk):
                 count = min(chunk, tokens - start)
@@ -203,6 +203,12 @@ class Grid:
         return cast(Plan, made)
 
 
+def wait() -> None:
+    """Until the device has nothing left to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def fill(core: Core) -> None:
     """Random numbers into all KV: a zero can cost less than a number."""
     for layer in vars(core.executor)["_arena"].layers:
@@ -248,7 +254,9 @@ def main(argv: list[str]) -> None:
     for cell in grid:
         row = timing.decode(cell)
         record["rows"].append(row)
-        print(f"{cell.rows:>3} x {cell.context:>6} ({cell.shared} shared): {row['step_ms']:.3f} ms", flush=True)
+        print(
+            f"{cell.rows:>3} x {cell.context:>6} ({cell.shared} shared): {row['step_ms']:.3f} ms", flush=True
+        )
         options.out.write_text(json.dumps(record, indent=1) + "\n")
     for tokens in prefills:
         row = timing.prefill(tokens)
