@@ -10,7 +10,6 @@ docs/reference/kernels.md. Plugins declare `Kernel`s with `Needs`, `Band`, `Plai
 
 from __future__ import annotations
 
-from tokenspeed.kernels.ahead import pieces
 from tokenspeed.kernels.device import Device, describe
 from tokenspeed.kernels.load import Bound, bind, overriding, registry
 from tokenspeed.kernels.needs import AtLeast, AtMost, MultipleOf, Needs, OneOf, Traits
@@ -35,7 +34,6 @@ __all__ = [
     "bind",
     "describe",
     "overriding",
-    "pieces",
     "registry",
     "select",
 ]

@@ -20,8 +20,6 @@ from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from torch import Tensor
-
 from tokenspeed.base.errors import SetupError
 from tokenspeed.base.log import get_logger
 from tokenspeed.kernels.api import OPS
@@ -45,13 +43,11 @@ class Bound(functools.partial[Any]):
     """An op bound to its kernel for one layer: call it with the op's arguments, nothing is looked up.
 
     `prepare` turns the layer's weights into what the call takes, `schedule` makes what the layers of one step
-    share (None where there is nothing), `memory` lists what each call reads of prepared weights, as far as the
-    kernel says, `choice` says which kernel this is and why.
+    share (None where there is nothing), `choice` says which kernel this is and why.
     """
 
     prepare: Callable[..., Any]
     schedule: Callable[..., Any]
-    memory: Callable[[Any], tuple[Tensor, ...]]
     choice: Choice
 
 
@@ -90,7 +86,6 @@ def build(choice: Choice) -> Bound:
     bound = Bound(implementation.call)
     bound.prepare = implementation.prepare or _nothing_to_prepare(choice.op)
     bound.schedule = implementation.schedule or _nothing_to_share
-    bound.memory = implementation.memory or _nothing_to_fetch
     bound.choice = choice
     return bound
 
@@ -115,10 +110,6 @@ def _nothing_to_prepare(op: str) -> Callable[..., Any]:
         raise TypeError(f"{op} has no weights to prepare")
 
     return refuse
-
-
-def _nothing_to_fetch(_: object) -> tuple[Tensor, ...]:
-    return ()
 
 
 def _nothing_to_share(*_: object) -> None:

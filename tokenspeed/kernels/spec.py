@@ -53,8 +53,6 @@ class Implementation:
     prepare: Callable[..., Any] | None = None
     schedule: Callable[..., Any] | None = None
     """What the layers of a step share; its result is passed to `call` as `schedule`."""
-    memory: Callable[[Any], tuple[torch.Tensor, ...]] | None = None
-    """The memory of prepared weights that every call reads, for others to fetch ahead (`kernels.ahead`)."""
 
 
 Build = Callable[[Traits, Device], Implementation]

@@ -79,10 +79,6 @@ class Layer:
         """Take the tensors of `parameters`, in that order."""
         raise NotImplementedError(f"{type(self).__name__} has no weights")
 
-    def memory(self) -> tuple[torch.Tensor, ...]:
-        """Weights that every step reads, which an earlier kernel may fetch ahead; none unless a layer says so."""
-        return ()
-
     def calls(self) -> Iterator[Call]:
         """The calls, in execution order."""
         raise NotImplementedError

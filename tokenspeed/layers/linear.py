@@ -102,10 +102,6 @@ class Linear(Layer):
         weight, *rest = tensors
         self._weight = self._dense.prepare(weight, rest.pop(0) if self._biased else None, *rest)
 
-    def memory(self) -> tuple[Tensor, ...]:
-        """The weight."""
-        return self._dense.memory(self._weight)
-
     def run(self, context: StepContext, x: Tensor) -> Tensor:
         """x [T, I] -> [T, O]."""
         del context

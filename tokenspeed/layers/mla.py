@@ -8,15 +8,20 @@ order:
     decode   q w_uk against the latent itself, the result through w_uv: the context stays compressed
     extend   keys and values raised from the latent to every head: less work when tokens are many
 
+A step's extending rows take the way that is less work for them (`extends_absorbed`), where the decode kernel
+is made for it.
+
 The latent is whole on every tp rank, heads are spread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenspeed import kernels
@@ -32,10 +37,11 @@ from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 LATENT_EPS = 1e-6
 """Eps of the inner norms: published models keep the norm's default there, whatever `rms_norm_eps` says."""
-
-
-AHEAD_BYTES_MAX = 40 << 20
-"""Weights to fetch during an attention: what a second-level cache of 50 MB keeps beside the attention's own."""
+ABSORBED_TOKENS_MAX = 256
+"""New tokens of a row up to which the latent space is considered."""
+LATENT_COST, RAISING_COST = 1.0, 1.8
+"""Time of a multiplication in the latent space and in raising, where one over raised keys is 1: raising also
+writes its keys and values to memory and reads them back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +63,26 @@ class MLAShape:
         return self.nope + self.rope
 
 
+def extends_absorbed(lengths: NDArray[np.int32], contexts: NDArray[np.int32], shape: MLAShape) -> bool:
+    """Say whether rows of `lengths` new tokens over `contexts` [R] are less work in the latent space.
+
+    Raising costs the same for one new token and for a thousand; every (query, key) pair costs more in the
+    latent space than over raised keys. Heads cancel.
+    """
+    if lengths.max() > ABSORBED_TOKENS_MAX:
+        return False
+    new, context = lengths.astype(np.float64), contexts.astype(np.float64)
+    pairs = float((new * (context - new) + new * (new + 1) / 2).sum())
+    raising = shape.latent * (shape.nope + shape.value)
+    absorbed = pairs * (2 * shape.latent + shape.rope) * LATENT_COST + float(new.sum()) * raising
+    raised = pairs * (shape.nope + shape.rope + shape.value) + float(context.sum()) * raising * RAISING_COST
+    return absorbed < raised
+
+
 class MLAttend(Layer):
     """q, [.. | latent | k_rope] -> heads: norm of the latent, rope, write, attend."""
 
-    def __init__(
-        self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary, after: Sequence[Layer]
-    ) -> None:
+    def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
         kv_b = Part(
             f"{name}.kv_b_proj.weight", (shape.heads * (shape.nope + shape.value), shape.latent), shape.heads
         )
@@ -76,8 +96,6 @@ class MLAttend(Layer):
         self.kv_spec = MLA(shape.latent, shape.rope)
         self._scale = shape.q_head**-0.5 * rotary.config.softmax_factor
         self._norm: Tensor
-        self._after = after
-        self._ahead: tuple[Tensor | None] | None = None
         self._absorb: Any = None
         self._raise: Any = None
         self._extend_weights: tuple[Any, Any] = (None, None)
@@ -94,6 +112,7 @@ class MLAttend(Layer):
         self._extend = kernels.bind(
             "attention.mla_extend", build.device, **cached, nope_dim=shape.nope, value_dim=shape.value
         )
+        self._may_absorb = self._decode.choice.kernel.band is kernels.Band.TUNED
         self._absorb_write = kernels.bind(
             "rope.mla_absorb_write",
             build.device,
@@ -116,16 +135,6 @@ class MLAttend(Layer):
         self._raise = self._heads_out.prepare(w_uv)
         self._extend_weights = self._extend.prepare(w_uk, w_uv)
 
-    def _fetched(self) -> Tensor | None:
-        """What comes after the attention, listed once all of it is loaded: fetched while the attention waits."""
-        if self._ahead is None:
-            memory = [
-                *self._heads_out.memory(self._raise),
-                *(t for layer in self._after for t in layer.memory()),
-            ]
-            self._ahead = (kernels.pieces(memory, AHEAD_BYTES_MAX),)
-        return self._ahead[0]
-
     def run(self, context: StepContext, q: Tensor, latents: Tensor) -> Tensor:
         """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes the arena, changes q."""
         inputs, shape = context.inputs, self._shape
@@ -138,7 +147,13 @@ class MLAttend(Layer):
         out = q.new_empty((q.shape[0], self._heads, shape.value))
         if decoded:
             out[:decoded] = self._attend_decode(context, q[:decoded], kv[:decoded], arena)
-        self._attend_extend(inputs, q[decoded:], kv[decoded:], arena, out[decoded:])
+        lengths, contexts = np.diff(inputs.row_starts_np[decoded:]), inputs.context_lens_np[decoded:]
+        if self._may_absorb and extends_absorbed(lengths, contexts, shape):
+            out[decoded:] = self._extend_absorbed(
+                context, q[decoded:], kv[decoded:], arena, int(lengths.max())
+            )
+        else:
+            self._attend_extend(inputs, q[decoded:], kv[decoded:], arena, out[decoded:])
         return out.flatten(1)
 
     def _attend_decode(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor) -> Tensor:
@@ -155,11 +170,45 @@ class MLAttend(Layer):
             inputs.write_index[:rows],
             arena,
             self._absorb,
-            ahead=self._fetched(),
         )
         schedule = context.once("attention.mla_decode", lambda: self._decode.schedule(lens))
         table = inputs.block_table[:rows]
         attended = self._decode(q_latent, q_rope, arena, table, lens, self._scale, schedule=schedule)
+        return self._heads_out(attended, self._raise)
+
+    def _extend_absorbed(
+        self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor, row_tokens_max: int
+    ) -> Tensor:
+        inputs, decoded, latent = context.inputs, context.inputs.decode_rows, self._shape.latent
+        lens = inputs.context_lens[decoded:]
+        q_latent, q_rope = self._absorb_write(
+            q,
+            kv[:, :latent],
+            kv[:, latent:],
+            self._norm,
+            LATENT_EPS,
+            self._rotary.table,
+            inputs.positions[decoded:],
+            inputs.write_index[decoded:],
+            arena,
+            self._absorb,
+        )
+        schedule = context.once(
+            "attention.mla_decode of extending rows", lambda: self._decode.schedule(lens, row_tokens_max)
+        )
+        attended = self._decode(
+            q_latent,
+            q_rope,
+            arena,
+            inputs.block_table[decoded:],
+            lens,
+            self._scale,
+            row_starts=context.once(
+                "starts of extending rows", lambda: inputs.row_starts[decoded:] - decoded
+            ),
+            row_tokens_max=row_tokens_max,
+            schedule=schedule,
+        )
         return self._heads_out(attended, self._raise)
 
     def _attend_extend(self, inputs: StepInputs, q: Tensor, kv: Tensor, arena: Tensor, out: Tensor) -> None:
@@ -201,17 +250,11 @@ class MLAttend(Layer):
 
 
 class MLAttention(Group):
-    """The whole block under `name`, for layer `index`; `after` are the layers of the block that comes next."""
+    """The whole block under `name`, for layer `index`."""
 
-    def __init__(
-        self,
-        build: Build,
-        name: str,
-        index: int,
-        shape: MLAShape,
-        rotary: Rotary,
-        after: Iterable[Layer] = (),
-    ) -> None:
+    def __init__(self, build: Build, name: str, index: int, shape: MLAShape, rotary: Rotary) -> None:
+        attend = MLAttend(build, name, index, shape, rotary)
+        self.kv_spec = attend.kv_spec
         out = Linear(
             build,
             f"{name}.o_proj",
@@ -221,8 +264,6 @@ class MLAttention(Group):
             bias=shape.bias,
             reads="heads",
         )
-        attend = MLAttend(build, name, index, shape, rotary, (out, *after))
-        self.kv_spec = attend.kv_spec
         super().__init__(*_queries_and_latents(build, name, shape), attend, out)
 
 

@@ -156,10 +156,6 @@ class Experts(Layer):
         absent = (None,) * (4 - len(values)) if scales else ()
         self._weights = self._experts.prepare(*values, *absent, *scales)
 
-    def memory(self) -> tuple[Tensor, ...]:
-        """The shared experts, where the kernel holds them."""
-        return self._experts.memory(self._weights)
-
     def run(self, context: StepContext, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """x [T, C], ids and weights [T, k] -> [T, C]; experts of other ranks add nothing."""
         del context

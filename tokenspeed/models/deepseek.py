@@ -46,12 +46,13 @@ def family(config: Mapping[str, Any], build: Build, context_tokens: int | None) 
             return gated_mlp(build, name, trunk.width, fields.count("intermediate_size"))
         return mixture(build, name, shape)
 
-    def block(index: int) -> tuple[MLAttention, Module]:
-        after = feed_forward(index)
-        name = f"model.layers.{index}.self_attn"
-        return MLAttention(build, name, index, attention, rotary, after.leaves()), after
-
-    blocks = [block(index) for index in range(trunk.layers)]
+    blocks = [
+        (
+            MLAttention(build, f"model.layers.{index}.self_attn", index, attention, rotary),
+            feed_forward(index),
+        )
+        for index in range(trunk.layers)
+    ]
     return Family(trunk, rotary, blocks, _names(fields, trunk.layers, tied=trunk.tied))
 
 

@@ -234,8 +234,7 @@ MLA_ABSORB_WRITE = Op(
     shapes=(
         "q [T, H, Dn + Dr] (last dimension dense, the others at any stride), latent, k_rope, norm_weight, "
         "eps, cos_sin, positions, write_index and arena as in `rope.mla_write`, w -> (q_latent [T, H, L] = "
-        "first Dn dimensions of each head times its w_uk, rotated q_rope [T, H, Dr]). `ahead`, made by "
-        "`kernels.ahead`, is memory that later kernels of the step read and that may be fetched meanwhile."
+        "first Dn dimensions of each head times its w_uk, rotated q_rope [T, H, Dr])."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, sections 2.1.2 (absorption) and 2.1.3.",
     traits=(

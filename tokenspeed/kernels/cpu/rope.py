@@ -160,10 +160,8 @@ def mla_absorb_write(
     w: linear.PackedWeight,
     *,
     interleaved: bool,
-    ahead: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
-    del ahead  # a CPU fetches by itself
     places = (cos_sin, positions, write_index, arena)
     turning = q[..., w.inputs :]
     q_rope = mla_write(turning, latent, k_rope, norm_weight, eps, *places, interleaved=interleaved)

@@ -80,10 +80,8 @@ def mla_absorb_write(
     w: Tensor,
     *,
     interleaved: bool,
-    ahead: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
-    del ahead  # nothing here is fast enough to profit
     nope = w.shape[1]
     places = (cos_sin, positions, write_index, arena)
     q_rope = mla_write(q[..., nope:], latent, k_rope, norm_weight, eps, *places, interleaved=interleaved)

@@ -5,9 +5,6 @@ In: q [T, H, Dn + Dr], latents, keys, places, and w_uk kept as [H, L, Dn]. Out: 
 their rotated parts; the arena is changed at `write_index` alone. Up to `TOKENS_MAX` tokens the launch has one
 block for each head and tile of its matrix (the first tile's block rotates that head's queries too) and one for
 each token's latent; more tokens take `rope.mla_write` and the vendor's product.
-
-The attention that comes next waits for latency more than for memory where contexts are short. `ahead` lists
-weights that the kernels after it read: further blocks of the launch ask for them in the second-level cache.
 """
 
 from __future__ import annotations
@@ -18,15 +15,12 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda
 
-from tokenspeed.kernels.ahead import PIECE_BYTES
 from tokenspeed.kernels.needs import AtLeast, Needs
 from tokenspeed.kernels.spec import Band, Kernel, Plain
-from tokenspeed.kernels.triton.launch import early, expect, fetch
+from tokenspeed.kernels.triton.launch import early, expect
 from tokenspeed.kernels.triton.rope import angles, expect_places, mla_write, turn, write_latent
 
 TOKENS_MAX = 64
-PIECES = 128
-"""Of `ahead`, that one block asks for: one a thread."""
 ROWS = 64
 """Latent dimensions of a block: at 16 heads and a latent of 512, 128 blocks of 16 KiB of weights."""
 
@@ -34,10 +28,9 @@ ROWS = 64
 @triton.jit
 def _absorb_write(
     q, q_token, q_head, latent, latent_token, k_rope, k_token, norm, eps, cos_sin, positions, write_index,
-    arena, w, q_latent, q_rope, ahead, pieces, T, H: tl.constexpr, L: tl.constexpr, NOPE: tl.constexpr,
+    arena, w, q_latent, q_rope, T, H: tl.constexpr, L: tl.constexpr, NOPE: tl.constexpr,
     ROT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PAIRS: tl.constexpr,
-    WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr, EARLY: tl.constexpr, PIECES: tl.constexpr,
-    PIECE_BYTES: tl.constexpr,
+    WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         cuda.gdc_launch_dependents()
@@ -67,10 +60,6 @@ def _absorb_write(
                 mine + NOPE, q_token, q_rope + head * ROT, H * ROT, token[:, None], T, norm, eps, cos, sin,
                 ROT, ROT, PAIRS, 1, INTERLEAVED, False,
             )  # fmt: skip
-    elif EARLY and program >= H * cuts + T:
-        piece = (program - H * cuts - T) * PIECES + tl.arange(0, PIECES)
-        fetch(tl.load(ahead + tl.minimum(piece, pieces - 1)), PIECE_BYTES)
-        cuda.gdc_wait()
     else:
         if EARLY:
             cuda.gdc_wait()
@@ -100,7 +89,6 @@ def mla_absorb_write(
     w: Tensor,
     *,
     interleaved: bool,
-    ahead: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
     tokens, heads, _ = q.shape
@@ -119,14 +107,13 @@ def mla_absorb_write(
         return q_latent, mla_write(
             turning, latent, k_rope, norm_weight, eps, *places, interleaved=interleaved
         )
-    q_rope, soon = q.new_empty((tokens, heads, rot)), early(q.device)
-    pieces = 0 if ahead is None or not soon else len(ahead)
-    _absorb_write[(heads * triton.cdiv(width, ROWS) + tokens + triton.cdiv(pieces, PIECES),)](
+    q_rope, ahead = q.new_empty((tokens, heads, rot)), early(q.device)
+    _absorb_write[(heads * triton.cdiv(width, ROWS) + tokens,)](
         q, q.stride(0), q.stride(1), latent, latent.stride(0), k_rope, k_rope.stride(0), norm_weight, eps,
-        cos_sin, positions, write_index, arena, w, q_latent, q_rope, ahead, pieces, tokens, heads, width, nope, rot,
+        cos_sin, positions, write_index, arena, w, q_latent, q_rope, tokens, heads, width, nope, rot,
         max(16, triton.next_power_of_2(tokens)), ROWS, max(16, triton.next_power_of_2(nope)),
-        triton.next_power_of_2(rot // 2), triton.next_power_of_2(width), interleaved, soon, PIECES,
-        PIECE_BYTES, num_warps=4, launch_pdl=soon,
+        triton.next_power_of_2(rot // 2), triton.next_power_of_2(width), interleaved, ahead,
+        num_warps=4, launch_pdl=ahead,
     )  # fmt: skip
     return q_latent, q_rope
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 
@@ -27,19 +25,6 @@ def expect(holds: bool, what: str, *tensors: Tensor) -> None:
 def early(device: torch.device) -> bool:
     """Say whether kernels on `device` may be launched before their predecessor has ended."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@triton.jit
-def fetch(address, BYTES: tl.constexpr):
-    """Ask for BYTES (a multiple of 16) at each int64 address in the second-level cache; sm 9.0 and above."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [address, tl.full(address.shape, BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 def power_of_2(least: int) -> int:

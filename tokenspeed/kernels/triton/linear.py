@@ -123,13 +123,13 @@ def by_tokens(cut: Callable[[int], Tiling]) -> tuple[Tiling, ...]:
 def build_dense(traits: Traits, device: Device) -> Implementation:
     """Build `linear.dense`."""
     dense = Dense(traits, device)
-    return Implementation(dense, dense.prepare, memory=Weight.memory)
+    return Implementation(dense, dense.prepare)
 
 
 def build_heads(traits: Traits, device: Device) -> Implementation:
     """Build `linear.heads`."""
     heads = Heads(traits, device)
-    return Implementation(heads, heads.prepare, memory=Weight.memory)
+    return Implementation(heads, heads.prepare)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,10 +40,6 @@ class Stacked:
     w2: Tensor
     shared: int
 
-    def memory(self) -> tuple[Tensor, ...]:
-        """What every call reads: the shared experts."""
-        return (self.w13[-self.shared :], self.w2[-self.shared :]) if self.shared else ()
-
 
 def experts_prepare(
     w13: Tensor, w2: Tensor, shared13: Tensor | None = None, shared2: Tensor | None = None
@@ -70,7 +66,7 @@ def build(traits: Traits, device: Device) -> Implementation:
         run = moe_few.run if isinstance(plan, moe_few.Plan) else moe_many.run
         return run(x, ids, weights, w.w13, w.w2, w.shared, plan, y)
 
-    return Implementation(experts, experts_prepare, memory=Stacked.memory)
+    return Implementation(experts, experts_prepare)
 
 
 def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:

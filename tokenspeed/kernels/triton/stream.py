@@ -10,8 +10,8 @@ dtype y has, written in place. G matrices each have their own input: heads; 1 fo
             parts up, in their order: runs are identical, and nothing has to be cleared between launches
 
 Weights may be int8 with one scale a row, or e4m3 with one scale a block of 128 x 128 (then a tile lies within a
-block). Launched early (`launch.early`), a block asks for its weights before it waits for the kernel that makes x:
-`few` for all of them, `tiles` for a copy in the second-level cache.
+block). Launched early (`launch.early`), a block that takes all its weights at once (`few`, and `tiles` of one
+step) asks for them before it waits for the kernel that makes x.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda
 
-from tokenspeed.kernels.triton.launch import early, fetch
+from tokenspeed.kernels.triton.launch import early
 from tokenspeed.kernels.workspace import counters
 
 FEW = 4
@@ -76,11 +76,8 @@ def _tiles(
     steps: tl.constexpr = (INS + PARTS * DEPTH - 1) // (PARTS * DEPTH)
     if EARLY:
         cuda.gdc_launch_dependents()
-        item: tl.constexpr = w.dtype.element_ty.primitive_bitwidth // 8
-        if INS % (PARTS * DEPTH) == 0 and DEPTH * item % 16 == 0:
-            first = group * outs + tl.minimum(row, outs - 1)
-            fetch((w + first * INS + part * (steps * DEPTH)).to(tl.int64), steps * DEPTH * item)
-        cuda.gdc_wait()
+        if steps > 1:
+            cuda.gdc_wait()
     total = tl.zeros((ROWS, TOKENS), tl.float32)
     for step in tl.range(0, steps, num_stages=STAGES):
         depth = (part * steps + step) * DEPTH + tl.arange(0, DEPTH)
@@ -88,6 +85,8 @@ def _tiles(
         weight = tl.load(
             w + (group * outs + row)[:, None] * INS + depth[None, :], there[:, None] & inside[None, :], 0.0
         )
+        if EARLY and steps == 1:
+            cuda.gdc_wait()
         value = tl.load(
             x + token[None, :] * x_token + group * x_group + depth[:, None],
             inside[:, None] & (token < T)[None, :],
@@ -131,10 +130,6 @@ class Weight:
     scale: Tensor | None = None
     bias: Tensor | None = None
     format: str = "native"
-
-    def memory(self) -> tuple[Tensor, ...]:
-        """What every product reads of it."""
-        return (self.matrices,)
 
 
 @dataclass(frozen=True, slots=True)
