@@ -5,8 +5,8 @@
 
 Starts `tokenspeed serve MODEL` on a free port as an operator would, waits for the line that says it listens, asks for
 one token of a prompt of token ids, and stops it; each repeat is a process of its own. The model's files are read once
-before, so that they come from the page cache as far as it holds them. Out: a table, and a JSON with the raw times of
-every repeat, the lines the server said and when, and how fast the files could be read at all by one thread. With
+before, so that they come from the page cache as far as it holds them. Out: what the server says as it says it, and a
+JSON with the raw times of every repeat, these lines and when they came. With
 `--cold` every start compiles its kernels, as the first one on a machine does.
 """
 
@@ -47,16 +47,14 @@ class Start:
     said: list[tuple[float, str]]
 
 
-def warm(directory: Path) -> dict[str, Any]:
-    """Read all files once; how many bytes and how fast."""
+def warm(directory: Path) -> float:
+    """Read all files once, one after another; how many seconds that takes."""
     started = time.monotonic()
-    total = 0
     for path in sorted(directory.glob("*.safetensors")):
         with open(path, "rb", buffering=0) as file:
-            while part := file.read(64 << 20):
-                total += len(part)
-    seconds = time.monotonic() - started
-    return {"bytes": total, "seconds": seconds, "gb_per_s": total / max(seconds, 1e-9) / 1e9}
+            while file.read(64 << 20):
+                pass
+    return time.monotonic() - started
 
 
 def accelerators() -> list[str]:
@@ -105,6 +103,7 @@ def start(model: Path, options: list[str], prompt: list[int], kernels: str | Non
         assert process.stderr is not None
         for line in process.stderr:
             said.append((round(time.monotonic() - began, 3), line.rstrip()))
+            print(f"    {said[-1][0]:7.2f}  {line.rstrip()}", flush=True)
             if found := ADDRESS.search(line):
                 address.append(found[1])
                 there.set()
@@ -135,6 +134,9 @@ def main() -> None:
     parser.add_argument(
         "--cold", action="store_true", help="compile kernels anew: an empty Triton cache each time"
     )
+    parser.add_argument(
+        "--cached", action="store_true", help="the files are in the page cache: do not read them"
+    )
     parser.add_argument("--out", type=Path)
     words, options = sys.argv[1:], list[str]()
     if "--" in words:  # what follows is the server's
@@ -143,8 +145,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server outlives this
     vocabulary = json.loads((args.model / "config.json").read_text())["vocab_size"]
     prompt = [(7919 * index + 13) % (vocabulary - 2) for index in range(args.prompt_tokens)]
-    files = warm(args.model)
-    print(f"{files['bytes'] / 1e9:.2f} GB of weights, read by one thread at {files['gb_per_s']:.1f} GB/s")
+    files: dict[str, Any] = {"bytes": sum(path.stat().st_size for path in args.model.glob("*.safetensors"))}
+    if not args.cached:
+        files.update(read_s=warm(args.model))
+    print(f"{files['bytes'] / 1e9:.2f} GB of weights", flush=True)
     result: dict[str, Any] = {
         "benchmark": "start",
         "commit": provenance.commit(),
@@ -164,8 +168,6 @@ def main() -> None:
             f"start {repeat + 1}: listening after {row.listening_s:.2f} s, first token after {row.first_token_s:.2f} s"
             f" (the next one took {row.second_answer_s * 1e3:.0f} ms)"
         )
-        for at, line in row.said:
-            print(f"    {at:7.2f}  {line}")
     median = statistics.median(row["first_token_s"] for row in result["starts"])
     print(f"median: first token after {median:.2f} s")
 
