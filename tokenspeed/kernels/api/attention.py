@@ -34,7 +34,7 @@ DECODE = (
 EXTEND = (
     Sizes(contexts=(1,), lengths=(1,)),
     Sizes(contexts=(40,), lengths=(40,)),
-    Sizes(contexts=(130, 65, 200, 9), lengths=(1, 65, 70, 3)),
+    Sizes(contexts=(130, 65, 200, 9), lengths=(1, 65, 100, 3)),
 )
 DECODE_POINTS = tuple(Sizes(contexts=(context,) * rows) for rows in (1, 8) for context in (128, 2048, 8192))
 EXTEND_POINTS = (

@@ -28,7 +28,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 ROWS = gl.constexpr(64)
-LOWEST = gl.constexpr(-1e30)
+LOWEST = gl.constexpr(-(2.0**100))
+"""Below every score; a power of two, so that its scaled value is exact and differs from itself by 0."""
 WORD = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
@@ -236,12 +237,10 @@ def softmax_turn(scores, top, norm, scale_log2):
 
 
 @gluon.jit
-def score(queries, k_ring, s_ring, k_full, index, layout: gl.constexpr):
-    """Start Q K^T of the index-th tile."""
+def score(queries, k_ring, s_ring, stage, layout: gl.constexpr):
+    """Start Q K^T of the tile in a stage."""
     q_tile, s_tile = queries
     KEYS: gl.constexpr = k_ring.shape[1]
-    stage, parity = place_of(k_full, index)
-    mbarrier.wait(k_full.index(stage), parity)
     zero = gl.zeros([ROWS, KEYS], gl.float32, layout)
     scores = warpgroup_mma(q_tile, k_ring.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True)
     if s_ring is not None:
@@ -253,7 +252,7 @@ def score(queries, k_ring, s_ring, k_full, index, layout: gl.constexpr):
 def hide(scores, position, tile, KEYS: gl.constexpr, layout: gl.constexpr):
     """Mask keys after each row's own position."""
     key = tile * KEYS + gl.arange(0, KEYS, gl.SliceLayout(0, layout))
-    return gl.where(key[None, :] <= position[:, None], scores, LOWEST)
+    return gl.where(key[None, :] <= position[:, None], scores, -float("inf"))
 
 
 @gluon.jit
@@ -264,22 +263,26 @@ def as_column(rows, layout: gl.constexpr):
 
 @gluon.jit
 def advance(
-    index, tile, acc, fade, top, norm, weights, queries, rings, position, scale_log2,
-    layout: gl.constexpr, out_layout: gl.constexpr, MASKED: gl.constexpr,
+    index, event, tile, acc, fade, top, norm, weights, queries, rings, turns, position, scale_log2,
+    half: gl.constexpr, layout: gl.constexpr, out_layout: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Add P V of the tile before `index` while the scores of this one, keys `tile`, become weights.
 
+    The warpgroups take turns to begin their products, so that one makes weights while the other multiplies.
     What was summed before fades while the scores are made, not before they are begun.
     """
     k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free = rings
     KEYS: gl.constexpr = k_ring.shape[1]
-    scores = score(queries, k_ring, s_ring, k_full, index, layout)
-    acc = acc * as_column(fade, out_layout)
+    stage, parity = place_of(k_full, index)
+    mbarrier.wait(k_full.index(stage), parity)
     before, parity = place_of(v_full, index - 1)
     mbarrier.wait(v_full.index(before), parity)
+    mbarrier.wait(turns.index(half), (event & 1) ^ (1 - half))
+    scores = score(queries, k_ring, s_ring, stage, layout)
+    acc = acc * as_column(fade, out_layout)
     acc = warpgroup_mma(weights, v_ring.index(before), acc, is_async=True)
+    mbarrier.arrive(turns.index(1 - half))
     scores = warpgroup_mma_wait(1, deps=[scores])
-    stage, _ = place_of(k_full, index)
     mbarrier.arrive(k_free.index(stage))
     if MASKED:
         scores = hide(scores, position, tile, KEYS, layout)
@@ -293,7 +296,7 @@ def advance(
 @gluon.jit
 def consume(
     half: gl.constexpr, out, row_starts, context_lens, tiles_all, heads, out_token, out_head, scale_log2,
-    queries, q_full, q_free, rings, jobs, GROUP: gl.constexpr, G: gl.constexpr, PAGED: gl.constexpr,
+    queries, q_full, q_free, rings, turns, jobs, GROUP: gl.constexpr, G: gl.constexpr, PAGED: gl.constexpr,
 ):  # fmt: skip
     """Attend with half of the rows of one job after the other."""
     k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free = rings
@@ -315,9 +318,10 @@ def consume(
         token = first + row // G
         position = context - (end - begin) + token
         mbarrier.wait(q_full.index(0), turn & 1)
-        scores = score(queries, k_ring, s_ring, k_full, step, layout)
+        stage, parity = place_of(k_full, step)
+        mbarrier.wait(k_full.index(stage), parity)
+        scores = score(queries, k_ring, s_ring, stage, layout)
         scores = warpgroup_mma_wait(0, deps=[scores])
-        stage, _ = place_of(k_full, step)
         mbarrier.arrive(k_free.index(stage))
         scores = hide(scores, position, tiles - 1, KEYS, layout)
         top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, layout))
@@ -331,13 +335,13 @@ def consume(
                 clear_past(v_ring, v_full, step, valid)
         for i in range(1, tiles - clear):
             acc, fade, top, norm, weights = advance(
-                step + i, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, position, scale_log2, layout,
-                out_layout, True,
+                step + i, step + i - 1 - turn, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, turns,
+                position, scale_log2, half, layout, out_layout, True,
             )  # fmt: skip
         for i in range(gl.maximum(tiles - clear, 1), tiles):
             acc, fade, top, norm, weights = advance(
-                step + i, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, position, scale_log2, layout,
-                out_layout, False,
+                step + i, step + i - 1 - turn, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, turns,
+                position, scale_log2, half, layout, out_layout, False,
             )  # fmt: skip
         mbarrier.arrive(q_free.index(0))
         last, parity = place_of(v_full, step + tiles - 1)
@@ -393,6 +397,7 @@ def attend_raised(
     q_full, q_free = open_ring(1, 2)
     k_full, k_free = open_ring(STAGES, 2)
     v_full, v_free = open_ring(STAGES, 2)
+    turns, _ = open_ring(2, 1)
     fence_async_shared()
     tiles_all = count_tiles(row_starts, rows, 2 * ROWS)
     rings = (k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free)
@@ -406,11 +411,13 @@ def attend_raised(
         [
             (consume, (
                 gl.constexpr(0), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, lower, q_full, q_free, rings, (jobs, jobs_full, jobs_free), one, one, unpaged,
+                scale_log2, lower, q_full, q_free, rings, turns,
+                (jobs, jobs_full, jobs_free), one, one, unpaged,
             )),
             (consume, (
                 gl.constexpr(1), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, upper, q_full, q_free, rings, (jobs, jobs_full, jobs_free), one, one, unpaged,
+                scale_log2, upper, q_full, q_free, rings, turns,
+                (jobs, jobs_full, jobs_free), one, one, unpaged,
             )),
             (bring_raised, (
                 q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, s_at,
@@ -419,7 +426,7 @@ def attend_raised(
             )),
         ],
         [4, 1],
-        [240, 24],
+        [232, 40],
     )  # fmt: skip
 
 
@@ -445,6 +452,7 @@ def attend_paged(
     q_full, q_free = open_ring(1, 2)
     k_full, k_free = open_ring(STAGES, 2)
     v_full, v_free = open_ring(STAGES, 2)
+    turns, _ = open_ring(2, 1)
     fence_async_shared()
     tiles_all = count_tiles(row_starts, rows, 2 * ROWS // G)
     rings = (k_ring, None, v_ring, k_full, k_free, v_full, v_free)
@@ -455,12 +463,12 @@ def attend_paged(
         [
             (consume, (
                 gl.constexpr(0), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, (q_rows.slice(0, ROWS, 0), None), q_full, q_free, rings,
+                scale_log2, (q_rows.slice(0, ROWS, 0), None), q_full, q_free, rings, turns,
                 (jobs, jobs_full, jobs_free), group, lanes, gl.constexpr(True),
             )),
             (consume, (
                 gl.constexpr(1), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, (q_rows.slice(ROWS, ROWS, 0), None), q_full, q_free, rings,
+                scale_log2, (q_rows.slice(ROWS, ROWS, 0), None), q_full, q_free, rings, turns,
                 (jobs, jobs_full, jobs_free), group, lanes, gl.constexpr(True),
             )),
             (bring_paged, (
@@ -470,5 +478,5 @@ def attend_paged(
             )),
         ],
         [4, 1],
-        [240, 24],
+        [232, 40],
     )  # fmt: skip
