@@ -40,9 +40,13 @@ def test_greedy_tokens_equal_transformers(checkpoint: Any, world: Any, mode: str
     assert core.answers_to(checkpoint.prompts) == checkpoint.expected  # this time on cached prefixes
 
 
-def test_every_family_decodes_as_graphs(checkpoint: Any, world: Any) -> None:
+def test_decode_is_graphs_or_says_which_kernel_waits(checkpoint: Any, world: Any) -> None:
     value, reason = world(checkpoint.directory).choices["graphs"]
-    assert value.startswith("decode up to 16 rows"), reason
+    if checkpoint.name in ("deepseek-v2", "deepseek-v3"):  # latents so short have no kernel but the reference
+        assert value == "off"
+        assert "ref/attention.py" in reason
+    else:
+        assert value.startswith("decode up to 16 rows"), reason
 
 
 @pytest.mark.parametrize("family", ["llama", "moonlight"])

@@ -34,6 +34,10 @@ PARTS_MAX = 128
 """Of one row. How a row is cut is no constant of the kernels, so that no number of rows compiles another."""
 ADJUST_BLOCK = 2048
 BUCKETS = tl.constexpr(2048)
+COPIES = tl.constexpr(4)
+"""Histograms of one row, by part: an address takes one sum at a time, and most of a row is in a few buckets."""
+_APART = tl.constexpr(17)
+"""Neighbouring buckets lie so many places apart, in different lines of the cache."""
 LEVELS = ((21, 11), (10, 11), (0, 10))
 """(shift, bits) of the digits of a key, highest first."""
 STATE = 8
@@ -199,8 +203,12 @@ def _conclude(
 ):
     """The last of a row: find the bucket where the target is reached, and clear the histogram."""
     bucket = tl.arange(0, BUCKETS)
-    held = tl.load(histogram + bucket, cache_modifier=".cg")
-    tl.store(histogram + bucket, tl.zeros((BUCKETS,), tl.int64))
+    place = histogram + (bucket * _APART & (BUCKETS - 1))
+    held = tl.zeros((BUCKETS,), tl.int64)
+    for _ in range(COPIES):
+        held += tl.load(place, cache_modifier=".cg")
+        tl.store(place, tl.zeros((BUCKETS,), tl.int64))
+        place += BUCKETS
     above = tl.load(state + KEY + 1)
     if WEIGHED:
         if SHIFT + BITS == 32:
@@ -235,7 +243,7 @@ def _search(
         target = tl.load(wish + _TOP_K)
         wants = wants & random & (target < vocab)
     if wants:
-        mine, buckets = state + row * FIELDS, histogram + row * BUCKETS
+        mine, buckets = state + row * FIELDS, histogram + row * COPIES * BUCKETS
         scores += row * vocab
         prefix = tl.load(mine + KEY)
         best = _best_score(tl.load(mine + _BEST))
@@ -260,7 +268,8 @@ def _search(
                 key = _score_keys(score)
             if SHIFT + BITS < 32:
                 counted = counted & ((key >> (SHIFT + BITS)) == prefix)
-            tl.atomic_add(buckets + ((key >> SHIFT) & ((1 << BITS) - 1)), weight, counted, sem="relaxed")
+            place = ((key >> SHIFT) & ((1 << BITS) - 1)) * _APART & (BUCKETS - 1)
+            tl.atomic_add(buckets + part % COPIES * BUCKETS + place, weight, counted, sem="relaxed")
         tl.debug_barrier()
         if tl.atomic_add(arrived + row, 1, sem="acq_rel") == parts - 1:
             _conclude(mine, buckets, target, KEY, SHIFT, BITS, WEIGHED)
@@ -433,9 +442,10 @@ def draw(
     blocks = triton.cdiv(vocab, BLOCK)
     part_blocks = triton.cdiv(blocks, max(1, min(PROGRAMS // rows, PARTS_MAX)))
     parts = triton.cdiv(blocks, part_blocks)
-    # One allocation that is zero: a row's state, then its histogram, then the sums of its parts.
-    memory = torch.zeros(rows * (STATE + BUCKETS.value + parts), dtype=torch.int64, device=scores.device)
-    state, histogram, sums = memory.split([rows * STATE, rows * BUCKETS.value, rows * parts])
+    # One allocation that is zero: the rows' states, their histograms, the sums of their parts.
+    sizes = [rows * STATE, rows * COPIES.value * BUCKETS.value, rows * parts]
+    memory = torch.zeros(sum(sizes), dtype=torch.int64, device=scores.device)
+    state, histogram, sums = memory.split(sizes)
     arrived, grid = counters(scores.device), (rows, parts)
     _maximum[grid](scores, vocab, slots, settings, chosen, state, part_blocks, BLOCK, STATE)
     for wanted, weighed, key in ((top_k, False, _K_KEY.value), (top_p, True, _P_KEY.value)):
