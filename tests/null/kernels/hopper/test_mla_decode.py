@@ -14,7 +14,7 @@ from sm90 import SHARED_BYTES_MAX, boxes, machine_code
 from tokenspeed.kernels.hopper import mla_decode
 
 POINTERS = {
-    **dict.fromkeys(("q_latent", "q_rope", "out"), "*bf16"),
+    **dict.fromkeys(("q_latent", "q_rope", "arena", "out"), "*bf16"),
     **dict.fromkeys(("block_table", "context_lens", "row_starts", "records", "counts"), "*i32"),
     **dict.fromkeys(("lse", "sums", "stats"), "*fp32"),
 }
@@ -37,7 +37,7 @@ def test_decode_is_warpgroup_products_fed_by_bulk_copies(
             "latents": boxes(64, 256),
             "ropes": boxes(64, 64),
         },
-        {"HEADS": heads, "STAGES": mla_decode.STAGES, "M": 64, "LAG": lag, "EARLY": True, **absent},
+        {"HEADS": heads, "STAGES": mla_decode.STAGES, "M": 64, "LAG": lag, "AHEAD": 4, **absent},
         tmp_path,
     )
     assert code.spills == 0
