@@ -259,6 +259,12 @@ def answer(case: Case, kernel: str) -> Answer:
     return Answer(case.question, case.name, kernel, us, *rates, case.peer_us / us)
 
 
+def write(file: Path, answers: list[Answer]) -> None:
+    """Write what was answered so far, and where."""
+    where = {"commit": commit(), "device": str(describe("cuda")), "torch": torch.__version__}
+    file.write_text(json.dumps({**where, "answers": [asdict(answer) for answer in answers]}, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(QUESTIONS))
@@ -273,9 +279,8 @@ def main() -> None:
                 answers.append(answer(case, kernel))
                 print(answers[-1], flush=True)
                 torch.cuda.empty_cache()
-    if asked.json:
-        where = {"commit": commit(), "device": str(describe("cuda")), "torch": torch.__version__}
-        asked.json.write_text(json.dumps({**where, "answers": [asdict(a) for a in answers]}, indent=1))
+                if asked.json:
+                    write(asked.json, answers)
 
 
 if __name__ == "__main__":
