@@ -24,23 +24,47 @@ from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, mu
 
 FEW_ELEMENTS = 8192
 """Of a weight, that a block of four warps holds in registers: 16 KiB in flight."""
-FEW_DEPTH_MAX = 16384
+FEW_DEPTH_MAX = 2 * FEW_ELEMENTS
+SMALL_ELEMENTS = 1 << 22
+"""Weights up to this size are read by `few` for 3 and 4 tokens too; larger ones want the matrix unit by then."""
+STREAMED_TOKENS = 16
+"""More tokens than this take the vendor's product, unless the weight is quantised or deep."""
+DEEP = 8192
+"""Input channels from which streaming beats the vendor's product at 64 tokens too."""
+DEPTH_MAX = 512
+BLOCK_DEPTH = 128
 
 
-def tiling(outputs: int, inputs: int, groups: int, tokens: int, cores: int) -> Tiling:
+def tiling(
+    outputs: int, inputs: int, groups: int, tokens: int, cores: int, depth_max: int = DEPTH_MAX
+) -> Tiling:
     """Cut `groups` products [outputs, inputs] x [inputs, tokens] for a device of so many cores."""
-    depth = power_of_2(inputs)
-    if tokens <= FEW and depth <= FEW_DEPTH_MAX:
-        rows = max(1, FEW_ELEMENTS // depth)
+    if takes_few(groups * outputs * inputs, inputs, tokens):
+        depth = power_of_2(inputs)
+        if depth > FEW_ELEMENTS:
+            return Tiling(2, warps=8)
+        rows = FEW_ELEMENTS // depth
         while rows > 1 and groups * outputs < 2 * cores * rows:
             rows //= 2
-        return Tiling(rows, warps=4 if rows * depth <= FEW_ELEMENTS else 8)
-    rows, depth = 64, min(128, max(16, depth))
-    blocks, steps = groups * -(-outputs // rows), -(-inputs // depth)
+        return Tiling(rows)
+    rows, depth = 64, max(16, min(BLOCK_DEPTH, power_of_2(inputs)))
+    blocks = groups * -(-outputs // rows)
+    at_once = depth_max if tokens <= STREAMED_TOKENS else min(depth_max, 256)
+    while at_once >= depth and inputs % at_once == 0:  # all blocks on the device at once, a step each
+        if 3 * cores <= 4 * blocks * (inputs // at_once) <= 8 * cores:
+            return Tiling(rows, at_once, inputs // at_once)
+        at_once //= 2
     parts = 1
-    while blocks * parts < 2 * cores and parts * 2 <= steps:
+    while 3 * blocks * parts < 2 * cores and 2 * parts * depth <= inputs:
         parts *= 2
     return Tiling(rows, depth, parts, stages=4)
+
+
+def takes_few(elements: int, inputs: int, tokens: int) -> bool:
+    """Say whether so many tokens go without the matrix unit."""
+    if inputs > FEW_ELEMENTS:
+        return tokens == 1 and inputs <= FEW_DEPTH_MAX
+    return tokens <= (FEW if elements <= SMALL_ELEMENTS else FEW // 2)
 
 
 class Dense:
@@ -53,7 +77,11 @@ class Dense:
         assert isinstance(outputs, int)
         assert isinstance(inputs, int)
         self._format, self._dtype = str(traits["format"]), torch.float32 if traits["float32_out"] else None
-        self._tilings = by_tokens(lambda tokens: tiling(outputs, inputs, 1, tokens, device.cores))
+        depth_max = BLOCK_DEPTH if self._format == "fp8_block" else DEPTH_MAX
+        self._tilings = by_tokens(
+            lambda tokens: tiling(outputs, inputs, 1, tokens, device.cores, depth_max),
+            TOKENS_MAX if self._format != "native" or inputs >= DEEP else STREAMED_TOKENS,
+        )
 
     def prepare(self, weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None) -> Weight:
         """Keep the weight [O, I], its bias and its scales; round it where the format is int8."""
@@ -115,9 +143,9 @@ class Heads:
         return y
 
 
-def by_tokens(cut: Callable[[int], Tiling]) -> tuple[Tiling, ...]:
-    """The tiling for each number of tokens up to `TOKENS_MAX`, the same for all that run as one power of two."""
-    return tuple(cut(tokens if tokens <= FEW else power_of_2(tokens)) for tokens in range(TOKENS_MAX + 1))
+def by_tokens(cut: Callable[[int], Tiling], most: int = TOKENS_MAX) -> tuple[Tiling, ...]:
+    """The tiling for each number of tokens up to `most`, the same for all that run as one power of two."""
+    return tuple(cut(tokens if tokens <= FEW else power_of_2(tokens)) for tokens in range(most + 1))
 
 
 def build_dense(traits: Traits, device: Device) -> Implementation:
