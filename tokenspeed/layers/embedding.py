@@ -61,7 +61,10 @@ class Embedding(Layer):
 
 
 class Select(Layer):
-    """Keep the rows that are sampled, of one value: what follows costs S rows and not T."""
+    """Keep the rows that are sampled, of one value: what follows costs S rows and not T.
+
+    Sampled rows are distinct and in order, so where there are as many as rows they are all of them.
+    """
 
     def __init__(self, build: Build, value: str, width: int, *, layout: Layout = ()) -> None:
         super().__init__(build, f"select.{value}")
@@ -70,7 +73,7 @@ class Select(Layer):
     def run(self, context: StepContext, x: Tensor, index: Tensor) -> Tensor:
         """x [T, C], index [S] -> [S, C]."""
         del context
-        return x.index_select(0, index)
+        return x if index.shape[0] == x.shape[0] else x.index_select(0, index)
 
     def calls(self) -> Iterator[Call]:
         reads = (Edge(self._value, self._layout), Edge("sampled"))
