@@ -59,9 +59,9 @@ class Timed:
         self._function = function
         self.times_us: list[float] = []
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **options: Any) -> Any:
         started_ns = time.perf_counter_ns()
-        result = self._function(*args)
+        result = self._function(*args, **options)
         self.times_us.append((time.perf_counter_ns() - started_ns) / 1000)
         return result
 
