@@ -74,10 +74,6 @@ class Answer:
     error: float
     right: bool
 
-    @property
-    def ratio(self) -> float:
-        return self.us / self.floor_us
-
 
 def cells(only: str) -> Iterator[Cell]:
     for heads, q, batch, kv, _, *peers in json.loads(PEERS.read_text())["cells"]:
@@ -100,11 +96,15 @@ class Work:
     @classmethod
     def of(cls, cell: Cell, arena: Tensor) -> Work:
         blocks = cell.kv // BLOCK_TOKENS
-        copies = min(arena.shape[0] // (blocks * cell.batch), 1 + IN_A_ROW_BYTES // (cell.batch * cell.kv * 1152))
+        copies = min(
+            arena.shape[0] // (blocks * cell.batch), 1 + IN_A_ROW_BYTES // (cell.batch * cell.kv * 1152)
+        )
         order = torch.randperm(arena.shape[0], device=arena.device)[: copies * cell.batch * blocks]
         return cls(
             torch.randn(cell.batch * cell.q, cell.heads, LATENT, device=arena.device).bfloat16(),
-            torch.randn(cell.batch * cell.q, cell.heads, 128 + ROPE, device=arena.device).bfloat16()[..., 128:],
+            torch.randn(cell.batch * cell.q, cell.heads, 128 + ROPE, device=arena.device).bfloat16()[
+                ..., 128:
+            ],
             arena,
             list(order.to(torch.int32).view(copies, cell.batch, blocks)),
             torch.full((cell.batch,), cell.kv, dtype=torch.int32, device=arena.device),
@@ -164,7 +164,14 @@ def answer(cell: Cell, bound: kernels.Bound, arena: Tensor, flush: Tensor) -> An
 
     def call(table: Tensor) -> Callable[[], object]:
         return lambda: bound(
-            work.q_latent, work.q_rope, arena, table, work.context_lens, work.scale, schedule=schedule, out=out
+            work.q_latent,
+            work.q_rope,
+            arena,
+            table,
+            work.context_lens,
+            work.scale,
+            schedule=schedule,
+            out=out,
         )
 
     call(work.tables[0])()
@@ -177,24 +184,49 @@ def answer(cell: Cell, bound: kernels.Bound, arena: Tensor, flush: Tensor) -> An
     return Answer(cell.name, cell.floor_us, us, row_us, schedule_us, min(cell.peers), error, error <= 1)
 
 
-def shown(answers: list[Answer]) -> None:
-    print(f"{'heads/q/batch/kv':18} {'floor':>8} {'us':>8} {'row us':>8} {'/floor':>7} {'peer':>8} {'peer/us':>8}")
-    for one in answers:
-        mark = "" if one.right else f"  WRONG: error {one.error:.2g} of its tolerance"
-        print(
-            f"{one.cell:18} {one.floor_us:8.1f} {one.us:8.1f} {one.row_us:8.1f} {one.ratio:7.2f} "
-            f"{one.peer_us:8.1f} {one.peer_us / one.us:8.2f}{mark}"
-        )
-    mean = math.exp(statistics.fmean(math.log(one.ratio) for one in answers))
-    row_mean = math.exp(statistics.fmean(math.log(one.row_us / one.floor_us) for one in answers))
-    peer_mean = math.exp(statistics.fmean(math.log(one.peer_us / one.floor_us) for one in answers))
+HEADER = (
+    f"{'heads/q/batch/kv':18} {'floor':>8} {'us':>8} {'row us':>8} {'/floor':>7} {'peer':>8} {'peer/us':>8}"
+)
+
+
+def line(one: Answer) -> str:
+    mark = "" if one.right else f"  WRONG: error {one.error:.2g} of its tolerance"
+    return (
+        f"{one.cell:18} {one.floor_us:8.1f} {one.us:8.1f} {one.row_us:8.1f} {one.us / one.floor_us:7.2f} "
+        f"{one.peer_us:8.1f} {one.peer_us / one.us:8.2f}{mark}"
+    )
+
+
+def summary(answers: list[Answer]) -> str:
+    def mean(us: Callable[[Answer], float]) -> float:
+        return math.exp(statistics.fmean(math.log(us(one) / one.floor_us) for one in answers))
+
     slower = [one.cell for one in answers if one.us > one.peer_us]
-    print(f"geometric mean over the floor: {mean:.3f}, in a row {row_mean:.3f}, best peer {peer_mean:.3f}")
-    print(f"slower than the best peer in {len(slower)} of {len(answers)} cells: {' '.join(slower) or 'none'}")
+    return (
+        f"geometric mean over the floor: {mean(lambda one: one.us):.3f}, in a row "
+        f"{mean(lambda one: one.row_us):.3f}, best peer {mean(lambda one: one.peer_us):.3f}; schedule "
+        f"{statistics.median(one.schedule_us for one in answers):.1f} us\n"
+        f"slower than the best peer in {len(slower)} of {len(answers)} cells: {' '.join(slower) or 'none'}"
+    )
+
+
+def write(path: Path, kernel: str, answers: list[Answer]) -> None:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    said = {
+        "benchmark": "mla_decode",
+        "commit": commit.stdout.strip(),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "kernel": kernel,
+        "rows": [asdict(one) for one in answers],
+    }
+    path.write_text(json.dumps(said, indent=1) + "\n")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="*/*/*/*", help="heads/q/batch/kv, * for all of one")
     parser.add_argument("--kernel", help="name of a kernel instead of the one that is chosen")
     parser.add_argument("--json", type=Path)
@@ -206,23 +238,16 @@ def main() -> int:
     arena.normal_()
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     answers: list[Answer] = []
+    print(HEADER)
     for cell in asked:
         traits = {"dtype": torch.bfloat16, "heads": cell.heads, "latent": LATENT, "rope": ROPE}
         with kernels.overriding(*([f"attention.mla_decode={args.kernel}"] if args.kernel else [])):
             bound = kernels.bind("attention.mla_decode", device, block_tokens=BLOCK_TOKENS, **traits)
         answers.append(answer(cell, bound, arena, flush))
-    shown(answers)
-    if args.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-        said = {
-            "benchmark": "mla_decode",
-            "commit": commit.stdout.strip(),
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "kernel": bound.choice.kernel.name,
-            "rows": [asdict(one) for one in answers],
-        }
-        args.json.write_text(json.dumps(said, indent=1) + "\n")
+        print(line(answers[-1]), flush=True)
+        if args.json:
+            write(args.json, bound.choice.kernel.name, answers)
+    print(summary(answers))
     return 0 if all(one.right for one in answers) else 1
 
 

@@ -165,7 +165,9 @@ def _difference(got: Tensor, want: Tensor, dtype: torch.dtype, tolerance: Tolera
     if got.shape != want.shape or got.dtype != dtype:
         return f"is {show(got.dtype)} {list(got.shape)}, not {show(dtype)} {list(want.shape)}"
     result, truth = got.double(), want.double()
-    near = (result == truth) | ((result - truth).abs() <= tolerance.absolute + tolerance.relative * truth.abs())
+    near = (result == truth) | (
+        (result - truth).abs() <= tolerance.absolute + tolerance.relative * truth.abs()
+    )
     if bool(near.all()) if want.is_floating_point() else torch.equal(got, want):
         return None
     where = (~near).nonzero()[0].tolist()

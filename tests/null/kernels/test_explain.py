@@ -17,11 +17,16 @@ from tokenspeed.kernels.registry import Registry
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "kernels.md"
 
 ACCOUNT = """\
-attention.mla_decode(q_latent, q_rope, arena, block_table, context_lens, scale, *, out=None)
-  Attend in the latent space with one query token a row (absorbed MLA): the cached latent is key and value.
-  call: q_latent [R, H, L] dense, q_rope [R, H, Dr] (last dimension dense, the others at any stride), arena
-    [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (this token included, at least 1),
-    scale (of the un-absorbed head: 1 / sqrt(Dn + Dr), YaRN factor included) -> [R, H, L], still latent.
+attention.mla_decode(q_latent, q_rope, arena, block_table, context_lens, scale, *, row_starts=None, row_tokens_max=None, lse=None, schedule=None, out=None)
+  Attend causally in the latent space with the few new tokens of each row (absorbed MLA): the cached latent
+    is key and value.
+  call: q_latent [T, H, L] dense, q_rope [T, H, Dr] (last dimension dense, the others at any stride), arena
+    [N, P, L + Dr], block_table [R, B] int32, context_lens [R] int32 (the new tokens included; a row of
+    context 0 is padding, its output is 0), scale (of the un-absorbed head: 1 / sqrt(Dn + Dr), YaRN factor
+    included) -> [T, H, L], still latent. row_starts [R + 1] int32 says which tokens are whose (default: T /
+    R each), row_tokens_max how many the longest row may have (default: T); lse [T, H] float32 is filled
+    with the log of the sum of exp(score) (-inf in padding); schedule is what `Bound.schedule(context_lens,
+    row_tokens_max=1)` returned for this step (default: made at the call).
   source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
 
 device  a laptop, 8 cores, 16 GiB, avx2 fma

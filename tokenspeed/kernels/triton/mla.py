@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import triton
@@ -162,7 +161,7 @@ def _clear_empty(
     L: tl.constexpr,
 ):
     """Write zeros where no context is: lanes share the rows."""
-    m, d = tl.arange(0, M), tl.arange(0, L)
+    m = tl.arange(0, M)
     row = lane
     while row < rows:
         if tl.load(context_lens + row) == 0:
@@ -226,9 +225,7 @@ def _attend(
 
 
 @triton.jit
-def _merge(
-    sums, stats, first_lane, last_lane, block, blocks, valid, M: tl.constexpr, L: tl.constexpr
-):
+def _merge(sums, stats, first_lane, last_lane, block, blocks, valid, M: tl.constexpr, L: tl.constexpr):
     """Add up what lanes first..last left of one (row, row block)."""
     m, d = tl.arange(0, M), tl.arange(0, L)
     peak = tl.full((M,), NEVER, tl.float32)
@@ -255,7 +252,8 @@ def _store(out, lse, place, valid, peak, total, acc, LATENT: tl.constexpr, L: tl
     """Divide by the softmax sum and write the folded rows; a row that saw no key is zero."""
     d = tl.arange(0, L)
     seen = total > 0
-    result = acc / tl.where(seen, total, 1.0)[:, None]
+    total = tl.where(seen, total, 1.0)
+    result = acc / total[:, None]
     whole = valid[:, None] & (d < LATENT)[None, :]
     tl.store(out + place[:, None] * LATENT + d[None, :], result.to(out.dtype.element_ty), mask=whole)
     if lse is not None:
@@ -353,4 +351,3 @@ KERNELS: tuple[Kernel, ...] = (
 )
 
 __all__ = ["KERNELS", "Tuning", "mla_decode"]
-

@@ -146,3 +146,17 @@ def test_attention_refuses_what_does_not_fit():
         attention.gqa_decode(q, k, k, pages.table.long(), pages.contexts, 1.0)
     with pytest.raises(ValueError, match="row_starts"):
         attention.gqa_extend(q, k, k, pages.table, torch.tensor([0, 1]), pages.contexts, 1.0)
+
+
+@DTYPES
+def test_mla_decode_token_of_several_is_bitwise_a_row_of_its_own(isa, dtype):
+    pages = Pages.of([130, 700], 64)
+    arena = pages.arena(80, dtype=dtype)
+    q_latent, q_rope = (torch.randn(6, 4, n).to(dtype) for n in (64, 16))
+    rest = (q_latent, q_rope, arena)
+    together = attention.mla_decode(*rest, pages.table, pages.contexts, 0.1)
+    ragged = attention.mla_decode(*rest, pages.table, pages.contexts, 0.1, row_starts=starts_of([1, 5]))
+    lens = torch.tensor([128, 129, 130, 698, 699, 700], dtype=torch.int32)
+    alone = attention.mla_decode(*rest, pages.table.repeat_interleave(3, 0), lens, 0.1)
+    assert torch.equal(together, alone)
+    assert torch.equal(ragged[3:], alone[3:])
