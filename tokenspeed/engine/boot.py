@@ -36,7 +36,7 @@ from tokenspeed.base.resolve import (
 )
 from tokenspeed.control import Scheduler, SchedulerOptions
 from tokenspeed.engine import source, wire
-from tokenspeed.exec import facts, graphs, probe
+from tokenspeed.exec import facts, graphs, probe, rehearsal
 from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, BatchLimits
 from tokenspeed.exec.executor import DeviceExecutor
@@ -107,6 +107,7 @@ def boot(config: EngineConfig) -> Core:
     resolved = resolve(config, facts.measure(device), about)
     graph_rows_max, _ = resolve_graphs(config, found)
     if device.type == "cuda":
+        _compile_kernels(model, _limits(resolved), graph_rows_max or resolved.slots_max, threads)
         measured = probe.step_bytes(model, _limits(resolved), graph_rows_max=graph_rows_max)
         resolved = resolve(config, facts.measure(device), dataclasses.replace(about, step_bytes=measured))
     arena = Arena(
@@ -135,6 +136,18 @@ def _limits(resolved: Resolved) -> BatchLimits:
         context_tokens=resolved.context_tokens_max,
         block_tokens=resolved.block_tokens,
     )
+
+
+def _compile_kernels(model: models.Model, limits: BatchLimits, rows_max: int, threads: int) -> None:
+    started = time.monotonic()
+    try:
+        count = rehearsal.compile_kernels(model, limits, rows_max=rows_max, threads=threads)
+    except Exception as error:  # noqa: BLE001 - whatever it is: the step that meets it again will say so
+        _log.warning(
+            "kernels are compiled one by one, as steps need them: %s: %s", type(error).__name__, error
+        )
+        return
+    _log.info("kernels: %d compiled in %.1f s", count, time.monotonic() - started)
 
 
 def _record_graphs(

@@ -6,7 +6,8 @@ Triton compiles a kernel where it is first launched: work that needs twenty of t
 what is compiled, and what needs no compiler, runs. The results of such work mean nothing, so it must be work
 whose effects nobody will see; tensors it allocates are zero, so that an index which a kernel should have
 written is a legal one. On leaving, all kernels handed over are compiled and are what Triton launches from then
-on. Where there is no Triton, or one that cannot do this, nothing is different.
+on. After an error, in the work or of the compiler, nothing is kept. Where there is no Triton, or one that cannot
+do this, nothing is different.
 """
 
 from __future__ import annotations
@@ -33,27 +34,47 @@ _ALLOCATE: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A kernel being compiled, and where Triton keeps it: a place for each way in which it was called."""
+
+    compiled: Future[Any]
+    keeps: list[Callable[[Any], None]] = field(default_factory=list[Callable[[Any], None]])
+
+    def keep(self, kernel: Any) -> None:
+        for keep in self.keeps:
+            keep(kernel)
+
+
+@dataclass(frozen=True, slots=True)
 class Gathered:
     """What was handed over; Triton's view of it is `submit`."""
 
     pool: Executor
-    jobs: dict[Hashable, tuple[Future[Any], Callable[[Any], None]]] = field(
-        default_factory=dict[Hashable, tuple[Future[Any], Callable[[Any], None]]]
-    )
+    jobs: dict[Hashable, _Job] = field(default_factory=dict[Hashable, _Job])
 
     def submit(
         self, key: Hashable, compile_kernel: Callable[[], Any], keep: Callable[[Any], None]
     ) -> _Unlaunched:
-        """Called by Triton where a kernel is missing; what it gets back is what it launches."""
+        """Called by Triton where a kernel is missing; what it gets back is what it launches, until `finish`."""
         if key not in self.jobs:
-            self.jobs[key] = self.pool.submit(compile_kernel), keep
-        return _Unlaunched()
+            self.jobs[key] = _Job(self.pool.submit(compile_kernel))
+        self.jobs[key].keeps.append(keep)
+        instead = _Unlaunched()
+        keep(instead)  # found again in microseconds; going by here takes Triton a hundred times that
+        return instead
 
     def finish(self) -> None:
         """Wait for all, and let Triton keep them."""
-        for job, keep in self.jobs.values():
-            keep(job.result())
+        kernels = [job.compiled.result() for job in self.jobs.values()]
+        for job, kernel in zip(self.jobs.values(), kernels, strict=True):
+            job.keep(kernel)
+
+    def forget(self) -> None:
+        """Have Triton compile them when they are launched."""
+        for job in self.jobs.values():
+            job.compiled.cancel()
+            job.keep(None)
 
 
 class _Unlaunched:
@@ -92,9 +113,12 @@ def side_by_side(threads: int) -> Generator[Gathered]:
         try:
             with _Zeroed():
                 yield gathered
+            gathered.finish()
+        except BaseException:
+            gathered.forget()
+            raise
         finally:
             mode.reset(token)
-        gathered.finish()
 
 
 def _triton_mode() -> ContextVar[Any] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Kernels are compiled side by side for a device that is not here: Triton itself, a driver that only says what it is."""
+"""Kernels are compiled side by side for a device that is not here: Triton itself, and a driver that only talks."""
 
 from __future__ import annotations
 
@@ -75,6 +75,16 @@ def test_a_kernel_that_does_not_compile_is_an_error_at_the_end() -> None:
         launch(96)  # no power of two
         launch(64)
     assert _async_compile.active_mode.get() is None
+    assert set(_scaled.device_caches[0][0].values()) == {None}  # all to be compiled when launched
+
+
+@pytest.mark.usefixtures("hopper")
+def test_after_an_error_in_the_work_nothing_is_kept() -> None:
+    with pytest.raises(ZeroDivisionError), compiling.side_by_side(2):  # noqa: PT012
+        launch(64)
+        _ = 1 // 0
+    assert _async_compile.active_mode.get() is None
+    assert set(_scaled.device_caches[0][0].values()) == {None}
 
 
 def test_allocations_are_zero_inside_alone() -> None:
