@@ -33,7 +33,8 @@ from tokenspeed.kernels.spec import Op, Sizes, Traits, TraitValue
 BYTES_PER_US = 4.3e6
 COLD_BYTES = 200 << 20
 """What the calls of a graph read before one reads the same again: several times the cache."""
-CALLS = range(8, 65)
+CALLS_LEAST, CALLS_MAX = 8, 64
+"""Calls of a graph."""
 REPLAYS = 21
 CHECKED_BYTES = 64 << 20
 """Questions on larger weights are timed only: their reference in float64 would take longer than all the rest."""
@@ -58,7 +59,7 @@ class Question:
     traits: Traits
 
     def sizes(self, tokens: int) -> Sizes:
-        return Sizes(contexts=(2048,) * tokens) if self.op.startswith("rope.") else Sizes(tokens)
+        return Sizes(contexts=(64,) * tokens) if self.op.startswith("rope.") else Sizes(tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def kernels_of(question: Question, device: Device) -> Iterator[tuple[Kernel, Tra
 def calls_of(op: Op, kernel: Kernel, traits: Traits, sizes: Sizes, device: Device) -> list[Callable[[], Any]]:
     """As many equal calls on memory of their own as it takes to be cold again at the first."""
     built = kernel.build(traits, device)
-    copies = min(CALLS[-1], max(1, math.ceil(COLD_BYTES / op.cost(traits, sizes).bytes)))
+    copies = min(CALLS_MAX, max(1, math.ceil(COLD_BYTES / op.cost(traits, sizes).bytes)))
 
     def call(seed: int) -> Callable[[], Any]:
         inputs = op.inputs(traits, sizes, DrawOnDevice(seed, device.torch))
@@ -139,7 +140,7 @@ def calls_of(op: Op, kernel: Kernel, traits: Traits, sizes: Sizes, device: Devic
 
 def timed_us(calls: list[Callable[[], Any]]) -> float:
     """The median time of one call in a graph that makes all of them, some more than once if they are few."""
-    count = max(CALLS[0], len(calls))
+    count = max(CALLS_LEAST, len(calls))
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         calls[0]()
