@@ -2,15 +2,13 @@
 """`moe.gate`, `moe.route` and `moe.experts` for NVIDIA GPUs: which kernel, cut how, for how many tokens.
 
 In: experts once, as the checkpoint has them; activations and choices every step. Out: new tensors, or `out`.
-Shared experts are stacked behind the routed ones at load, so that both are one kernel's work. Few tokens run
-as `moe_few` has it, many as `moe_many`; the tiles are those measured for this device and shape (`tuned`), else
-`plan_of`'s: fit for any device, best for none.
+Few tokens run as `moe_few` has it, many as `moe_many`; the tiles are those measured for this device and shape
+(`tuned`), else `plan_of`'s: fit for any device, best for none.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,38 +18,16 @@ from torch import Tensor
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, AtMost, MultipleOf, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
-from tokenspeed.kernels.triton import moe_few, moe_gate, moe_many, tuned
+from tokenspeed.kernels.triton import moe_few, moe_gate, moe_many, moe_weights, tuned
 
 OP = "moe.experts"
-VERSION = 1
+VERSION = 2
 """Of the plans: a change of a kernel's meaning or speed makes measured ones void."""
 EXPERTS_MAX = 512
-SHAPE = ("dtype", "experts", "shared", "top_k", "width", "ffn")
+SHAPE = ("dtype", "format", "experts", "shared", "top_k", "width", "ffn")
 """Traits a plan was measured for."""
 
 Plan = moe_few.Plan | moe_many.Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    """w13 [E + S, 2F, C], w2 [E + S, C, F]: the shared experts are the last S."""
-
-    w13: Tensor
-    w2: Tensor
-    shared: int
-
-
-def experts_prepare(
-    w13: Tensor, w2: Tensor, shared13: Tensor | None = None, shared2: Tensor | None = None
-) -> Stacked:
-    """Stack shared13 [2 S F, C] and shared2 [C, S F] behind w13 [E, 2F, C] and w2 [E, C, F]."""
-    _, width, ffn = w2.shape
-    if shared13 is None or shared2 is None:
-        return Stacked(w13.contiguous(), w2.contiguous(), 0)
-    shared = shared2.shape[1] // ffn
-    halves = shared13.view(2, shared, ffn, width).transpose(0, 1).reshape(shared, 2 * ffn, width)
-    downs = shared2.view(width, shared, ffn).transpose(0, 1)
-    return Stacked(torch.cat([w13, halves]), torch.cat([w2, downs]), shared)
 
 
 def build(traits: Traits, device: Device) -> Implementation:
@@ -59,14 +35,17 @@ def build(traits: Traits, device: Device) -> Implementation:
     shape = {name: _plain(traits[name]) for name in SHAPE}
     planned = functools.cache(functools.partial(plan_of, shape, device))
 
-    def experts(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, *, out: Tensor | None = None) -> Tensor:
+    def experts(
+        x: Tensor, ids: Tensor, weights: Tensor, w: moe_weights.Stacked, *, out: Tensor | None = None
+    ) -> Tensor:
         """Sum over each token's experts, weighted, and over the shared ones."""
         y = torch.empty_like(x) if out is None else out
         plan = planned(x.shape[0])
         run = moe_few.run if isinstance(plan, moe_few.Plan) else moe_many.run
-        return run(x, ids, weights, w.w13, w.w2, w.shared, plan, y)
+        return run(x, ids, weights, w, plan, y)
 
-    return Implementation(experts, experts_prepare)
+    prepare = functools.partial(moe_weights.prepare, format=str(shape["format"]))
+    return Implementation(experts, prepare)
 
 
 def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
@@ -83,7 +62,8 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
     if tokens <= moe_few.TOKENS_MAX:
         columns = max(16, triton.next_power_of_2(tokens))
         up = moe_few.Tile(64, *_stages(128 + columns, item, memory), 4)
-        return moe_few.Plan(up, moe_few.Tile(64, *_stages(64 + columns, item, memory), 4))
+        down = moe_few.Tile(64, *_stages(64 + columns, item, memory), 4)
+        return moe_few.Plan(up, down, down.depth if columns == 16 else 0)
     pairs = tokens * int(shape["top_k"]) / int(shape["experts"])
     rows = 128 if pairs > 64 and item == 2 else 64
     up, down = (
@@ -123,6 +103,25 @@ def _plain(value: Any) -> int | str:
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32}
 _SM = AtLeast((8, 0))
 
+
+def _experts(name: str, sm: AtLeast, format: str, unit: int) -> Kernel:
+    """Rows of weights begin at multiples of 16 bytes, as the copy engine wants: `unit` of their numbers."""
+    return Kernel(
+        OP,
+        name,
+        Needs(
+            sm=sm,
+            dtype=_FLOATS,
+            format=format,
+            experts=AtMost(EXPERTS_MAX),
+            width=MultipleOf(unit),
+            ffn=MultipleOf(unit),
+        ),
+        Band.FAST,
+        build,
+    )
+
+
 KERNELS = (
     Kernel(
         "moe.gate",
@@ -134,18 +133,7 @@ KERNELS = (
     Kernel(
         "moe.route", "triton", Needs(sm=_SM, experts=AtMost(EXPERTS_MAX)), Band.FAST, Plain(moe_gate.route)
     ),
-    Kernel(
-        OP,
-        "triton",
-        Needs(
-            sm=_SM,
-            dtype=_FLOATS,
-            format="native",
-            experts=AtMost(EXPERTS_MAX),
-            width=MultipleOf(8),
-            ffn=MultipleOf(8),
-        ),
-        Band.FAST,
-        build,
-    ),
+    _experts("triton", _SM, "native", 8),
+    _experts("triton_int8", _SM, "int8", 16),
+    _experts("triton_fp8", AtLeast((8, 9)), "fp8_block", 16),
 )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Experts for few tokens, bound by the bytes of the weights that were chosen: two launches.
 
-In: x [T, C], ids [T, k], weights [T, k], stacked experts w13 [E + S, 2F, C] and w2 [E + S, C, F]; the last S
-are shared: every token runs them, with weight one. Out: y [T, C]. T is at most `TOKENS_MAX`.
+In: x [T, C], ids [T, k], weights [T, k], stacked experts w13 [E + S, 2F, C] and w2 [E + S, C, F], in 8 bits with
+their scales; the last S are shared: every token runs them, with weight one. Out: y [T, C]. T is at most `TOKENS_MAX`.
 
     gate_up   program (n, f): the n-th chosen expert, `rows` ffn channels    -> hidden [T, k + S, F]
     down      program (n, c): the same expert, `rows` output channels        -> parts [T, k + S, C] float32,
@@ -13,8 +13,9 @@ tokens, those that did not choose the expert are masked, so nothing is sorted. E
 from the ids alone. Parts are added in the order of a token's choices, whatever order programs arrive in:
 repeated runs are identical, and a token's result does not depend on the other tokens.
 
-The second launch may start while the first drains (programmatic dependent launch): it fetches its weights
-into the second-level cache, then waits. Ids outside 0..E-1 are skipped.
+The second launch may start while the first drains (programmatic dependent launch): it finds its expert and
+fetches the head of its weights, then waits for what the first makes. It reads ids before it waits, which is right
+because the first lets it start only after waiting for them itself. Ids outside 0..E-1 are skipped.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenspeed.kernels.triton.launch import early
+from tokenspeed.kernels.triton.moe_weights import Stacked, blocks, or_any
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
-TOKENS_MAX = 64
+TOKENS_MAX = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +44,6 @@ class Tile:
     depth: int
     stages: int
     warps: int
-
-
-@triton.jit
-def _fetch(matrix, row, last, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
-    # Ask for rows [row, row + ROWS), none beyond `last`, of [.., COLUMNS] in the second-level cache.
-    which = tl.minimum(row + tl.arange(0, ROWS), last).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [
-            (matrix + which * COLUMNS).to(tl.int64),
-            tl.full([ROWS], COLUMNS, tl.int32) * (matrix.dtype.element_ty.primitive_bitwidth // 8),
-        ],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit
@@ -105,7 +89,19 @@ def _places(
 
 
 @triton.jit
-def _rows(at, there, depth, left, WHOLE: tl.constexpr):
+def product(weight, activations, total, scale, PRECISION: tl.constexpr, FORMAT: tl.constexpr):
+    """Return total + weight activations; the product of a block-scaled weight is scaled before it is added."""
+    if FORMAT == "int8":
+        weight = weight.to(tl.float32)
+    if FORMAT == "fp8_block":
+        return total + tl.dot(weight.to(activations.dtype), activations, input_precision=PRECISION) * tl.load(
+            scale
+        )
+    return tl.dot(weight.to(activations.dtype), activations, total, PRECISION)
+
+
+@triton.jit
+def rows_of(at, there, depth, left, WHOLE: tl.constexpr):
     # A tile of activations [TOKENS, DEPTH], zero in rows that are not there and past the last channel.
     mask = there[:, None] if WHOLE else there[:, None] & (depth < left)[None, :]
     return tl.load(at, mask, 0.0)
@@ -113,19 +109,15 @@ def _rows(at, there, depth, left, WHOLE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gate_up(
-    x, x_stride, ids, w13, w13_pointer, hidden, tokens,
+    x, x_stride, ids, w13, scale, hidden, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, FETCH: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, FORMAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     row = tl.program_id(0) * ROWS
     if EARLY:
-        if FETCH and n < S:
-            last = (E + n + 1) * 2 * F - 1
-            _fetch(w13_pointer, last - 2 * F + 1 + row, last, C, ROWS)
-            _fetch(w13_pointer, last - F + 1 + row, last, C, ROWS)
         gdc_wait()
         gdc_launch_dependents()
     expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
@@ -135,34 +127,40 @@ def _gate_up(
         depth = tl.arange(0, DEPTH)
         source = x + token[:, None] * x_stride + depth[None, :]
         gate_row = expert * (2 * F) + row
+        blocks: tl.constexpr = (C + 127) // 128
         gate = tl.zeros([ROWS, TOKENS], tl.float32)
         up = tl.zeros([ROWS, TOKENS], tl.float32)
         for k in tl.range(0, C, DEPTH, num_stages=STAGES):
-            activations = _rows(source + k, place >= 0, depth, C - k, C % DEPTH == 0).T
-            gate = tl.dot(w13.load([gate_row, k]), activations, gate, PRECISION)
-            up = tl.dot(w13.load([gate_row + F, k]), activations, up, PRECISION)
-        result = gate / (1.0 + tl.exp(-gate)) * up
+            activations = rows_of(source + k, place >= 0, depth, C - k, C % DEPTH == 0).T
+            of_gate = scale + gate_row // 128 * blocks + k // 128
+            gate = product(w13.load([gate_row, k]), activations, gate, of_gate, PRECISION, FORMAT)
+            of_up = scale + (gate_row + F) // 128 * blocks + k // 128
+            up = product(w13.load([gate_row + F, k]), activations, up, of_up, PRECISION, FORMAT)
         channel = row + tl.arange(0, ROWS)
+        if FORMAT == "int8":
+            gate *= tl.load(scale + expert * (2 * F) + channel, channel < F, 0.0)[:, None]
+            up *= tl.load(scale + expert * (2 * F) + F + channel, channel < F, 0.0)[:, None]
+        result = gate / (1.0 + tl.exp(-gate)) * up
         to = hidden + (token * (TOP + S) + place)[None, :] * F + channel[:, None]
         tl.store(to, result, (place >= 0)[None, :] & (channel < F)[:, None])
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _down(
-    hidden, ids, weights, w2, w2_pointer, parts, y, counters, tokens,
+    hidden, ids, weights, w2, w2_head, scale, parts, y, counters, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, FETCH: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, FORMAT: tl.constexpr, HEAD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     block = tl.program_id(0)
     row = block * ROWS
     expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
     place = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+    if HEAD > 0:
+        first = w2_head.load([tl.maximum(expert, 0) * C + row, 0])
     if EARLY:
-        if FETCH and expert >= 0:
-            _fetch(w2_pointer, expert * C + row, expert * C + C - 1, F, ROWS)
         gdc_wait()
     token = tl.arange(0, TOKENS)
     channel = row + tl.arange(0, ROWS)
@@ -171,9 +169,15 @@ def _down(
         pair = token * (TOP + S) + place
         source = hidden + pair[:, None] * F + depth[None, :]
         total = tl.zeros([ROWS, TOKENS], tl.float32)
-        for k in tl.range(0, F, DEPTH, num_stages=STAGES):
-            activations = _rows(source + k, place >= 0, depth, F - k, F % DEPTH == 0).T
-            total = tl.dot(w2.load([expert * C + row, k]), activations, total, PRECISION)
+        if HEAD > 0:
+            at = hidden + pair[:, None] * F + tl.arange(0, HEAD)[None, :]
+            total = tl.dot(first, tl.load(at, (place >= 0)[:, None], 0.0).T, total, PRECISION)
+        for k in tl.range(HEAD, F, DEPTH, num_stages=STAGES):
+            activations = rows_of(source + k, place >= 0, depth, F - k, (F - HEAD) % DEPTH == 0).T
+            of_block = scale + (expert * tl.cdiv(C, 128) + row // 128) * tl.cdiv(F, 128) + k // 128
+            total = product(w2.load([expert * C + row, k]), activations, total, of_block, PRECISION, FORMAT)
+        if FORMAT == "int8":
+            total *= tl.load(scale + expert * C + channel, channel < C, 0.0)[:, None]
         routed = (place >= 0) & (place < TOP)
         total = total * tl.load(weights + token * TOP + place, routed, 1.0)[None, :]
         mask = (place >= 0)[None, :] & (channel < C)[:, None]
@@ -196,21 +200,19 @@ def _down(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Both tiles; whether launches overlap, where the device can, and whether they then fetch weights ahead."""
+    """Both tiles, and the channels of the second product that are fetched while the first still runs."""
 
     up: Tile
     down: Tile
-    early: bool = True
-    fetch: bool = True
+    head: int = 0
 
 
-def run(
-    x: Tensor, ids: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, shared: int, plan: Plan, y: Tensor
-) -> Tensor:
-    """Run T <= TOKENS_MAX tokens through their experts and the `shared` last ones; write and return y."""
+def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
+    """Run T <= TOKENS_MAX tokens through their experts and the shared ones; write and return y."""
     tokens, width = x.shape
-    stacked, _, ffn = w2.shape
-    experts, top = stacked - shared, ids.shape[1]
+    stacked, _, ffn = w.w2.shape
+    shared, top = w.shared, ids.shape[1]
+    experts = stacked - shared
     hidden = x.new_empty((tokens, top + shared, ffn))
     parts = x.new_empty((tokens, top + shared, width), dtype=torch.float32)
     tile = max(16, triton.next_power_of_2(tokens))
@@ -218,25 +220,21 @@ def run(
         C=width, F=ffn, E=experts, S=shared, TOP=top, SINGLE=tokens == 1, TOKENS=tile,
         E_PAD=triton.next_power_of_2(experts), TOP_PAD=triton.next_power_of_2(top),
         PAIRS_PAD=tile * triton.next_power_of_2(top),
-        PRECISION="ieee" if x.dtype is torch.float32 else "tf32",
+        PRECISION="ieee" if x.dtype is torch.float32 else "tf32", FORMAT=w.format,
     )  # fmt: skip
-    ahead = plan.early and early(x.device)
+    ahead = early(x.device)
     launch = {"launch_pdl": True} if ahead else {}
     runs = shared + min(tokens * top, experts)
     up, down = plan.up, plan.down
+    head = plan.head if w.format == "native" and plan.head < ffn else 0
     assert triton.cdiv(width, down.rows) <= COUNTERS
     _gate_up[(triton.cdiv(ffn, up.rows), runs)](
-        x, x.stride(0), ids, _blocks(w13, up), w13, hidden, tokens, **sizes,
-        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, FETCH=plan.fetch, EARLY=ahead,
-        num_warps=up.warps, **launch,
+        x, x.stride(0), ids, blocks(w.w13, up.rows, up.depth), or_any(w.scale13, x), hidden, tokens, **sizes,
+        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, EARLY=ahead, num_warps=up.warps, **launch,
     )  # fmt: skip
     _down[(triton.cdiv(width, down.rows), runs)](
-        hidden, ids, weights, _blocks(w2, down), w2, parts, y, counters(x.device), tokens, **sizes,
-        ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, FETCH=plan.fetch, EARLY=ahead,
-        num_warps=down.warps, **launch,
+        hidden, ids, weights, blocks(w.w2, down.rows, down.depth), blocks(w.w2, down.rows, head or down.depth),
+        or_any(w.scale2, x), parts, y, counters(x.device), tokens, **sizes, ROWS=down.rows, DEPTH=down.depth,
+        STAGES=down.stages, HEAD=head, EARLY=ahead, num_warps=down.warps, **launch,
     )  # fmt: skip
     return y
-
-
-def _blocks(stacked: Tensor, tile: Tile) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(stacked.flatten(0, 1), [tile.rows, tile.depth])

@@ -57,9 +57,9 @@ def _kept(choosing, G: tl.constexpr, G_TOP: tl.constexpr, G_PAD: tl.constexpr, E
 @triton.jit
 def _choose(
     logits, bias, write_index, ids, weights, token, tokens, scale, PADDED: tl.constexpr,
-    E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr, TOP2: tl.constexpr, BIASED: tl.constexpr,
-    NORMALISE: tl.constexpr, TOKENS: tl.constexpr, E_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
-    G_PAD: tl.constexpr,
+    E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
+    TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
+    E_PAD: tl.constexpr, TOP_PAD: tl.constexpr, G_PAD: tl.constexpr,
 ):  # fmt: skip
     # logits [TOKENS, E_PAD] float32 -> the choices of these tokens, stored.
     expert = tl.arange(0, E_PAD)
@@ -221,7 +221,8 @@ def gate(
     ahead = early(x.device)
     _gate[(tiles, how.shares)](
         x, x.stride(0), w, weights if bias is None else bias, ids if write_index is None else write_index,
-        shares, counters(x.device), ids, weights, tokens, scale, write_index is not None, width, how.span, how.depth, how.shares, ahead,
+        shares, counters(x.device), ids, weights, tokens, scale, write_index is not None, width, how.span,
+        how.depth, how.shares, ahead,
         **_options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise),
         **({"launch_pdl": True} if ahead else {}),
     )  # fmt: skip

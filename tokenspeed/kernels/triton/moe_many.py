@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Experts for many tokens, bound by arithmetic: sort once, two grouped matrix products, one sum.
 
-In: x [T, C], ids [T, k], weights [T, k], stacked experts w13 [E + S, 2F, C] and w2 [E + S, C, F]; the last S
-are shared: every token runs them, with weight one. Out: y [T, C].
+In: x [T, C], ids [T, k], weights [T, k], stacked experts w13 [E + S, 2F, C] and w2 [E + S, C, F], in 8 bits with
+their scales; the last S are shared: every token runs them, with weight one. Out: y [T, C].
 
     sort     program e: the pairs (token, choice) of expert e, in order          -> order [T k], starts [E + 1]
     gate_up  tiles of one expert's pairs x ffn channels, silu(gate) * up         -> hidden [T (k + S), F], sorted
@@ -25,6 +25,14 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tokenspeed.kernels.triton.moe_few import rows_of
+from tokenspeed.kernels.triton.moe_weights import Stacked, blocks, or_any
+
+BLOCK = 2048
+"""Pairs that a program of the sort looks at together."""
+PIECE = 4 * BLOCK
+"""Pairs that a program of the sort places."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
@@ -39,22 +47,28 @@ class Tile:
     group: int = 8
 
 
-@triton.jit(do_not_specialize=["pairs"])
-def _sort(ids, order, starts, pairs, E: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["pairs", "piece"])
+def _sort(ids, order, starts, pairs, piece, E: tl.constexpr, BLOCK: tl.constexpr):
+    # Program (e, p) places the pairs of expert e that lie in piece p: behind those of lower experts, and its own
+    # in earlier pieces.
     expert = tl.program_id(0)
+    begin = tl.program_id(1) * piece
     lane = tl.arange(0, BLOCK)
-    lower = tl.zeros([BLOCK], tl.int32)
+    before = tl.zeros([BLOCK], tl.int32)
     for first in range(0, pairs, BLOCK):
-        id = tl.load(ids + first + lane, first + lane < pairs, -1)
-        lower += ((id >= 0) & (id < expert)).to(tl.int32)
-    at = tl.sum(lower, 0)
-    tl.store(starts + expert, at)
-    for first in range(0, pairs, BLOCK):
-        mine = (tl.load(ids + first + lane, first + lane < pairs, -1) == expert).to(tl.int32)
-        tl.store(order + at + tl.cumsum(mine, 0) - 1, first + lane, mine != 0)
-        at += tl.sum(mine, 0)
-    if expert == E - 1:
-        tl.store(starts + E, at)
+        at = first + lane
+        id = tl.load(ids + at, at < pairs, -1)
+        before += ((id >= 0) & ((id < expert) | ((id == expert) & (at < begin)))).to(tl.int32)
+    place = tl.sum(before, 0)
+    if begin == 0:
+        tl.store(starts + expert, place)
+    for first in range(begin, min(begin + piece, pairs), BLOCK):
+        at = first + lane
+        mine = (tl.load(ids + at, at < pairs, -1) == expert).to(tl.int32)
+        tl.store(order + place + tl.cumsum(mine, 0) - 1, at, mine != 0)
+        place += tl.sum(mine, 0)
+    if (expert == E - 1) & (begin + piece >= pairs):
+        tl.store(starts + E, place)
 
 
 @triton.jit
@@ -84,12 +98,24 @@ def _tile_of(starts, program, column_tiles, tokens, E: tl.constexpr, S: tl.const
     return tl.where(wide > 0, which, -1), first, stop, column
 
 
+@triton.jit
+def _product(activations, weight, total, scale, PRECISION: tl.constexpr, FORMAT: tl.constexpr):
+    # total + activations weight^T; the product of a block-scaled weight is scaled before it is added.
+    if FORMAT == "int8":
+        weight = weight.to(tl.float32)
+    if FORMAT == "fp8_block":
+        return total + tl.dot(
+            activations, weight.to(activations.dtype).T, input_precision=PRECISION
+        ) * tl.load(scale)
+    return tl.dot(activations, weight.to(activations.dtype).T, total, PRECISION)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _gate_up(
-    x, x_stride, w13, order, starts, hidden, tokens,
+    x, x_stride, w13, scale, order, starts, hidden, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     E_PAD: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
-    STAGES: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr, FORMAT: tl.constexpr,
 ):  # fmt: skip
     expert, first, end, column = _tile_of(
         starts, tl.program_id(0), tl.cdiv(F, ROWS), tokens, E, S, E_PAD, PAIRS, GROUP
@@ -104,27 +130,30 @@ def _gate_up(
         depth = tl.arange(0, DEPTH)
         source = x + token.to(tl.int64)[:, None] * x_stride + depth[None, :]
         row = expert * (2 * F) + column * ROWS
+        blocks: tl.constexpr = (C + 127) // 128
         gate = tl.zeros([PAIRS, ROWS], tl.float32)
         up = tl.zeros([PAIRS, ROWS], tl.float32)
         for k in tl.range(0, C, DEPTH, num_stages=STAGES):
-            if C % DEPTH == 0:
-                activations = tl.load(source + k)
-            else:
-                activations = tl.load(source + k, (depth < C - k)[None, :], 0.0)
-            gate = tl.dot(activations, w13.load([row, k]).T, gate, PRECISION)
-            up = tl.dot(activations, w13.load([row + F, k]).T, up, PRECISION)
-        result = gate / (1.0 + tl.exp(-gate)) * up
+            activations = rows_of(source + k, there, depth, C - k, C % DEPTH == 0)
+            of_gate = scale + row // 128 * blocks + k // 128
+            gate = _product(activations, w13.load([row, k]), gate, of_gate, PRECISION, FORMAT)
+            of_up = scale + (row + F) // 128 * blocks + k // 128
+            up = _product(activations, w13.load([row + F, k]), up, of_up, PRECISION, FORMAT)
         channel = column * ROWS + tl.arange(0, ROWS)
+        if FORMAT == "int8":
+            gate *= tl.load(scale + expert * (2 * F) + channel, channel < F, 0.0)[None, :]
+            up *= tl.load(scale + expert * (2 * F) + F + channel, channel < F, 0.0)[None, :]
+        result = gate / (1.0 + tl.exp(-gate)) * up
         to = hidden + place.to(tl.int64)[:, None] * F + channel[None, :]
         tl.store(to, result, there[:, None] & (channel < F)[None, :])
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _down(
-    hidden, w2, order, starts, weights, parts, tokens,
+    hidden, w2, scale, order, starts, weights, parts, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     E_PAD: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr,
-    STAGES: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr, FORMAT: tl.constexpr,
 ):  # fmt: skip
     expert, first, end, column = _tile_of(
         starts, tl.program_id(0), tl.cdiv(C, ROWS), tokens, E, S, E_PAD, PAIRS, GROUP
@@ -133,7 +162,11 @@ def _down(
         row = expert * C + column * ROWS
         total = tl.zeros([PAIRS, ROWS], tl.float32)
         for k in tl.range(0, F, DEPTH, num_stages=STAGES):
-            total = tl.dot(hidden.load([first, k]), w2.load([row, k]).T, total, PRECISION)
+            of_block = scale + (expert * tl.cdiv(C, 128) + column * ROWS // 128) * tl.cdiv(F, 128) + k // 128
+            total = _product(hidden.load([first, k]), w2.load([row, k]), total, of_block, PRECISION, FORMAT)
+        channel = column * ROWS + tl.arange(0, ROWS)
+        if FORMAT == "int8":
+            total *= tl.load(scale + expert * C + channel, channel < C, 0.0)[None, :]
         place = first + tl.arange(0, PAIRS)
         there = place < end
         if expert < E:
@@ -142,7 +175,6 @@ def _down(
             to = pair // TOP * (TOP + S) + pair % TOP
         else:
             to = (tokens - (end - place)) * (TOP + S) + TOP + expert - E
-        channel = column * ROWS + tl.arange(0, ROWS)
         at = parts + to.to(tl.int64)[:, None] * C + channel[None, :]
         tl.store(at, total, there[:, None] & (channel < C)[None, :])
 
@@ -172,13 +204,12 @@ class Plan:
     down: Tile
 
 
-def run(
-    x: Tensor, ids: Tensor, weights: Tensor, w13: Tensor, w2: Tensor, shared: int, plan: Plan, y: Tensor
-) -> Tensor:
-    """Run tokens through their experts and the `shared` last ones; write and return y."""
+def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
+    """Run tokens through their experts and the shared ones; write and return y."""
     tokens, width = x.shape
-    stacked, _, ffn = w2.shape
-    experts, top = stacked - shared, ids.shape[1]
+    stacked, _, ffn = w.w2.shape
+    shared, top = w.shared, ids.shape[1]
+    experts = stacked - shared
     pairs, places = tokens * top, tokens * (top + shared)
     order = torch.empty(pairs, dtype=torch.int32, device=x.device)
     starts = torch.empty(experts + 1, dtype=torch.int32, device=x.device)
@@ -186,19 +217,18 @@ def run(
     parts = x.new_empty((tokens, top + shared, width))
     sizes: dict[str, Any] = dict(  # noqa: C408
         C=width, F=ffn, E=experts, S=shared, TOP=top, E_PAD=triton.next_power_of_2(stacked),
-        PRECISION="ieee" if x.dtype is torch.float32 else "tf32",
+        PRECISION="ieee" if x.dtype is torch.float32 else "tf32", FORMAT=w.format,
     )  # fmt: skip
-    _sort[(experts,)](
-        ids, order, starts, pairs, experts, min(4096, triton.next_power_of_2(pairs)), num_warps=8
-    )
+    pieces = triton.cdiv(pairs, PIECE)
+    _sort[(experts, pieces)](ids, order, starts, pairs, PIECE, experts, BLOCK, num_warps=8)
     up, down = plan.up, plan.down
     _gate_up[(_tiles(tokens, top, experts, shared, up) * triton.cdiv(ffn, up.rows),)](
-        x, x.stride(0), _blocks(w13, up.rows, up.depth), order, starts, hidden, tokens, **sizes,
+        x, x.stride(0), blocks(w.w13, up.rows, up.depth), or_any(w.scale13, x), order, starts, hidden, tokens, **sizes,
         PAIRS=up.pairs, ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, GROUP=up.group, num_warps=up.warps,
     )  # fmt: skip
     _down[(_tiles(tokens, top, experts, shared, down) * triton.cdiv(width, down.rows),)](
-        TensorDescriptor.from_tensor(hidden, [down.pairs, down.depth]), _blocks(w2, down.rows, down.depth),
-        order, starts, weights, parts, tokens, **sizes,
+        TensorDescriptor.from_tensor(hidden, [down.pairs, down.depth]), blocks(w.w2, down.rows, down.depth),
+        or_any(w.scale2, x), order, starts, weights, parts, tokens, **sizes,
         PAIRS=down.pairs, ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, GROUP=down.group,
         num_warps=down.warps,
     )  # fmt: skip
@@ -213,7 +243,3 @@ def _tiles(tokens: int, top: int, experts: int, shared: int, tile: Tile) -> int:
     """The most tiles of pairs there can be: each chosen expert wastes less than one."""
     chosen = min(experts, tokens * top)
     return (tokens * top - chosen) // tile.pairs + chosen + shared * triton.cdiv(tokens, tile.pairs)
-
-
-def _blocks(stacked: Tensor, rows: int, depth: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(stacked.flatten(0, 1), [rows, depth])

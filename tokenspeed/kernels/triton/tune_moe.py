@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from tokenspeed.kernels.triton import moe, moe_few, moe_many, tuned
+from tokenspeed.kernels.triton import moe, moe_few, moe_many, moe_weights, tuned
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64, 256, 1024, 8192)
 REPLAYS = 5
@@ -49,7 +49,7 @@ class Case:
     def shape(self) -> tuned.Shape:
         """What plans are looked up by."""
         held = {name: getattr(self, name) for name in ("experts", "shared", "top_k", "width", "ffn")}
-        return {"dtype": "bfloat16", **held}
+        return {"dtype": "bfloat16", "format": "native", **held}
 
 
 def candidates(case: Case) -> tuple[list[moe.Plan], list[moe.Plan]]:
@@ -59,7 +59,9 @@ def candidates(case: Case) -> tuple[list[moe.Plan], list[moe.Plan]]:
                 (128, 64, 3, 4), (128, 64, 4, 8), (128, 128, 3, 8), (32, 128, 4, 4), (16, 256, 4, 4)]  # fmt: skip
         few = [moe_few.Tile(*cut) for cut in cuts]
         base = moe_few.Plan(few[3], few[3])
-        return [replace(base, up=tile) for tile in few], [replace(base, down=tile) for tile in few]
+        heads = (0, 256) if case.tokens <= 16 else (0,)
+        downs = [replace(base, down=tile, head=head) for tile in few for head in heads]
+        return [replace(base, up=tile) for tile in few], downs
     dense = case.tokens * case.top_k >= 96 * case.experts
     pairs = (128, 256) if dense else (32, 64)
     many = [
@@ -77,13 +79,13 @@ class Bench:
     """A layer's weights, in copies, and what to run them on."""
 
     case: Case
-    copies: list[moe.Stacked]
+    copies: list[moe_weights.Stacked]
     x: Tensor
     ids: Tensor
     weights: Tensor
 
     @classmethod
-    def of(cls, case: Case, copies: list[moe.Stacked]) -> Bench:
+    def of(cls, case: Case, copies: list[moe_weights.Stacked]) -> Bench:
         calls = max(len(copies), min(CALLS_MAX, 512 // case.tokens))
         chosen = torch.rand(calls, case.tokens, case.experts, device="cuda").argsort(-1)[..., : case.top_k]
         return cls(
@@ -99,7 +101,7 @@ class Bench:
         w = self.copies[turn % len(self.copies)]
         run = moe_few.run if isinstance(plan, moe_few.Plan) else moe_many.run
         x = self.x[turn]
-        return run(x, self.ids[turn], self.weights[turn], w.w13, w.w2, w.shared, plan, torch.empty_like(x))
+        return run(x, self.ids[turn], self.weights[turn], w, plan, torch.empty_like(x))
 
     def us(self, plan: moe.Plan) -> float:
         """Median time of a call; infinite when the plan does not fit."""
@@ -124,12 +126,12 @@ class Bench:
         return statistics.median(times[1:])
 
 
-def stacked(case: Case) -> moe.Stacked:
+def stacked(case: Case) -> moe_weights.Stacked:
     """Random weights of one layer."""
     total = case.experts + case.shared
     w13 = torch.empty(total, 2 * case.ffn, case.width, dtype=torch.bfloat16, device="cuda")
     w2 = torch.empty(total, case.width, case.ffn, dtype=torch.bfloat16, device="cuda")
-    return moe.Stacked(w13.normal_(std=case.width**-0.5), w2.normal_(std=case.ffn**-0.5), case.shared)
+    return moe_weights.Stacked(w13.normal_(std=case.width**-0.5), w2.normal_(std=case.ffn**-0.5), case.shared)
 
 
 def compile_all(work: Sequence[tuple[Case, moe.Plan]]) -> None:
@@ -148,7 +150,7 @@ def tuned_entry(bench: Bench) -> tuned.Entry:
     us = round(bench.us(plan), 2)
     print(f"{bench.case.tokens:6} tokens {us:9.1f} us  {plan}", flush=True)
     kind = "few" if isinstance(plan, moe_few.Plan) else "many"
-    held = {"up": list(asdict(plan.up).values()), "down": list(asdict(plan.down).values())}
+    held = {**asdict(plan), "up": [*asdict(plan.up).values()], "down": [*asdict(plan.down).values()]}
     return tuned.Entry(bench.case.shape, bench.case.tokens, {kind: held}, us)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,32 @@ pytest.importorskip("triton", reason="triton comes with CUDA builds of torch alo
 
 from tests.null.kernels.hopper.sm90 import SHARED_BYTES_MAX, machine_code
 from tokenspeed.kernels import Device
-from tokenspeed.kernels.triton import moe, moe_few, moe_gate, moe_many, tuned
+from tokenspeed.kernels.triton import moe, moe_few, moe_gate, moe_many, moe_weights, tuned
 
 MOONLIGHT = {"C": 2048, "F": 1408, "E": 64, "S": 2, "TOP": 6}
-SHAPE = {"dtype": "bfloat16", "experts": 64, "shared": 2, "top_k": 6, "width": 2048, "ffn": 1408}
-PRECISION = {"PRECISION": "tf32"}
+SHAPE = {
+    "dtype": "bfloat16",
+    "format": "native",
+    "experts": 64,
+    "shared": 2,
+    "top_k": 6,
+    "width": 2048,
+    "ffn": 1408,
+}
+INPUTS = {
+    "x": "*bf16",
+    "x_stride": "i32",
+    "hidden": "*bf16",
+    "ids": "*i32",
+    "weights": "*fp32",
+    "scale": "*fp32",
+    "parts": "*fp32",
+    "y": "*bf16",
+    "counters": "*i32",
+    "order": "*i32",
+    "starts": "*i32",
+    "tokens": "i32",
+}
 
 
 def cut(tile: moe_few.Tile | moe_many.Tile) -> dict[str, Any]:
@@ -26,43 +48,52 @@ def cut(tile: moe_few.Tile | moe_many.Tile) -> dict[str, Any]:
     return {name: getattr(tile, field) for field, name in known.items() if hasattr(tile, field)}
 
 
-@pytest.mark.parametrize("tokens", [1, 64])
+def box(format: str, tile: moe_few.Tile | moe_many.Tile) -> str:
+    held = {"native": "bf16", "int8": "i8", "fp8_block": "fp8e4nv"}[format]
+    return f"tensordesc<{held}[{tile.rows},{tile.depth}]>"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "format"), [(1, "native"), (64, "native"), (128, "native"), (16, "int8"), (16, "fp8_block")]
+)
 def test_few_tokens_stream_weights_by_bulk_copies_into_warpgroup_products(
-    tmp_path: Path, tokens: int
+    tmp_path: Path, tokens: int, format: str
 ) -> None:
-    plan = moe.plan_of(SHAPE, Device(type="cpu"), tokens)
+    plan = moe.plan_of({**SHAPE, "format": format}, Device(type="cpu"), tokens)
     assert isinstance(plan, moe_few.Plan)
-    common = {**MOONLIGHT, **PRECISION, "SINGLE": tokens == 1, "E_PAD": 64, "PAIRS_PAD": 8 * tokens,
-              "TOP_PAD": 8, "TOKENS": max(16, tokens), "FETCH": True, "EARLY": True}  # fmt: skip
-    inputs = {"x": "*bf16", "x_stride": "i32", "hidden": "*bf16", "ids": "*i32", "weights": "*fp32",
-              "parts": "*fp32", "y": "*bf16", "counters": "*i32", "tokens": "i32",
-              "w13_pointer": "*bf16", "w2_pointer": "*bf16"}  # fmt: skip
-    for kernel, weight, tile in ((moe_few._gate_up, "w13", plan.up), (moe_few._down, "w2", plan.down)):
-        box = f"tensordesc<bf16[{tile.rows},{tile.depth}]>"
-        code = machine_code(kernel, {**inputs, weight: box}, {**common, **cut(tile)}, tmp_path, tile.warps)
+    tile, head = max(16, tokens), plan.head if format == "native" else 0
+    common = {**MOONLIGHT, "PRECISION": "tf32", "FORMAT": format, "SINGLE": tokens == 1, "E_PAD": 64,
+              "PAIRS_PAD": 8 * tile, "TOP_PAD": 8, "TOKENS": tile, "EARLY": True}  # fmt: skip
+    first = machine_code(
+        moe_few._gate_up, {**INPUTS, "w13": box(format, plan.up)}, {**common, **cut(plan.up)}, tmp_path,
+        plan.up.warps,
+    )  # fmt: skip
+    boxes = {"w2": box(format, plan.down), "w2_head": box(format, replace(plan.down, depth=head or 128))}
+    second = machine_code(
+        moe_few._down, {**INPUTS, **boxes}, {**common, **cut(plan.down), "HEAD": head}, tmp_path,
+        plan.down.warps,
+    )  # fmt: skip
+    for code in (first, second):
         assert code.spills == 0
         assert code.shared_bytes <= SHARED_BYTES_MAX
         assert code.count("HGMMA") > 0
         assert code.count("HMMA") == 0
         assert code.count("UTMALDG") > 0
-        assert code.count("UBLKPF") > 0
 
 
-def test_many_tokens_are_warpgroup_products(tmp_path: Path) -> None:
-    plan = moe.plan_of(SHAPE, Device(type="cpu"), 8192)
+@pytest.mark.parametrize("format", ["native", "fp8_block"])
+def test_many_tokens_are_warpgroup_products(tmp_path: Path, format: str) -> None:
+    plan = moe.plan_of({**SHAPE, "format": format}, Device(type="cpu"), 8192)
     assert isinstance(plan, moe_many.Plan)
-    common = {**MOONLIGHT, **PRECISION, "E_PAD": 128}
-    inputs = {"x": "*bf16", "x_stride": "i32", "order": "*i32", "starts": "*i32", "weights": "*fp32",
-              "parts": "*bf16", "tokens": "i32"}  # fmt: skip
-    box = f"tensordesc<bf16[{plan.up.rows},{plan.up.depth}]>"
+    common = {**MOONLIGHT, "PRECISION": "tf32", "FORMAT": format, "E_PAD": 128}
     up = machine_code(
-        moe_many._gate_up, {**inputs, "w13": box, "hidden": "*bf16"}, {**common, **cut(plan.up)}, tmp_path,
+        moe_many._gate_up, {**INPUTS, "w13": box(format, plan.up)}, {**common, **cut(plan.up)}, tmp_path,
         plan.up.warps,
     )  # fmt: skip
-    boxes = [f"tensordesc<bf16[{rows},{plan.down.depth}]>" for rows in (plan.down.pairs, plan.down.rows)]
+    rows = f"tensordesc<bf16[{plan.down.pairs},{plan.down.depth}]>"
     down = machine_code(
-        moe_many._down, {**inputs, "hidden": boxes[0], "w2": boxes[1]}, {**common, **cut(plan.down)}, tmp_path,
-        plan.down.warps,
+        moe_many._down, {**INPUTS, "parts": "*bf16", "hidden": rows, "w2": box(format, plan.down)},
+        {**common, **cut(plan.down)}, tmp_path, plan.down.warps,
     )  # fmt: skip
     for code in (up, down):
         assert code.spills == 0
@@ -97,7 +128,7 @@ def test_shared_experts_are_stacked_behind_the_routed_ones() -> None:
     experts, shared, width, ffn = 3, 2, 8, 4
     w13, w2 = torch.randn(experts, 2 * ffn, width), torch.randn(experts, width, ffn)
     shared13, shared2 = torch.randn(2 * shared * ffn, width), torch.randn(width, shared * ffn)
-    stacked = moe.experts_prepare(w13, w2, shared13, shared2)
+    stacked = moe_weights.prepare(w13, w2, shared13, shared2)
     gate, up = shared13.chunk(2)
     for s in range(shared):
         mine = slice(s * ffn, (s + 1) * ffn)
