@@ -148,7 +148,8 @@ class Tiling:
 
 def multiply(x: Tensor, w: Weight, y: Tensor, tiling: Tiling) -> Tensor:
     """Write x W^T + b into y [T, G, O] and return it."""
-    (_run_tiles if tiling.depth else _run_few)(x, w, y, tiling, early(x.device))
+    if len(x):
+        (_run_tiles if tiling.depth else _run_few)(x, w, y, tiling, early(x.device))
     return y
 
 
