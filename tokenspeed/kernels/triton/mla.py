@@ -83,7 +83,9 @@ def _decode(
     tiles = tl.cdiv(lens, TILE)
     ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
-    share = tl.maximum(tl.cdiv(total, lanes), LEAST)
+    # One program adds up all partials of a row: its time grows with their number as that of the runs falls.
+    rooted = (tl.sqrt(tl.max(tiles, 0).to(tl.float32)) * 0.6).to(tl.int32)
+    share = tl.maximum(tl.maximum(tl.cdiv(total, lanes), rooted), LEAST)
     _clear_empty(context_lens, row_starts, out, lse, lane, lanes, block, rows, EACH, HEADS, LATENT, M, L)
     at = lane * share
     stop = tl.minimum(at + share, total)
