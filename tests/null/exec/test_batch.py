@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenspeed.exec import batch as batch_module
 from tokenspeed.exec.batch import Batch, BatchLimits
 from tokenspeed.layers.step import StepInputs
 
@@ -119,3 +120,51 @@ def test_of_two_changes_of_an_entry_the_later_counts(plain_plan: Any, mirrored: 
     batch = Batch(LIMITS, CPU, mirrored=mirrored)
     inputs = lay(batch, plain_plan([(2, 0, [1], True)], deltas=[(2, 0, 7), (2, 0, 9)]))
     assert inputs.block_table.tolist() == [[9]]
+
+
+def test_padding_does_nothing_and_belongs_to_nobody(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=True)
+    batch.last_tokens[4], batch.last_tokens[LIMITS.slots] = 42, 43
+    rows = [(4, 5, [-1], True), (1, 11, [8], True)]
+    deltas = [(4, 0, 6), (4, 1, 9), (1, 2, 3)]
+    laid = batch.lay(plain_plan(rows, deltas=deltas), padded_rows=5)
+    batch.settle(laid)
+    inputs = laid.inputs
+    assert (inputs.rows, inputs.decode_rows) == (5, 5)
+    assert inputs.token_ids.tolist() == [42, 8, 0, 0, 0]
+    assert inputs.positions.tolist() == [5, 11, 0, 0, 0]
+    assert inputs.write_index.tolist() == [9 * 4 + 1, 3 * 4 + 3, -1, -1, -1]
+    assert inputs.context_lens.tolist() == [6, 12, 0, 0, 0] == inputs.context_lens_np.tolist()
+    assert inputs.row_starts.tolist() == [0, 1, 2, 3, 4, 5]
+    assert inputs.sample_index.tolist() == [0, 1, 2, 3, 4]
+    assert inputs.block_table.shape == (5, LIMITS.blocks_per_row)
+    assert inputs.block_table[:3, :3].tolist() == [[6, 9, 0], [0, 0, 3], [0, 0, 0]]
+    assert laid.slots.tolist() == laid.sample_slots.tolist() == [4, 1, *[LIMITS.slots] * 3]
+    assert laid.sample_positions[:2].tolist() == [6, 12]
+
+
+def test_a_graphs_inputs_lie_where_its_padding_lay(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=True)
+    recorded = batch.lay_padding(4).inputs
+    replayed = batch.lay(plain_plan([(2, 3, [7], True)]), padded_rows=4).inputs
+    for name in (
+        "token_ids",
+        "positions",
+        "write_index",
+        "row_starts",
+        "context_lens",
+        "block_table",
+        "sample_index",
+    ):
+        ours, theirs = getattr(recorded, name), getattr(replayed, name)
+        assert (ours.data_ptr(), ours.shape) == (theirs.data_ptr(), theirs.shape)
+    assert recorded.token_ids.tolist() == [7, 0, 0, 0]
+
+
+def test_more_changes_than_foreseen_arrive_too(plain_plan: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "CONTEXTS_BOUND", 0)
+    limits = BatchLimits(slots=2, rows=2, tokens=9, context_tokens=400, block_tokens=4)
+    batch = Batch(limits, CPU, mirrored=True)
+    deltas = [(1, index, 100 - index) for index in range(90)]
+    inputs = lay(batch, plain_plan([(1, 350, [1, 2, 3], True)], deltas=deltas))
+    assert inputs.block_table.tolist() == [[100 - index for index in range(89)]]
