@@ -12,7 +12,12 @@ the next job's tiles while the last one's are still attended with.
                          the softmax of S(i) runs while P(i-1) V(i-1) is in the tensor cores
 
 Row sums are of unrounded weights in float32; the running maximum starts at a finite number, since a whole
-tile may be hidden from a row. The two counters (next job, programs that are done) are zero between launches.
+tile may be hidden from a row.
+
+When jobs are too few for the chip (a short turn over a long context), each is cut into `parts` stretches of
+keys that are jobs of their own. What they summed goes to a workspace, and the warpgroup that arrives last
+adds the parts up, in their order, so that repeated runs agree bit for bit. All counters (next job, programs
+that are done, arrivals) are zero between launches.
 """
 
 from __future__ import annotations
@@ -30,6 +35,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 ROWS = gl.constexpr(64)
 LOWEST = gl.constexpr(-(2.0**100))
 """Below every score; a power of two, so that its scaled value is exact and differs from itself by 0."""
+TILES_LEAST = gl.constexpr(4)
+"""Tiles of keys of a part, at least."""
 WORD = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
@@ -46,7 +53,7 @@ def count_tiles(row_starts, rows, TOKENS: gl.constexpr):
 
 
 @gluon.jit
-def find_job(job, tiles_all, row_starts, context_lens, TOKENS: gl.constexpr, KEYS: gl.constexpr):
+def find_tile(job, tiles_all, row_starts, context_lens, TOKENS: gl.constexpr, KEYS: gl.constexpr):
     """Return head, row, first token in it, its tokens' span, its context, and keys of the rows before (each a
     whole number of tiles).
     """
@@ -66,10 +73,22 @@ def find_job(job, tiles_all, row_starts, context_lens, TOKENS: gl.constexpr, KEY
 
 
 @gluon.jit
-def span_of(first, begin, end, context, TOKENS: gl.constexpr, KEYS: gl.constexpr):
-    """Tiles of keys that a tile of queries looks at, and how many of them all its queries see whole."""
+def span_of(
+    first, begin, end, context, part, parts, TOKENS: gl.constexpr, KEYS: gl.constexpr, SPLIT: gl.constexpr
+):  # fmt: skip
+    """Return the tiles of keys [low, high) of a part of a job, how many of the job's tiles all its queries see
+    whole, and the parts that have any.
+    """
     position = context - (end - begin) + first
-    return gl.cdiv(gl.minimum(position + TOKENS, context), KEYS), (position + 1) // KEYS
+    high = gl.cdiv(gl.minimum(position + TOKENS, context), KEYS)
+    low = high * 0
+    filled = low + 1
+    if SPLIT:
+        share = gl.maximum(gl.cdiv(high, parts), TILES_LEAST)
+        filled = gl.cdiv(high, share)
+        high = high - part * share
+        low = gl.maximum(high - share, 0)
+    return low, high, (position + 1) // KEYS, filled
 
 
 @gluon.jit
@@ -110,47 +129,51 @@ def leave(counts):
 
 @gluon.jit
 def bring_raised(
-    q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, s_at, rings, jobs,
-    DIM: gl.constexpr, VALUE: gl.constexpr,
+    q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, parts, s_at, rings, jobs,
+    SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Copy queries, keys (their own part and the shared one) and values of one job after the other."""
     q_tile, s_tile, k_ring, s_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free = rings
     KEYS: gl.constexpr = k_ring.shape[1]
+    DIM: gl.constexpr = k_ring.shape[2]
+    VALUE: gl.constexpr = v_ring.shape[2]
     TOKENS: gl.constexpr = 2 * ROWS
     job = gl.program_id(0)
     turn = 0
     step = 0
-    while job < tiles_all * heads:
-        announce(job, turn, *jobs)
-        head, _, first, begin, end, context, base = find_job(
-            job, tiles_all, row_starts, context_lens, TOKENS, KEYS
+    while job < tiles_all * heads * parts:
+        head, _, first, begin, end, context, base = find_tile(
+            job // parts, tiles_all, row_starts, context_lens, TOKENS, KEYS
         )
-        tiles, _ = span_of(first, begin, end, context, TOKENS, KEYS)
-        at = head * (DIM + VALUE)
-        for i in range(tiles + 1):
-            if i < tiles:
-                stage, parity = place_of(k_full, step + i)
-                token = base + (tiles - 1 - i) * KEYS
-                full = k_full.index(stage)
-                mbarrier.wait(k_free.index(stage), parity ^ 1)
-                mbarrier.expect(full, raised.block_type.nbytes + shared.block_type.nbytes)
-                tma.async_copy_global_to_shared(raised, [token, at], full, k_ring.index(stage))
-                tma.async_copy_global_to_shared(shared, [token, s_at], full, s_ring.index(stage))
-            if i == 0:
-                mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
-                mbarrier.expect(q_full.index(0), q.block_type.nbytes + q_shared.block_type.nbytes)
-                tma.async_copy_global_to_shared(q, [begin + first, head, 0], q_full.index(0), q_tile)
-                tma.async_copy_global_to_shared(q_shared, [begin + first, head, DIM], q_full.index(0), s_tile)
-            else:
-                stage, parity = place_of(v_full, step + i - 1)
-                token = base + (tiles - i) * KEYS
-                mbarrier.wait(v_free.index(stage), parity ^ 1)
-                mbarrier.expect(v_full.index(stage), raised.block_type.nbytes)
-                tma.async_copy_global_to_shared(
-                    raised, [token, at + DIM], v_full.index(stage), v_ring.index(stage)
-                )
-        step += tiles
-        turn += 1
+        low, high, _, _ = span_of(first, begin, end, context, job % parts, parts, TOKENS, KEYS, SPLIT)
+        if high > low:
+            announce(job, turn, *jobs)
+            at = head * (DIM + VALUE)
+            for i in range(high - low + 1):
+                token = base + (high - 1 - i) * KEYS
+                if i < high - low:
+                    stage, parity = place_of(k_full, step + i)
+                    full = k_full.index(stage)
+                    mbarrier.wait(k_free.index(stage), parity ^ 1)
+                    mbarrier.expect(full, raised.block_type.nbytes + shared.block_type.nbytes)
+                    tma.async_copy_global_to_shared(raised, [token, at], full, k_ring.index(stage))
+                    tma.async_copy_global_to_shared(shared, [token, s_at], full, s_ring.index(stage))
+                if i == 0:
+                    full = q_full.index(0)
+                    mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
+                    mbarrier.expect(full, q.block_type.nbytes + q_shared.block_type.nbytes)
+                    tma.async_copy_global_to_shared(q, [begin + first, head, 0], full, q_tile)
+                    tma.async_copy_global_to_shared(q_shared, [begin + first, head, DIM], full, s_tile)
+                else:
+                    stage, parity = place_of(v_full, step + i - 1)
+                    full = v_full.index(stage)
+                    mbarrier.wait(v_free.index(stage), parity ^ 1)
+                    mbarrier.expect(full, raised.block_type.nbytes)
+                    tma.async_copy_global_to_shared(
+                        raised, [token + KEYS, at + DIM], full, v_ring.index(stage)
+                    )
+            step += high - low
+            turn += 1
         job = gl.num_programs(0) + gl.atomic_add(counts, 1)
     announce(job, turn, *jobs)
     leave(counts)
@@ -158,8 +181,8 @@ def bring_raised(
 
 @gluon.jit
 def bring_paged(
-    q, k_arena, v_arena, block_table, table_row, row_starts, context_lens, counts, tiles_all, heads, rings,
-    jobs, GROUP: gl.constexpr, G: gl.constexpr,
+    q, k_arena, v_arena, block_table, table_row, row_starts, context_lens, counts, tiles_all, heads, parts,
+    rings, jobs, GROUP: gl.constexpr, G: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Copy queries, and keys and values out of their pages; past the last page of a row, that one again."""
     q_tile, k_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free = rings
@@ -171,40 +194,42 @@ def bring_paged(
     job = gl.program_id(0)
     turn = 0
     step = 0
-    while job < tiles_all * heads:
-        announce(job, turn, *jobs)
-        head, row, first, begin, end, context, _ = find_job(
-            job, tiles_all, row_starts, context_lens, TOKENS, KEYS
+    while job < tiles_all * heads * parts:
+        head, row, first, begin, end, context, _ = find_tile(
+            job // parts, tiles_all, row_starts, context_lens, TOKENS, KEYS
         )
-        tiles, _ = span_of(first, begin, end, context, TOKENS, KEYS)
-        table = block_table + row.to(gl.int64) * table_row
-        last = gl.cdiv(context, PAGE) - 1
-        for i in range(tiles + 1):
-            if i < tiles:
-                stage, parity = place_of(k_full, step + i)
-                mbarrier.wait(k_free.index(stage), parity ^ 1)
-                mbarrier.expect(k_full.index(stage), PAGES * k_arena.block_type.nbytes)
-                for j in gl.static_range(PAGES):
-                    block = gl.load(table + gl.minimum((tiles - 1 - i) * PAGES + j, last))
-                    box = k_ring.index(stage).slice(j * PAGE, PAGE, 0)
-                    at = [block * PAGE, head * DIM]
-                    tma.async_copy_global_to_shared(k_arena, at, k_full.index(stage), box)
-            if i == 0:
-                mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
-                mbarrier.expect(q_full.index(0), q.block_type.nbytes)
-                q_at = [begin + first, head * GROUP, 0]
-                tma.async_copy_global_to_shared(q, q_at, q_full.index(0), q_tile)
-            else:
-                stage, parity = place_of(v_full, step + i - 1)
-                mbarrier.wait(v_free.index(stage), parity ^ 1)
-                mbarrier.expect(v_full.index(stage), PAGES * v_arena.block_type.nbytes)
-                for j in gl.static_range(PAGES):
-                    block = gl.load(table + gl.minimum((tiles - i) * PAGES + j, last))
-                    box = v_ring.index(stage).slice(j * PAGE, PAGE, 0)
-                    at = [block * PAGE, head * DIM]
-                    tma.async_copy_global_to_shared(v_arena, at, v_full.index(stage), box)
-        step += tiles
-        turn += 1
+        low, high, _, _ = span_of(first, begin, end, context, job % parts, parts, TOKENS, KEYS, SPLIT)
+        if high > low:
+            announce(job, turn, *jobs)
+            table = block_table + row.to(gl.int64) * table_row
+            last = gl.cdiv(context, PAGE) - 1
+            for i in range(high - low + 1):
+                page = (high - 1 - i) * PAGES
+                if i < high - low:
+                    stage, parity = place_of(k_full, step + i)
+                    mbarrier.wait(k_free.index(stage), parity ^ 1)
+                    mbarrier.expect(k_full.index(stage), PAGES * k_arena.block_type.nbytes)
+                    for j in gl.static_range(PAGES):
+                        block = gl.load(table + gl.minimum(page + j, last))
+                        box = k_ring.index(stage).slice(j * PAGE, PAGE, 0)
+                        at = [block * PAGE, head * DIM]
+                        tma.async_copy_global_to_shared(k_arena, at, k_full.index(stage), box)
+                if i == 0:
+                    mbarrier.wait(q_free.index(0), (turn & 1) ^ 1)
+                    mbarrier.expect(q_full.index(0), q.block_type.nbytes)
+                    q_at = [begin + first, head * GROUP, 0]
+                    tma.async_copy_global_to_shared(q, q_at, q_full.index(0), q_tile)
+                else:
+                    stage, parity = place_of(v_full, step + i - 1)
+                    mbarrier.wait(v_free.index(stage), parity ^ 1)
+                    mbarrier.expect(v_full.index(stage), PAGES * v_arena.block_type.nbytes)
+                    for j in gl.static_range(PAGES):
+                        block = gl.load(table + gl.minimum(page + PAGES + j, last))
+                        box = v_ring.index(stage).slice(j * PAGE, PAGE, 0)
+                        at = [block * PAGE, head * DIM]
+                        tma.async_copy_global_to_shared(v_arena, at, v_full.index(stage), box)
+            step += high - low
+            turn += 1
         job = gl.num_programs(0) + gl.atomic_add(counts, 1)
     announce(job, turn, *jobs)
     leave(counts)
@@ -294,9 +319,33 @@ def advance(
 
 
 @gluon.jit
+def add_parts(
+    sums, stats, first_part, parts, scale_log2, half: gl.constexpr, VALUE: gl.constexpr, layout: gl.constexpr
+):  # fmt: skip
+    """Add up half a tile of rows over the parts of a job, in their order: the sum and the norm."""
+    row = half * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
+    column = gl.arange(0, VALUE, gl.SliceLayout(0, layout))
+    top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, layout))
+    norm = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, layout))
+    acc = gl.zeros([ROWS, VALUE], gl.float32, layout)
+    for part in range(first_part, first_part + parts):
+        place = part * (2 * ROWS) + row
+        its_top = gl.load(stats + place * 2, cache_modifier=".cg")
+        its_norm = gl.load(stats + place * 2 + 1, cache_modifier=".cg")
+        its_acc = gl.load(sums + place[:, None] * VALUE + column[None, :], cache_modifier=".cg")
+        raised = gl.maximum(top, its_top)
+        fade, weight = gl.exp2((top - raised) * scale_log2), gl.exp2((its_top - raised) * scale_log2)
+        acc = acc * fade[:, None] + its_acc * weight[:, None]
+        norm = norm * fade + its_norm * weight
+        top = raised
+    return acc, norm
+
+
+@gluon.jit
 def consume(
-    half: gl.constexpr, out, row_starts, context_lens, tiles_all, heads, out_token, out_head, scale_log2,
-    queries, q_full, q_free, rings, turns, jobs, GROUP: gl.constexpr, G: gl.constexpr, PAGED: gl.constexpr,
+    half: gl.constexpr, out, row_starts, context_lens, counts, sums, stats, tiles_all, heads, parts, out_token,
+    out_head, scale_log2, queries, q_full, q_free, rings, turns, jobs,
+    GROUP: gl.constexpr, G: gl.constexpr, PAGED: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Attend with half of the rows of one job after the other."""
     k_ring, s_ring, v_ring, k_full, k_free, v_full, v_free = rings
@@ -310,11 +359,15 @@ def consume(
     turn = 0
     step = 0
     job = hear(turn, *jobs)
-    while job < tiles_all * heads:
-        head, _, first, begin, end, context, _ = find_job(
-            job, tiles_all, row_starts, context_lens, TOKENS, KEYS
+    while job < tiles_all * heads * parts:
+        head, _, first, begin, end, context, _ = find_tile(
+            job // parts, tiles_all, row_starts, context_lens, TOKENS, KEYS
         )
-        tiles, clear = span_of(first, begin, end, context, TOKENS, KEYS)
+        low, high, clear, filled = span_of(
+            first, begin, end, context, job % parts, parts, TOKENS, KEYS, SPLIT
+        )
+        tiles = high - low
+        masked = high - gl.maximum(clear, low)
         token = first + row // G
         position = context - (end - begin) + token
         mbarrier.wait(q_full.index(0), turn & 1)
@@ -323,24 +376,24 @@ def consume(
         scores = score(queries, k_ring, s_ring, stage, layout)
         scores = warpgroup_mma_wait(0, deps=[scores])
         mbarrier.arrive(k_free.index(stage))
-        scores = hide(scores, position, tiles - 1, KEYS, layout)
+        scores = hide(scores, position, high - 1, KEYS, layout)
         top = gl.full([ROWS], LOWEST, gl.float32, gl.SliceLayout(1, layout))
         norm = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, layout))
         weights, top, norm, fade = softmax_turn(scores, top, norm, scale_log2)
         weights = gl.convert_layout(weights.to(v_ring.dtype), weights_layout)
         acc = gl.zeros([ROWS, VALUE], gl.float32, out_layout)
         if PAGED:
-            valid = context - (tiles - 1) * KEYS
+            valid = context - (high - 1) * KEYS
             if valid < KEYS:
                 clear_past(v_ring, v_full, step, valid)
-        for i in range(1, tiles - clear):
+        for i in range(1, masked):
             acc, fade, top, norm, weights = advance(
-                step + i, step + i - 1 - turn, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, turns,
+                step + i, step + i - 1 - turn, high - 1 - i, acc, fade, top, norm, weights, queries, rings, turns,
                 position, scale_log2, half, layout, out_layout, True,
             )  # fmt: skip
-        for i in range(gl.maximum(tiles - clear, 1), tiles):
+        for i in range(gl.maximum(masked, 1), tiles):
             acc, fade, top, norm, weights = advance(
-                step + i, step + i - 1 - turn, tiles - 1 - i, acc, fade, top, norm, weights, queries, rings, turns,
+                step + i, step + i - 1 - turn, high - 1 - i, acc, fade, top, norm, weights, queries, rings, turns,
                 position, scale_log2, half, layout, out_layout, False,
             )  # fmt: skip
         mbarrier.arrive(q_free.index(0))
@@ -353,12 +406,28 @@ def consume(
         asked = (begin + token < end) & (row % G < GROUP)
         out_at = (begin + token).to(gl.int64) * out_token + (head * GROUP + row % G) * out_head
         column = gl.arange(0, VALUE, gl.SliceLayout(0, out_layout))
+        at = as_column(out_at, out_layout) + column[None, :]
+        done = job
         job = hear(turn, *jobs)
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(v_free.index(last))
-        result = (acc * as_column(1.0 / norm, out_layout)).to(out.dtype.element_ty)
-        at = as_column(out_at, out_layout) + column[None, :]
-        gl.store(out + at, result, mask=as_column(asked, out_layout))
+        if SPLIT:
+            place = done * (2 * ROWS) + row
+            gl.store(stats + place * 2, top)
+            gl.store(stats + place * 2 + 1, norm)
+            gl.store(sums + as_column(place, out_layout) * VALUE + column[None, :], acc)
+            gl.thread_barrier()  # every warp's sums are written before one thread says so
+            arrived = counts + 2 + done // parts * 2 + half
+            if gl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == filled - 1:
+                gl.store(arrived, 0)
+                total, whole = add_parts(
+                    sums, stats, done // parts * parts, filled, scale_log2, half, VALUE, out_layout
+                )
+                result = (total * (1.0 / whole)[:, None]).to(out.dtype.element_ty)
+                gl.store(out + at, result, mask=as_column(asked, out_layout))
+        else:
+            result = (acc * as_column(1.0 / norm, out_layout)).to(out.dtype.element_ty)
+            gl.store(out + at, result, mask=as_column(asked, out_layout))
 
 
 @gluon.jit
@@ -372,10 +441,10 @@ def open_ring(STAGES: gl.constexpr, READERS: gl.constexpr, WRITERS: gl.constexpr
     return full, free
 
 
-@gluon.jit(do_not_specialize=["rows", "heads", "s_at"])
+@gluon.jit(do_not_specialize=["rows", "heads", "parts", "s_at"])
 def attend_raised(
-    q, q_shared, raised, shared, out, row_starts, context_lens, counts, rows, heads, scale_log2, out_token,
-    out_head, s_at, STAGES: gl.constexpr,
+    q, q_shared, raised, shared, out, row_starts, context_lens, counts, sums, stats, rows, heads, parts,
+    scale_log2, out_token, out_head, s_at, STAGES: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Attend over keys and values raised from a latent, one head at a time.
 
@@ -405,24 +474,26 @@ def attend_raised(
     s_rows = s_tile.reshape([2 * ROWS, SHARED])
     lower = (q_rows.slice(0, ROWS, 0), s_rows.slice(0, ROWS, 0))
     upper = (q_rows.slice(ROWS, ROWS, 0), s_rows.slice(ROWS, ROWS, 0))
+    told = (jobs, jobs_full, jobs_free)
     one: gl.constexpr = gl.constexpr(1)
     unpaged: gl.constexpr = gl.constexpr(False)
+    split: gl.constexpr = gl.constexpr(SPLIT)
     gl.warp_specialize(
         [
             (consume, (
-                gl.constexpr(0), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, lower, q_full, q_free, rings, turns,
-                (jobs, jobs_full, jobs_free), one, one, unpaged,
+                gl.constexpr(0), out, row_starts, context_lens, counts, sums, stats, tiles_all, heads, parts,
+                out_token, out_head, scale_log2, lower, q_full, q_free, rings, turns, told, one, one, unpaged,
+                split,
             )),
             (consume, (
-                gl.constexpr(1), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, upper, q_full, q_free, rings, turns,
-                (jobs, jobs_full, jobs_free), one, one, unpaged,
+                gl.constexpr(1), out, row_starts, context_lens, counts, sums, stats, tiles_all, heads, parts,
+                out_token, out_head, scale_log2, upper, q_full, q_free, rings, turns, told, one, one, unpaged,
+                split,
             )),
             (bring_raised, (
-                q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, s_at,
-                (q_tile, s_tile, k_ring, s_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free),
-                (jobs, jobs_full, jobs_free), gl.constexpr(DIM), gl.constexpr(DIM),
+                q, q_shared, raised, shared, row_starts, context_lens, counts, tiles_all, heads, parts, s_at,
+                (q_tile, s_tile, k_ring, s_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free), told,
+                split,
             )),
         ],
         [4, 1],
@@ -430,11 +501,11 @@ def attend_raised(
     )  # fmt: skip
 
 
-@gluon.jit(do_not_specialize=["rows", "heads", "table_row"])
+@gluon.jit(do_not_specialize=["rows", "heads", "parts", "table_row"])
 def attend_paged(
-    q, k_arena, v_arena, out, block_table, row_starts, context_lens, counts, rows, heads, scale_log2,
-    table_row, out_token, out_head,
-    GROUP: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr,
+    q, k_arena, v_arena, out, block_table, row_starts, context_lens, counts, sums, stats, rows, heads, parts,
+    scale_log2, table_row, out_token, out_head,
+    GROUP: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, SPLIT: gl.constexpr,
 ):  # fmt: skip
     """Attend with the heads of one kv head at a time over the pages of a row; `heads` counts kv heads.
 
@@ -457,24 +528,29 @@ def attend_paged(
     tiles_all = count_tiles(row_starts, rows, 2 * ROWS // G)
     rings = (k_ring, None, v_ring, k_full, k_free, v_full, v_free)
     q_rows = q_tile.reshape([2 * ROWS, DIM])
+    lower = (q_rows.slice(0, ROWS, 0), None)
+    upper = (q_rows.slice(ROWS, ROWS, 0), None)
+    told = (jobs, jobs_full, jobs_free)
     group: gl.constexpr = gl.constexpr(GROUP)
     lanes: gl.constexpr = gl.constexpr(G)
+    paged: gl.constexpr = gl.constexpr(True)
+    split: gl.constexpr = gl.constexpr(SPLIT)
     gl.warp_specialize(
         [
             (consume, (
-                gl.constexpr(0), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, (q_rows.slice(0, ROWS, 0), None), q_full, q_free, rings, turns,
-                (jobs, jobs_full, jobs_free), group, lanes, gl.constexpr(True),
+                gl.constexpr(0), out, row_starts, context_lens, counts, sums, stats, tiles_all, heads, parts,
+                out_token, out_head, scale_log2, lower, q_full, q_free, rings, turns, told, group, lanes, paged,
+                split,
             )),
             (consume, (
-                gl.constexpr(1), out, row_starts, context_lens, tiles_all, heads, out_token, out_head,
-                scale_log2, (q_rows.slice(ROWS, ROWS, 0), None), q_full, q_free, rings, turns,
-                (jobs, jobs_full, jobs_free), group, lanes, gl.constexpr(True),
+                gl.constexpr(1), out, row_starts, context_lens, counts, sums, stats, tiles_all, heads, parts,
+                out_token, out_head, scale_log2, upper, q_full, q_free, rings, turns, told, group, lanes, paged,
+                split,
             )),
             (bring_paged, (
                 q, k_arena, v_arena, block_table, table_row, row_starts, context_lens, counts, tiles_all,
-                heads, (q_tile, k_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free),
-                (jobs, jobs_full, jobs_free), group, lanes,
+                heads, parts, (q_tile, k_ring, v_ring, q_full, q_free, k_full, k_free, v_full, v_free), told,
+                group, lanes, split,
             )),
         ],
         [4, 1],

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
-import triton
 from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
@@ -31,6 +31,8 @@ ROWS: Final = 128
 KEYS: Final = 128
 """Keys of a tile."""
 STAGES: Final = 2
+PARTS_MAX: Final = 16
+"""Parts that a job is cut into, at most."""
 
 
 def _boxes(tensor: Tensor, *box: int) -> TensorDescriptor:
@@ -42,6 +44,26 @@ def _boxes(tensor: Tensor, *box: int) -> TensorDescriptor:
 @functools.cache
 def _programs(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """How many programs run, how many parts every job has, and where parts leave their sums."""
+
+    programs: int
+    parts: int
+    sums: Tensor
+    stats: Tensor
+
+
+def _launch(q: Tensor, jobs: int, value: int) -> _Launch:
+    """Cut jobs that are too few for the chip; `jobs` may be more than there are, never fewer."""
+    programs = _programs(q.device)
+    parts = max(1, min(PARTS_MAX, programs // jobs))
+    places = jobs * parts * ROWS if parts > 1 else 1
+    sums = torch.empty((places, value), dtype=torch.float32, device=q.device)
+    stats = torch.empty((places, 2), dtype=torch.float32, device=q.device)
+    return _Launch(min(jobs * parts, programs), parts, sums, stats)
 
 
 def _mla_extend(
@@ -84,8 +106,9 @@ def attend_raised(
     rope, heads, rows = q.shape[2] - nope, q.shape[1], context_lens.shape[0]
     assert nope == value
     assert out.stride(2) == 1
-    jobs = (triton.cdiv(q.shape[0], ROWS) + rows) * heads
-    flash.attend_raised[(min(jobs, _programs(q.device)),)](
+    jobs = (-(-q.shape[0] // ROWS) + rows - 1) * heads
+    launch = _launch(q, jobs, value)
+    flash.attend_raised[(launch.programs,)](
         _boxes(q, ROWS, 1, nope),
         _boxes(q, ROWS, 1, rope),
         _boxes(raised.flatten(1), KEYS, nope),
@@ -94,13 +117,17 @@ def attend_raised(
         row_starts,
         context_lens,
         counters(q.device),
+        launch.sums,
+        launch.stats,
         rows,
         heads,
+        launch.parts,
         scale * LOG2_E,
         out.stride(0),
         out.stride(1),
         latents.shape[1] - rope,
         STAGES=STAGES,
+        SPLIT=launch.parts > 1,
         num_warps=4,
     )
 
@@ -122,10 +149,11 @@ def _gqa_extend(
     tokens, heads, head_dim = q.shape
     _, block_tokens, kv_heads, _ = k_arena.shape
     group, rows = heads // kv_heads, context_lens.shape[0]
-    lanes = triton.next_power_of_2(group)
+    lanes = 1 << (group - 1).bit_length()
     assert out.stride(2) == block_table.stride(1) == 1
-    jobs = (triton.cdiv(tokens * lanes, ROWS) + rows) * kv_heads
-    flash.attend_paged[(min(jobs, _programs(q.device)),)](
+    jobs = (-(-tokens * lanes // ROWS) + rows - 1) * kv_heads
+    launch = _launch(q, jobs, head_dim)
+    flash.attend_paged[(launch.programs,)](
         _boxes(q, ROWS // lanes, lanes, head_dim),
         _boxes(k_arena.view(-1, kv_heads * head_dim), block_tokens, head_dim),
         _boxes(v_arena.view(-1, kv_heads * head_dim), block_tokens, head_dim),
@@ -134,8 +162,11 @@ def _gqa_extend(
         row_starts,
         context_lens,
         counters(q.device),
+        launch.sums,
+        launch.stats,
         rows,
         kv_heads,
+        launch.parts,
         scale * LOG2_E,
         block_table.stride(0),
         out.stride(0),
@@ -143,6 +174,7 @@ def _gqa_extend(
         GROUP=group,
         KEYS=KEYS,
         STAGES=STAGES,
+        SPLIT=launch.parts > 1,
         num_warps=4,
     )
     return out

@@ -22,6 +22,9 @@ INPUTS = {
     "row_starts": "*i32",
     "context_lens": "*i32",
     "counts": "*i32",
+    "sums": "*fp32",
+    "stats": "*fp32",
+    "parts": "i32",
     "rows": "i32",
     "heads": "i32",
     "scale_log2": "fp32",
@@ -36,7 +39,7 @@ def test_raised_prefill_is_warpgroup_products_fed_by_bulk_copies(tmp_path: Path)
     code = machine_code(
         flash.attend_raised,
         {**INPUTS, **copied, **queries, "s_at": "i32"},
-        {"STAGES": prefill.STAGES},
+        {"STAGES": prefill.STAGES, "SPLIT": False},
         tmp_path,
     )
     assert code.spills == 0
@@ -58,7 +61,7 @@ def test_paged_prefill_is_warpgroup_products_fed_by_bulk_copies(
     code = machine_code(
         flash.attend_paged,
         {**INPUTS, "q": boxes(prefill.ROWS // lanes, lanes, head_dim), "k_arena": box, "v_arena": box},
-        {"GROUP": group, "KEYS": prefill.KEYS, "STAGES": prefill.STAGES},
+        {"GROUP": group, "KEYS": prefill.KEYS, "STAGES": prefill.STAGES, "SPLIT": False},
         tmp_path,
     )
     assert code.spills == 0
@@ -68,14 +71,25 @@ def test_paged_prefill_is_warpgroup_products_fed_by_bulk_copies(
     assert code.count("UTMALDG") > 0
 
 
+def test_prefill_in_parts_keeps_its_loop_in_registers(tmp_path: Path) -> None:
+    box = boxes(64, 128)
+    code = machine_code(
+        flash.attend_paged,
+        {**INPUTS, "q": boxes(32, 4, 128), "k_arena": box, "v_arena": box},
+        {"GROUP": 4, "KEYS": prefill.KEYS, "STAGES": prefill.STAGES, "SPLIT": True},
+        tmp_path,
+    )
+    assert code.stack_bytes <= 32  # per job, of what the launch told; sums would be kilobytes
+    assert code.shared_bytes <= SHARED_BYTES_MAX
+
+
 @pytest.mark.parametrize(("kv_heads", "group"), [(8, 4), (4, 8), (1, 16)])
 def test_gqa_decode_keeps_its_ring_and_spills_nothing(tmp_path: Path, kv_heads: int, group: int) -> None:
     tile, lanes = gqa_decode.TILE, triton.next_power_of_2(group)
     box = boxes(min(64, tile), 128)
-    workspace = {"sums": "*fp32", "stats": "*fp32"}
     code = machine_code(
         gqa_decode._decode,
-        {**INPUTS, **workspace, "k_arena": box, "v_arena": box},
+        {**INPUTS, "k_arena": box, "v_arena": box},
         {
             "KV_HEADS": kv_heads,
             "GROUP": group,
