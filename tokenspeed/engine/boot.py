@@ -119,8 +119,6 @@ def boot(config: EngineConfig) -> Core:
     )
     limits = _limits(resolved)
     sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
-    if device.type == "cuda":
-        sampler.rehearse()
     executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
     if graph_rows_max:
         resolved = _record_graphs(executor, device, graph_rows_max, resolved)
