@@ -59,4 +59,5 @@ def compile_kernels(model: Model, limits: BatchLimits, *, rows_max: int, threads
             with suppress(torch.OutOfMemoryError):  # what comes next measures, and says what would fit
                 model.forward(probe.largest_step(step, model.device), arena)
         executor.record(Rehearsal(), graphs.sizes_up_to(rows_max))
+        sampler.rehearse()
     return len(gathered.jobs)
