@@ -5,7 +5,8 @@ In, out and the way work is shared are those of `triton.gqa`: the tiles of all (
 line, an equal run of them for each program, cut units merged by the last program to arrive. Here one warp
 brings the tiles with the bulk copy engine, `STAGES` ahead, across the borders of units, so that the memory
 never waits for arithmetic; four warps attend with 16 rows of queries or more (the heads of the group, the
-rest padding), which is what the small tensor core instructions take. Bound: 512 bytes of KV a token and kv head.
+rest padding), which is what the small tensor core instructions take. Barriers are set up while the kernel
+before still runs. Bound: 512 bytes of KV a token and kv head.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, mma_v2, tma
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tokenspeed.kernels.api.traits import BF16
 from tokenspeed.kernels.device import Device
@@ -238,8 +240,6 @@ def _decode(
     PARTS: gl.constexpr,
 ):  # fmt: skip
     """k_arena, v_arena: [N P, K DIM] are descriptors of boxes of a page, or of a tile of it."""
-    row, begin, left, share = _my_share(context_lens, rows, KV_HEADS, ROWS, TILE, LEAST)
-    _clear_empty(context_lens, out, rows, KV_HEADS * GROUP * DIM)
     k_ring = gl.allocate_shared_memory(k_arena.dtype, [STAGES, TILE, DIM], k_arena.layout)
     v_ring = gl.allocate_shared_memory(k_arena.dtype, [STAGES, TILE, DIM], k_arena.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -248,6 +248,10 @@ def _decode(
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(free.index(stage), count=1)
     fence_async_shared()
+    gdc_wait()
+    gdc_launch_dependents()
+    row, begin, left, share = _my_share(context_lens, rows, KV_HEADS, ROWS, TILE, LEAST)
+    _clear_empty(context_lens, out, rows, KV_HEADS * GROUP * DIM)
     gl.warp_specialize(
         [
             (_attend, (
@@ -313,6 +317,7 @@ def _gqa_decode(
         LEAST=TILES_LEAST,
         PARTS=max(1, MERGED_ELEMENTS // (lanes * head_dim)),
         num_warps=4,
+        launch_pdl=True,
     )  # fmt: skip
     return out
 
