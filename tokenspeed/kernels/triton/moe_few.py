@@ -145,6 +145,25 @@ def _gate_up(
         tl.store(to, result, (place >= 0)[None, :] & (channel < F)[:, None])
 
 
+@triton.jit
+def _add_parts(
+    parts, ids, y, channel, tokens, C: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr
+):
+    # Every token's sum over its choices, in their order, of these channels; a few tokens at a time.
+    for begin in range(0, tokens, 16):
+        token = begin + tl.arange(0, 16)
+        inside = (token < tokens)[:, None] & (channel < C)[None, :]
+        total = tl.zeros([16, channel.shape[0]], tl.float32)
+        for choice in tl.static_range(TOP + S):
+            there = inside
+            if choice < TOP:
+                id = tl.load(ids + token * TOP + choice, token < tokens, -1)
+                there = inside & ((id >= 0) & (id < E))[:, None]
+            part = (token * (TOP + S) + choice)[:, None] * C + channel[None, :]
+            total += tl.load(parts + part, there, 0.0, cache_modifier=".cg")
+        tl.store(y + token[:, None] * C + channel[None, :], total, inside)
+
+
 @triton.jit(do_not_specialize=["tokens"])
 def _down(
     hidden, ids, weights, w2, w2_head, scale, parts, y, counters, tokens,
@@ -186,16 +205,7 @@ def _down(
     arrived = tl.atomic_add(counters + block, 1, sem="acq_rel")
     if arrived == tl.num_programs(1) - 1:
         tl.store(counters + block, 0)
-        inside = (token < tokens)[:, None] & (channel < C)[None, :]
-        total = tl.zeros([TOKENS, ROWS], tl.float32)
-        for choice in tl.static_range(TOP + S):
-            there = inside
-            if choice < TOP:
-                id = tl.load(ids + token * TOP + choice, token < tokens, -1)
-                there = inside & ((id >= 0) & (id < E))[:, None]
-            part = (token * (TOP + S) + choice)[:, None] * C + channel[None, :]
-            total += tl.load(parts + part, there, 0.0, cache_modifier=".cg")
-        tl.store(y + token[:, None] * C + channel[None, :], total, inside)
+        _add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
 
 
 @dataclass(frozen=True, slots=True)
