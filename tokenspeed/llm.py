@@ -68,7 +68,10 @@ class LLM:
         log.configure(settings.server.log_level)
         tokenizer = settings.model.tokenizer
         self.text = TextPlane.load(
-            directory, tokenizer_directory=source.locate_tokenizer(tokenizer) if tokenizer else None
+            directory,
+            tokenizer_directory=source.locate_tokenizer(tokenizer) if tokenizer else None,
+            tool_call_parser=settings.model.tool_call_parser,
+            reasoning_parser=settings.model.reasoning_parser,
         )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="tokenspeed-front")

@@ -107,7 +107,13 @@ async def start(config: EngineConfig, directory: Path) -> tuple[AsyncEngine, Tex
     found = replace(config, model=replace(config.model, model=str(directory)))  # the core need not look again
     starting = asyncio.create_task(AsyncEngine.start(found))
     try:
-        text = await asyncio.to_thread(TextPlane.load, directory, tokenizer_directory=tokenizer)
+        text = await asyncio.to_thread(
+            TextPlane.load,
+            directory,
+            tokenizer_directory=tokenizer,
+            tool_call_parser=config.model.tool_call_parser,
+            reasoning_parser=config.model.reasoning_parser,
+        )
     except BaseException:
         starting.cancel()
         for started in await asyncio.gather(starting, return_exceptions=True):

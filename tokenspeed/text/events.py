@@ -28,10 +28,11 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call begins; `index` counts the calls of this output from 0."""
+    """A call begins; `index` counts the calls of this output from 0, `id` is what the model wrote, if it did."""
 
     index: int
     name: str
+    id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,21 +3,23 @@
 
 In: the ids of each step and, once, how the engine ended. Out: events, and `finish` once the answer is over
 for whatever reason; when it is over before the engine knows (a stop string, one call where only one is
-wanted), the caller aborts the request. Pure: no clock, no socket. Used by every API dialect and by the
-library.
+wanted), the caller aborts the request. Every call has an id: the model's own, or one made here. No clock, no
+socket. Used by every API dialect and by the library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tokenspeed.text import detokenise
 from tokenspeed.text.events import CallEnd, CallStart, Content, Event
 from tokenspeed.text.stop import StopScanner
 from tokenspeed.text.tokenizer import Tokenizer
+from tokenspeed.text.tools import ids as call_ids
 from tokenspeed.text.tools.parser import OutputParser
+from tokenspeed.text.tools.schema import ArgumentTypes
 from tokenspeed.text.tools.spec import PLAIN, Dialect
 
 OutputFinish = Literal["stop", "length", "tool_calls", "cancelled", "error"]
@@ -31,6 +33,7 @@ class OutputOptions:
     dialect: Dialect = PLAIN
     in_reasoning: bool = False  # the prompt already opened the reasoning
     calls: bool = False  # look for tool calls
+    types: ArgumentTypes = field(default_factory=ArgumentTypes)  # of the arguments of the tools on offer
     one_call: bool = False  # the answer ends with its first call
     stops: tuple[str, ...] = ()
     include_stop: bool = False
@@ -42,11 +45,14 @@ class OutputReader:
 
     def __init__(self, tokenizer: Tokenizer, options: OutputOptions, *, prompt: Sequence[int] = ()) -> None:
         hidden = tokenizer.special_ids if options.skip_special_tokens else frozenset[int]()
-        hidden -= {tokenizer.token_id(marker) for marker in options.dialect.markers}
+        hidden -= {tokenizer.token_id(token) for token in options.dialect.tokens}
         self._detokeniser = detokenise.start(tokenizer, hidden=hidden, prompt=prompt)
         self._stops = StopScanner(options.stops, include=options.include_stop)
-        self._parser = OutputParser(options.dialect, in_reasoning=options.in_reasoning, calls=options.calls)
+        self._parser = OutputParser(
+            options.dialect, in_reasoning=options.in_reasoning, calls=options.calls, types=options.types
+        )
         self._options = options
+        self._one_call = options.calls and (options.one_call or not options.dialect.parallel)
         self._called = False
         self.finish: OutputFinish | None = None
 
@@ -56,7 +62,7 @@ class OutputReader:
 
     def read(self, ids: Sequence[int], finish: EngineFinish | None = None) -> tuple[list[Event], int]:
         """Like `feed`, and say how many of the ids belong to the answer: none is taken past its end."""
-        text_may_end_it = bool(self._options.stops) or self._options.one_call
+        text_may_end_it = bool(self._options.stops) or self._one_call
         if not text_may_end_it or len(ids) < 2:
             return self.feed(ids, finish), len(ids)
         events: list[Event] = []
@@ -86,8 +92,12 @@ class OutputReader:
     def _accept(self, events: list[Event], finish: EngineFinish | None) -> list[Event]:
         if finish is not None:
             events += self._parser.flush()
-        self._called = self._called or any(isinstance(event, CallStart) for event in events)
-        if self._options.one_call:
+        for index, event in enumerate(events):
+            if isinstance(event, CallStart):
+                self._called = True
+                if event.id is None:
+                    events[index] = replace(event, id=call_ids.fresh(self._options.dialect.calls))
+        if self._one_call:
             end = next((i for i, event in enumerate(events) if isinstance(event, CallEnd)), None)
             if end is not None:
                 del events[end + 1 :]

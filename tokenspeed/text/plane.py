@@ -16,7 +16,8 @@ from tokenspeed.base.log import get_logger
 from tokenspeed.text.chat_template import ChatTemplate, Message
 from tokenspeed.text.generation_config import GenerationDefaults
 from tokenspeed.text.tokenizer import Tokenizer
-from tokenspeed.text.tools.spec import PLAIN, Dialect, recognise
+from tokenspeed.text.tools import recognise
+from tokenspeed.text.tools.spec import Dialect
 
 _log = get_logger("text")
 
@@ -40,20 +41,36 @@ class TextPlane:
     stop_ids: tuple[int, ...]  # ids that end an answer by the model's own rules
 
     @classmethod
-    def load(cls, directory: Path, *, tokenizer_directory: Path | None = None) -> TextPlane:
-        """Read a model directory; `SetupError` if its files are missing or wrong."""
+    def load(
+        cls,
+        directory: Path,
+        *,
+        tokenizer_directory: Path | None = None,
+        tool_call_parser: str = recognise.AUTO,
+        reasoning_parser: str = recognise.AUTO,
+    ) -> TextPlane:
+        """Read a model directory; `SetupError` if its files are missing or wrong, or a parser is unknown."""
         text_directory = tokenizer_directory or directory
         tokenizer = Tokenizer.load(text_directory)
         template = ChatTemplate.load(text_directory, tokenizer.config)
-        dialect = PLAIN if template is None else recognise(template.source)
+        choice = recognise.choose(
+            template,
+            tokenizer.config,
+            tool_call_parser=tool_call_parser,
+            reasoning_parser=reasoning_parser,
+        )
+        dialect = choice.dialect
         defaults = GenerationDefaults.load(directory)
         eos_id = tokenizer.token_id(tokenizer.eos_token) if tokenizer.eos_token else None
-        stop_ids = dict.fromkeys((*defaults.eos_ids, *(() if eos_id is None else (eos_id,))))
+        own_stops = (tokenizer.token_id(token) for token in dialect.stops)
+        stop_ids = dict.fromkeys(i for i in (*defaults.eos_ids, eos_id, *own_stops) if i is not None)
         _log.info(
-            "chat template: %s; tool calls: %s; reasoning: %s",
+            "chat template: %s; tool calls: %s (%s); reasoning: %s (%s)",
             "none" if template is None else "own",
-            dialect.name if dialect.calls else "none",
+            dialect.name if dialect.takes_calls else "none",
+            choice.calls_reason,
             dialect.reasoning.open if dialect.reasoning else "none",
+            choice.reasoning_reason,
         )
         return cls(tokenizer, template, dialect, defaults, tuple(stop_ids))
 
@@ -81,11 +98,11 @@ class TextPlane:
                 code="unsupported_by_model",
                 param="messages",
             )
-        if tools and not (template.takes_tools and self.dialect.calls):
+        if tools and not (template.takes_tools and self.dialect.takes_calls):
             why = (
                 "has no place for tools"
                 if not template.takes_tools
-                else "writes calls in a dialect not supported yet"
+                else "writes calls in no dialect known here; name one with --tool-call-parser"
             )
             raise RequestError(
                 f"this model's chat template {why}; leave out tools",

@@ -2,11 +2,11 @@
 """jinja for templates that nobody vouches for: sandboxed, immutable, with fuel.
 
 A model directory is untrusted data. Beyond jinja's own sandbox (no attribute leads out, nothing passed in can
-be changed), a rendering here may spend a bounded amount of CPU time and build strings of bounded length; past
-that it ends with `FuelExhausted`. Every loop body and every call checks the time; `+ ~ * ** %` and numeric
-arguments check the size. The dialect is the one chat templates are written for: trimmed blocks, loop
-controls, `generation` blocks (which render their body), `tojson` without ASCII escaping, `raise_exception`,
-`strftime_now`.
+be changed; lists that a template makes itself may grow and shrink), a rendering here may spend a bounded amount
+of CPU time and build strings of bounded length; past that it ends with `FuelExhausted`. Every loop body and
+every call checks the time; `+ ~ * ** %` and numeric arguments check the size. The dialect is the one chat
+templates are written for: trimmed blocks, loop controls, `generation` blocks (which render their body), `tojson`
+without ASCII escaping, `raise_exception`, `strftime_now`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,31 @@ class _Fuel:
             raise FuelExhausted("the template ran for too long")
 
 
+class _Inputs:
+    """The lists given to one rendering, which it must leave alone."""
+
+    __slots__ = ("_lists", "_variables")
+
+    def __init__(self, variables: dict[str, Any]) -> None:
+        self._variables = variables
+        self._lists: set[int] | None = None  # identities; looked up only by templates that change lists
+
+    def holds(self, candidate: list[Any]) -> bool:
+        if self._lists is None:
+            self._lists = set()
+            waiting: list[Any] = [self._variables]
+            while waiting:
+                each = waiting.pop()
+                if isinstance(each, list):
+                    self._lists.add(id(each))
+                if isinstance(each, dict | list | tuple):
+                    waiting += each.values() if isinstance(each, dict) else each
+        return id(candidate) in self._lists
+
+
 _fuel: ContextVar[_Fuel] = ContextVar("_fuel")
+_inputs: ContextVar[_Inputs] = ContextVar("_inputs")
+_LIST_CHANGES: Final = frozenset({"append", "pop"})
 
 
 class _GenerationBlock(Extension):
@@ -112,6 +136,11 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             raise jinja2.TemplateError("the template is nested too deeply") from error
         return jinja2.Template.from_code(self, code, self.make_globals(None))
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if attr in _LIST_CHANGES and type(obj) is list:
+            return not _inputs.get().holds(obj)
+        return super().is_safe_attribute(obj, attr, value)
+
     def tick(self) -> str:
         """Spend a little fuel."""
         _fuel.get().tick()
@@ -146,6 +175,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
     """Render within the bounds; raises `jinja2.TemplateError` for whatever goes wrong inside."""
     token = _fuel.set(_Fuel(CPU_SECONDS_MAX))
+    inputs_token = _inputs.set(_Inputs(variables))
     pieces: list[str] = []
     length = 0
     try:
@@ -160,6 +190,7 @@ def render(template: jinja2.Template, variables: dict[str, Any]) -> str:
         raise jinja2.TemplateError(f"{type(error).__name__}: {error}") from error
     finally:
         _fuel.reset(token)
+        _inputs.reset(inputs_token)
     return "".join(pieces)
 
 

@@ -8,9 +8,8 @@ import pytest
 from tokenspeed.text.events import CallEnd, Content, Reasoning, merged
 from tokenspeed.text.output import OutputOptions, OutputReader, content_of
 from tokenspeed.text.tokenizer import Tokenizer
-from tokenspeed.text.tools.spec import HERMES_CALLS, THINK, Dialect
+from tokenspeed.text.tools.families import HERMES
 
-HERMES = Dialect("hermes", reasoning=THINK, calls=HERMES_CALLS)
 CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
 
 

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenspeed.text.events import ArgumentsDelta, CallEnd, CallStart, Content, Event, Reasoning, merged
+from tokenspeed.text.tools.families import HERMES
 from tokenspeed.text.tools.parser import OutputParser
-from tokenspeed.text.tools.spec import HERMES_CALLS, THINK, Dialect, recognise
 
-HERMES = Dialect("hermes", reasoning=THINK, calls=HERMES_CALLS)
 ALPHABET = st.sampled_from(
     ["<", ">", "/", "think", "tool_call", "\n", " ", "a", "{", "}", '"', "\\", "é", "name", ":"]
 )
@@ -157,17 +156,3 @@ def test_arguments_are_given_out_as_they_come():
     parser.feed('<tool_call>{"name": "f", "arguments": ')
     assert parser.feed('{"a"') == [CallStart(0, "f"), ArgumentsDelta(0, '{"a"')]
     assert parser.feed(": 1") == [ArgumentsDelta(0, ": 1")]
-
-
-@pytest.mark.parametrize(
-    ("template", "name", "thinks"),
-    [
-        ("{{ '<tool_call>' }}", "hermes", False),
-        ("<tool_call><function=", "plain", False),
-        ("<think></think>", "plain", True),
-        ("", "plain", False),
-    ],
-)
-def test_dialect_is_recognised_by_the_template(template, name, thinks):
-    dialect = recognise(template)
-    assert (dialect.name, dialect.reasoning is not None) == (name, thinks)

@@ -27,6 +27,7 @@ from tokenspeed.serve.service import Service
 from tokenspeed.text.events import ArgumentsDelta, CallStart, Content, Event, Reasoning
 from tokenspeed.text.output import OutputOptions
 from tokenspeed.text.tokenizer import Tokenizer
+from tokenspeed.text.tools.schema import ArgumentTypes
 
 
 async def handle(request: Request, service: Service, data: bytes) -> Response:
@@ -58,6 +59,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
         calls=tools is not None,
+        types=ArgumentTypes(tools),
         one_call=body.parallel_tool_calls is False,
     )
     n = body.n or 1
@@ -176,9 +178,8 @@ def _deltas(events: list[Event]) -> list[dict[str, Any]]:
                 deltas.append({"content": text})
             case Reasoning(text):
                 deltas.append({"reasoning_content": text})
-            case CallStart(index, name):
-                function = {"name": name, "arguments": ""}
-                deltas.append({"tool_calls": [{"index": index} | _call(function)]})
+            case CallStart():
+                deltas.append({"tool_calls": [{"index": event.index} | _call(event)]})
             case ArgumentsDelta(index, text):
                 deltas.append({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
             case _:
@@ -193,7 +194,7 @@ def _message(events: list[Event]) -> dict[str, Any]:
     calls: list[dict[str, Any]] = []
     for event in events:
         if isinstance(event, CallStart):
-            calls.append(_call({"name": event.name, "arguments": ""}))
+            calls.append(_call(event))
         elif isinstance(event, ArgumentsDelta):
             calls[-1]["function"]["arguments"] += event.text
     message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else "")}
@@ -204,5 +205,5 @@ def _message(events: list[Event]) -> dict[str, Any]:
     return message
 
 
-def _call(function: dict[str, str]) -> dict[str, Any]:
-    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+def _call(start: CallStart) -> dict[str, Any]:
+    return {"id": start.id, "type": "function", "function": {"name": start.name, "arguments": ""}}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""JSON as a stream of characters: where a value ends, and how text becomes a string of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+import msgspec
+
+_STRING_STOP: Final = re.compile(r'["\\]')
+_STRUCTURE: Final = re.compile(r'["{}\[\]]')
+_SCALAR_STOP: Final = re.compile(r"[,}\]\s]")
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class JsonScanner:
+    """Finds the end of one value by quotes and brackets; does not judge what is between them.
+
+    It keeps nothing of the text, looks at each character once, and jumps to those that matter.
+    """
+
+    __slots__ = ("_depth", "_escaped", "_in_scalar", "_in_string", "done")
+
+    def __init__(self) -> None:
+        self._in_scalar = False
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+        self.done = False
+
+    def feed(self, text: str) -> int:
+        """Take a piece; return how many of its characters belong to the value."""
+        at, end = 0, len(text)
+        while at < end and not self.done:
+            if self._in_string:
+                at = self._skip_string(text, at)
+            elif self._depth or (text[at] in '"{[' and not self._in_scalar):
+                at = self._skip_structure(text, at)
+            else:
+                self._in_scalar = True
+                stop = _SCALAR_STOP.search(text, at)
+                self.done = stop is not None
+                at = end if stop is None else stop.start()
+        return at
+
+    def _skip_string(self, text: str, at: int) -> int:
+        if self._escaped:
+            self._escaped = False
+            return at + 1
+        stop = _STRING_STOP.search(text, at)
+        if stop is None:
+            return len(text)
+        if stop.group() == "\\":
+            self._escaped = True
+        else:
+            self._in_string = False
+            self.done = self._depth == 0
+        return stop.end()
+
+    def _skip_structure(self, text: str, at: int) -> int:
+        stop = _STRUCTURE.search(text, at)
+        if stop is None:
+            return len(text)
+        match stop.group():
+            case '"':
+                self._in_string = True
+            case "{" | "[":
+                self._depth += 1
+            case _:
+                self._depth -= 1
+                self.done = self._depth == 0
+        return stop.end()
+
+
+def quoted(text: str) -> str:
+    """A string of JSON."""
+    return _encode(text)
+
+
+def escaped(text: str) -> str:
+    """What stands between the quotes; the pieces of a text escaped one by one join to the whole escaped."""
+    return _encode(text)[1:-1]
+
+
+def is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+def text_of(quoted_text: str) -> str | None:
+    """The text of a JSON string; None if it is none."""
+    try:
+        return msgspec.json.decode(quoted_text, type=str)
+    except msgspec.DecodeError:
+        return None
