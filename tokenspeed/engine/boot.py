@@ -14,6 +14,9 @@ import dataclasses
 import os
 import secrets
 import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -90,24 +93,31 @@ def boot(config: EngineConfig) -> Core:
     threads, _ = resolve_threads(config.device, found.cores)
     dtype, _ = resolve_dtype(config.model, models.checkpoint_dtype(hf_config))
     torch.set_num_threads(threads)
-    with kernels.overriding(*config.device.kernel):
-        model = models.build(
-            hf_config,
-            dtype=dtype,
-            device=dataclasses.replace(kernels.describe(device), cores=threads),
-            quantization=None if config.model.quantization == "none" else config.model.quantization,
-            block_tokens=config.cache.block_tokens,
-            context_tokens=config.model.max_model_len,
-        )
+
+    def build(hf_config: dict[str, Any]) -> models.Model:
+        with kernels.overriding(*config.device.kernel):
+            return models.build(
+                hf_config,
+                dtype=dtype,
+                device=dataclasses.replace(kernels.describe(device), cores=threads),
+                quantization=None if config.model.quantization == "none" else config.model.quantization,
+                block_tokens=config.cache.block_tokens,
+                context_tokens=config.model.max_model_len,
+            )
+
+    model = build(hf_config)
     about = _model_facts(model, hf_config, config.model)
-    resolve(config, found, about)  # refuse what cannot fit before reading it
-    _load(model, directory, config.model)
+    resolved = resolve(config, found, about)  # refuse what cannot fit before reading it
+    graph_rows_max, _ = resolve_graphs(config, found)
+    rows_max = graph_rows_max or resolved.slots_max
+    with _compiling(
+        model, lambda layers: build(_with_layers(hf_config, layers)), _limits(resolved), rows_max, threads
+    ):
+        _load(model, directory, config.model)
     torch.set_num_threads(_torch_threads(config, model, threads))
     about = dataclasses.replace(about, weight_bytes=0)
     resolved = resolve(config, facts.measure(device), about)
-    graph_rows_max, _ = resolve_graphs(config, found)
     if device.type == "cuda":
-        _compile_kernels(model, _limits(resolved), graph_rows_max or resolved.slots_max, threads)
         measured = probe.step_bytes(model, _limits(resolved), graph_rows_max=graph_rows_max)
         resolved = resolve(config, facts.measure(device), dataclasses.replace(about, step_bytes=measured))
     arena = Arena(
@@ -136,16 +146,28 @@ def _limits(resolved: Resolved) -> BatchLimits:
     )
 
 
-def _compile_kernels(model: models.Model, limits: BatchLimits, rows_max: int, threads: int) -> None:
-    started = time.monotonic()
-    try:
-        count = rehearsal.compile_kernels(model, limits, rows_max=rows_max, threads=threads)
-    except Exception as error:  # noqa: BLE001 - whatever it is: the step that meets it again will say so
-        _log.warning(
-            "kernels are compiled one by one, as steps need them: %s: %s", type(error).__name__, error
-        )
+@contextmanager
+def _compiling(
+    model: models.Model,
+    shorter: Callable[[int], models.Model],
+    limits: BatchLimits,
+    rows_max: int,
+    threads: int,
+) -> Generator[None]:
+    """Compile a GPU's kernels beside what is done inside; `shorter` builds the model with fewer layers."""
+    if model.device.type != "cuda":
+        yield
         return
-    _log.info("kernels: %d compiled in %.1f s", count, time.monotonic() - started)
+    started, gathered = time.monotonic(), None
+    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+        try:
+            gathered = rehearsal.gather_kernels(model, shorter, limits, rows_max=rows_max, pool=pool)
+        except Exception as error:  # noqa: BLE001 - whatever it is: the step that meets it again will say so
+            _log.warning("kernels are compiled as steps need them: %s: %s", type(error).__name__, error)
+        torch.cuda.empty_cache()
+        yield
+        if gathered is not None:
+            _log.info("kernels: %d compiled in %.1f s", gathered.wait(), time.monotonic() - started)
 
 
 def _record_graphs(
@@ -193,10 +215,18 @@ def _read_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
     if config.layers is not None:
         if config.load_format != "dummy":
             raise SetupError("--layers builds a model that no checkpoint has; it needs --load-format dummy")
-        for section in (hf_config, hf_config.get("text_config") or {}):
-            if "num_hidden_layers" in section:
-                section["num_hidden_layers"] = min(config.layers, section["num_hidden_layers"])
+        return _with_layers(hf_config, config.layers)
     return hf_config
+
+
+def _with_layers(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The config of a model of no more than so many layers."""
+    shorter = dict(hf_config)
+    if hf_config.get("text_config"):
+        shorter["text_config"] = _with_layers(hf_config["text_config"], layers)
+    if "num_hidden_layers" in hf_config:
+        shorter["num_hidden_layers"] = min(layers, hf_config["num_hidden_layers"])
+    return shorter
 
 
 def _model_facts(model: models.Model, hf_config: dict[str, Any], config: ModelConfig) -> ModelFacts:

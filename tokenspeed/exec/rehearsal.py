@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Have the kernels of steps compiled before a step needs one.
+"""Have the kernels of steps compiled before a step needs one, while weights are read.
 
-In: a loaded model and the limits of its steps. Out: how many kernels were compiled, all side by side
-(`kernels.compiling`): those of prefill, whole chunks at the end of the longest context and short prompts, and of
-decode with each number of rows that is recorded. Launches none of them and changes nothing but Triton's cache;
-what is missed is compiled when it is first launched, as ever.
+In: how to build the model with fewer layers, and the limits of its steps. Out: the kernels gathered
+(`kernels.compiling`) by going through steps with a twin: the fewest layers that have every shape of the model,
+random weights. Its steps are those of prefill, a whole chunk at the end of the longest context and shorter
+prompts, and of decode with each number of rows that is recorded. What they miss is compiled when it is first
+launched, as ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -17,6 +19,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tokenspeed import weights
 from tokenspeed.exec import graphs, probe
 from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, BatchLimits
@@ -41,23 +44,48 @@ class Rehearsal:
 
 
 @torch.inference_mode()
-def compile_kernels(model: Model, limits: BatchLimits, *, rows_max: int, threads: int) -> int:
-    """Compile what steps of up to `rows_max` decode rows and of a chunk of prompt launch, in so many threads."""
+def gather_kernels(
+    model: Model, shorter: Callable[[int], Model], limits: BatchLimits, *, rows_max: int, pool: Executor
+) -> compiling.Gathered:
+    """Begin to compile what steps of `model` launch, with up to `rows_max` decode rows.
+
+    `model` is only looked at; `shorter(n)` builds it with n layers. Takes the memory of a twin until it returns.
+    """
+    twin = twin_of(model, shorter)
+    weights.load_dummy(twin)
     arena = Arena(
-        model.kv_spec,
+        twin.kv_spec,
         blocks=_BLOCKS,
         block_tokens=limits.block_tokens,
-        dtype=model.dtype,
-        device=model.device,
+        dtype=twin.dtype,
+        device=twin.device,
     )
-    batch = Batch(replace(limits, rows=rows_max), model.device)
-    sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=model.device)
-    executor = DeviceExecutor(model, arena, batch, sampler)
-    with compiling.side_by_side(threads) as gathered:
+    batch = Batch(replace(limits, rows=rows_max), twin.device)
+    sampler = Sampler(slots=limits.slots, vocab=twin.facts.vocab, device=twin.device)
+    executor = DeviceExecutor(twin, arena, batch, sampler)
+    with compiling.gathering(pool) as gathered:
         for tokens in _PROMPTS:
             step = replace(limits, tokens=limits.rows + min(tokens, limits.tokens - limits.rows))
-            with suppress(torch.OutOfMemoryError):  # what comes next measures, and says what would fit
-                model.forward(probe.largest_step(step, model.device), arena)
+            with suppress(
+                torch.OutOfMemoryError
+            ):  # what steps take is measured later, and refused with advice
+                twin.forward(probe.largest_step(step, twin.device), arena)
         executor.record(Rehearsal(), graphs.sizes_up_to(rows_max))
-        sampler.rehearse()
-    return len(gathered.jobs)
+    return gathered
+
+
+def twin_of(model: Model, shorter: Callable[[int], Model]) -> Model:
+    """The model with the fewest layers that have every shape of its layers."""
+    wanted = _shapes(model)
+    for layers in range(1, model.facts.layers):
+        twin = shorter(layers)
+        if _shapes(twin) == wanted:
+            return twin
+    return shorter(model.facts.layers)
+
+
+def _shapes(model: Model) -> set[tuple[str, tuple[tuple[int, ...], ...]]]:
+    return {
+        (type(layer).__name__, tuple(parameter.shape for parameter in layer.parameters))
+        for layer in model.loadables()
+    }

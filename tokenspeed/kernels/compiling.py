@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Compile the kernels that a piece of work launches side by side, before any of them is needed.
+"""Compile the kernels that a piece of work launches side by side, while something else is done.
 
-Triton compiles a kernel where it is first launched: work that needs twenty of them waits twenty times. Inside
-`side_by_side`, a launch of a kernel that is not compiled yet hands it to a pool of threads and launches nothing;
+Triton compiles a kernel where it is first launched: work that needs fifty of them waits fifty times. Inside
+`gathering`, a launch of a kernel that is not compiled yet hands it to a pool of threads and launches nothing;
 what is compiled, and what needs no compiler, runs. The results of such work mean nothing, so it must be work
 whose effects nobody will see; tensors it allocates are zero, so that an index which a kernel should have
-written is a legal one. On leaving, all kernels handed over are compiled and are what Triton launches from then
-on. After an error, in the work or of the compiler, nothing is kept. Where there is no Triton, or one that cannot
-do this, nothing is different.
+written is a legal one.
+
+Afterwards a launch of a kernel that was handed over waits until it is compiled. One that does not compile fails
+there, as it would have. Where there is no Triton, or one that cannot do this, nothing is different.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Generator, Hashable, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -34,6 +35,39 @@ _ALLOCATE: Final = frozenset(
 )
 
 
+@dataclass(slots=True)
+class Gathered:
+    """What was handed over; Triton's view of it is `submit`."""
+
+    pool: Executor
+    open: bool = True
+    """Launches do nothing yet."""
+    jobs: dict[Hashable, _Job] = field(default_factory=dict[Hashable, "_Job"])
+
+    def submit(
+        self, key: Hashable, compile_kernel: Callable[[], Any], keep: Callable[[Any], None]
+    ) -> _Handed:
+        """Called by Triton where a kernel is missing; what it gets back is what it launches."""
+        if key not in self.jobs:
+            self.jobs[key] = _Job(self.pool.submit(compile_kernel))
+        job, handed = self.jobs[key], _Handed(self, self.jobs[key].compiled)
+        job.keeps.append(keep)
+        keep(handed)  # found again in microseconds; going by here takes Triton a hundred times that
+        return handed
+
+    def wait(self) -> int:
+        """Wait for all, and have Triton keep them in place of what it was given; how many there are."""
+        for job in self.jobs.values():
+            job.keep(None if job.compiled.exception() else job.compiled.result())
+        return len(self.jobs)
+
+    def forget(self) -> None:
+        """Have Triton compile them when they are launched."""
+        for job in self.jobs.values():
+            job.compiled.cancel()
+            job.keep(None)
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A kernel being compiled, and where Triton keeps it: a place for each way in which it was called."""
@@ -46,41 +80,20 @@ class _Job:
             keep(kernel)
 
 
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """What was handed over; Triton's view of it is `submit`."""
-
-    pool: Executor
-    jobs: dict[Hashable, _Job] = field(default_factory=dict[Hashable, _Job])
-
-    def submit(
-        self, key: Hashable, compile_kernel: Callable[[], Any], keep: Callable[[Any], None]
-    ) -> _Unlaunched:
-        """Called by Triton where a kernel is missing; what it gets back is what it launches, until `finish`."""
-        if key not in self.jobs:
-            self.jobs[key] = _Job(self.pool.submit(compile_kernel))
-        self.jobs[key].keeps.append(keep)
-        instead = _Unlaunched()
-        keep(instead)  # found again in microseconds; going by here takes Triton a hundred times that
-        return instead
-
-    def finish(self) -> None:
-        """Wait for all, and let Triton keep them."""
-        kernels = [job.compiled.result() for job in self.jobs.values()]
-        for job, kernel in zip(self.jobs.values(), kernels, strict=True):
-            job.keep(kernel)
-
-    def forget(self) -> None:
-        """Have Triton compile them when they are launched."""
-        for job in self.jobs.values():
-            job.compiled.cancel()
-            job.keep(None)
-
-
-class _Unlaunched:
-    """A kernel still being compiled: launching it does nothing."""
+class _Handed:
+    """A kernel in the making, as Triton holds it. Launching it does nothing while its gathering is open."""
 
     function = packed_metadata = None
+
+    def __init__(self, gathered: Gathered, compiled: Future[Any]) -> None:
+        self._gathered, self._compiled = gathered, compiled
+
+    @property
+    def result(self) -> Callable[[], Any]:
+        """The kernel, waited for. Triton asks whether there is this before it launches."""
+        if self._gathered.open:
+            raise AttributeError("result")
+        return self._compiled.result
 
     def launch_metadata(self, *_: Any) -> None:
         """None, as of a kernel that says nothing of itself."""
@@ -101,24 +114,23 @@ class _Zeroed(TorchFunctionMode):
 
 
 @contextmanager
-def side_by_side(threads: int) -> Generator[Gathered]:
-    """Gather kernels from the work inside, and have them compiled by so many threads at the end of it."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
-        gathered = Gathered(pool)
-        mode = _triton_mode()
-        if mode is None:
+def gathering(pool: Executor) -> Generator[Gathered]:
+    """Hand the kernels of the work inside to `pool`, which must live until `wait`."""
+    gathered = Gathered(pool)
+    mode = _triton_mode()
+    if mode is None:
+        yield gathered
+        return
+    token = mode.set(gathered)
+    try:
+        with _Zeroed():
             yield gathered
-            return
-        token = mode.set(gathered)
-        try:
-            with _Zeroed():
-                yield gathered
-            gathered.finish()
-        except BaseException:
-            gathered.forget()
-            raise
-        finally:
-            mode.reset(token)
+    except BaseException:
+        gathered.forget()
+        raise
+    finally:
+        gathered.open = False
+        mode.reset(token)
 
 
 def _triton_mode() -> ContextVar[Any] | None:

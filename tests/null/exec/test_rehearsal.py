@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,6 @@ MOONLIGHT: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 512,
     "moe_intermediate_size": 128,
-    "num_hidden_layers": 2,
     "num_attention_heads": 16,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
@@ -77,8 +77,9 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_steps_after_a_rehearsal_compile_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.build(MOONLIGHT, device=HOPPER)
-    weights.load_dummy(model)
+    def shorter(layers: int) -> models.Model:
+        return models.build({**MOONLIGHT, "num_hidden_layers": layers}, device=HOPPER)
+
     submit = compiling.Gathered.submit
     # What is kept goes on doing nothing: there is no GPU to launch it on.
     still = SimpleNamespace(
@@ -90,13 +91,30 @@ def test_steps_after_a_rehearsal_compile_nothing(monkeypatch: pytest.MonkeyPatch
         return submit(self, key, lambda: still, keep)
 
     monkeypatch.setattr(compiling.Gathered, "submit", uncompiled)
-    count = rehearsal.compile_kernels(model, LIMITS, rows_max=6, threads=2)
-    assert count > 10
-
-    with torch.inference_mode(), compiling.side_by_side(1) as again:
-        arena = Arena(model.kv_spec, blocks=2, block_tokens=64, dtype=model.dtype, device=torch.device("cpu"))
-        model.forward(probe.largest_step(LIMITS, torch.device("cpu")), arena)
-        sampler = Sampler(slots=6, vocab=512, device=torch.device("cpu"))
-        executor = DeviceExecutor(model, arena, Batch(LIMITS, torch.device("cpu")), sampler)
-        executor.record(rehearsal.Rehearsal(), graphs.sizes_up_to(6))
+    model = shorter(3)
+    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
+        gathered = rehearsal.gather_kernels(model, shorter, LIMITS, rows_max=6, pool=pool)
+        assert gathered.wait() > 10
+        with compiling.gathering(pool) as again:
+            weights.load_dummy(model)
+            here = torch.device("cpu")
+            arena = Arena(model.kv_spec, blocks=2, block_tokens=64, dtype=model.dtype, device=here)
+            model.forward(probe.largest_step(LIMITS, here), arena)
+            sampler = Sampler(slots=6, vocab=512, device=here)
+            executor = DeviceExecutor(model, arena, Batch(LIMITS, here), sampler)
+            executor.record(rehearsal.Rehearsal(), graphs.sizes_up_to(6))
     assert not again.jobs
+
+
+def test_the_twin_is_the_fewest_layers_with_all_shapes() -> None:
+    built: list[int] = []
+
+    def shorter(layers: int) -> models.Model:
+        built.append(layers)
+        return models.build(
+            {**MOONLIGHT, "num_hidden_layers": layers, "first_k_dense_replace": 3}, device=HOPPER
+        )
+
+    model = shorter(12)
+    assert rehearsal.twin_of(model, shorter).facts.layers == 4
+    assert built == [12, 1, 2, 3, 4]
