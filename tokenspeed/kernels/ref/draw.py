@@ -112,13 +112,13 @@ def _pick(likely: Tensor, knobs: Knobs, *, ranked: Tensor | None, top_p: bool) -
 def threshold(keys: Tensor, weights: Tensor, target: Tensor) -> Tensor:
     """Return each row's largest key such that the weights of the keys at least as large reach the target.
 
-    keys: [S, V] int32 or int64, not negative and below 2^32; weights: [S, V] int64, not negative; target: [S]
+    keys: [S, V] not negative, int32, or int64 below 2^32; weights: [S, V] int64, not negative; target: [S]
     int64, at least 1. The smallest key where all weights together do not reach it. A radix search: three
     histograms of 11, 11 and 10 bits.
     """
     rows = keys.shape[0]
     above = torch.zeros(rows, 1, dtype=torch.int64, device=keys.device)
-    prefix = torch.zeros(rows, 1, dtype=torch.int64, device=keys.device)
+    prefix = torch.zeros(rows, 1, dtype=keys.dtype, device=keys.device)
     for shift, bits in DIGITS:
         if shift + bits < KEY_BITS:
             weights = weights.masked_fill((keys >> (shift + bits)) != prefix, 0)
@@ -128,5 +128,5 @@ def threshold(keys: Tensor, weights: Tensor, target: Tensor) -> Tensor:
         at_least = histogram.flip(-1).cumsum(-1).flip(-1) + above
         digit = ((at_least >= target[:, None]).sum(-1, keepdim=True) - 1).clamp_min(0)
         above = at_least.gather(1, digit) - histogram.gather(1, digit)
-        prefix = (prefix << bits) | digit
+        prefix = (prefix << bits) | digit.to(keys.dtype)
     return prefix[:, 0]

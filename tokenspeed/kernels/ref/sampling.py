@@ -30,27 +30,35 @@ def adjust(
     edit_ids: Tensor,
     edit_values: Tensor,
 ) -> Tensor:
-    """Return the scores of rows: penalised, then edited."""
-    scores = logits.float().clone()
-    rows = settings[slots]
+    """Return the scores of rows: penalised, then edited; the logits themselves where neither is."""
+    scores, rows = logits.float(), settings[slots]
     penalised = (rows[:, Column.LINE] >= 0).nonzero()[:, 0]
-    if len(penalised):
-        lines = rows[penalised, Column.LINE].long()
-        presence, frequency, repetition = (
-            rows[penalised, column].float()[:, None]
-            for column in (Column.PRESENCE, Column.FREQUENCY, Column.REPETITION)
-        )
-        said = counts[lines] > 0
-        rate = torch.where(said | in_prompt[lines], repetition, 1.0)
-        mine = scores[penalised]
-        mine = torch.where(mine > 0, mine / rate, mine * rate)
-        scores[penalised] = mine - frequency * counts[lines] - presence * said
-    for row in (rows[:, Column.EDITED] > 0).nonzero()[:, 0].tolist():
+    if len(penalised) == len(scores):
+        scores = _penalised(scores, rows, counts, in_prompt)
+    elif len(penalised):
+        changed = _penalised(scores[penalised], rows[penalised], counts, in_prompt)
+        scores = scores.index_copy(0, penalised, changed)
+    edited = (rows[:, Column.EDITED] > 0).nonzero()[:, 0].tolist()
+    if edited and not len(penalised):
+        scores = scores.clone()
+    for row in edited:
         slot = int(slots[row])
         used = edit_ids[slot] >= 0
         late = int(positions[row] >= rows[row, Column.LATE_FROM])
         scores[row, edit_ids[slot][used].long()] += edit_values[slot, late][used]
     return scores
+
+
+def _penalised(scores: Tensor, rows: Tensor, counts: Tensor, in_prompt: Tensor) -> Tensor:
+    lines = rows[:, Column.LINE].long()
+    presence, frequency, repetition = (
+        rows[:, column].float()[:, None] for column in (Column.PRESENCE, Column.FREQUENCY, Column.REPETITION)
+    )
+    counted = counts[lines]
+    said = counted > 0
+    rate = torch.where(said | in_prompt[lines], repetition, 1.0)
+    scores = torch.where(scores > 0, scores / rate, scores * rate)
+    return scores - frequency * counted - presence * said
 
 
 def draw_rows(
