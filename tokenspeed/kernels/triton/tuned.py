@@ -6,7 +6,8 @@ op's benchmark. Out: for a shape and a number of tokens, the plan that was faste
 falls back to its stated heuristic. A file of another version is ignored: `VERSION` of an op's plans changes
 with the kernels they speak of.
 
-    {"version": 1, "device": "NVIDIA H200", "entries": [{"shape": {...}, "tokens": 16, "plan": {...}}, ...]}
+    {"version": 1, "device": "NVIDIA H200", "shapes": [
+        {"shape": {...}, "plans": [{"tokens": 16, "plan": {...}, "us": 205.0}, ...]}, ...]}
 
 An entry holds for token counts above that of the next smaller entry of its shape, up to its own; the largest
 holds for all above it.
@@ -51,7 +52,9 @@ def entries(op: str, device: str, version: int) -> tuple[Entry, ...]:
     held = json.loads(path.read_text())
     if held["version"] != version:
         return ()
-    found = (Entry(e["shape"], e["tokens"], e["plan"], e["us"]) for e in held["entries"])
+    found = (
+        Entry(of["shape"], one["tokens"], one["plan"], one["us"]) for of in held["shapes"] for one in of["plans"]
+    )
     return tuple(sorted(found, key=lambda entry: entry.tokens))
 
 
@@ -67,12 +70,16 @@ def write(op: str, device: str, version: int, found: Sequence[Entry]) -> Path:
     path = path_of(op, device)
     new = [entry.shape for entry in found]
     kept = [entry for entry in entries(op, device, version) if entry.shape not in new]
-    rows = [
-        json.dumps({"shape": dict(e.shape), "tokens": e.tokens, "plan": dict(e.plan), "us": e.us})
-        for e in (*kept, *found)
-    ]
-    head = f'{{"version": {version}, "device": {json.dumps(device)}, "entries": [\n'
+    shapes: list[str] = []
+    for shape in {json.dumps(dict(entry.shape)): entry.shape for entry in (*kept, *found)}.values():
+        plans = ",\n".join(
+            json.dumps({"tokens": e.tokens, "plan": dict(e.plan), "us": e.us})
+            for e in (*kept, *found)
+            if e.shape == shape
+        )
+        shapes.append(f'{{"shape": {json.dumps(dict(shape))}, "plans": [\n{plans}\n]}}')
+    head = f'{{"version": {version}, "device": {json.dumps(device)}, "shapes": [\n'
     path.parent.mkdir(exist_ok=True)
-    path.write_text(head + ",\n".join(rows) + "\n]}\n")
+    path.write_text(head + ",\n".join(shapes) + "\n]}\n")
     entries.cache_clear()
     return path

@@ -152,6 +152,7 @@ def test_shipped_plans_are_readable_and_of_this_version() -> None:
     for path in tuned.TUNED.glob(f"{moe.OP}.*.json"):
         held = json.loads(path.read_text())
         assert held["version"] == moe.VERSION
-        for entry in held["entries"]:
-            assert set(entry["shape"]) == set(moe.SHAPE)
-            moe.plan_from(entry["plan"])
+        for of in held["shapes"]:
+            assert set(of["shape"]) == set(moe.SHAPE)
+            for one in of["plans"]:
+                moe.plan_from(one["plan"])
