@@ -140,7 +140,8 @@ HELD: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {**MLA, "qk_nope_head_dim": 24},
         {
             "q_proj.weight", "kv_a_proj_with_mqa.weight", "o_proj.weight", "mlp.down_proj.weight",
-            "experts.gate_up_proj", "experts.down_proj", "shared_experts.gate_up_proj.weight", "shared_experts.down_proj.weight",
+            "experts.gate_up_proj", "experts.down_proj", "shared_experts.gate_up_proj.weight",
+            "shared_experts.down_proj.weight",
         },
     ),
     # Experts of 48 do: they are decoded, all or none of a layer. So are q and kv_a where 96 rows of q leave
