@@ -181,11 +181,13 @@ def vendor_dense(x: Tensor, w: Transposed, *, float32_out: bool, out: Tensor | N
 
 
 _FLOATS = {torch.bfloat16, torch.float16, torch.float32}
-_DENSE = Needs(sm=AtLeast((8, 0)), dtype=_FLOATS, format={"native", "int8", "fp8_block"})
+_DENSE = Needs(sm=AtLeast((8, 0)), dtype=_FLOATS, format={"native", "int8"})
+_SCALED = Needs(sm=AtLeast((8, 9)), dtype=_FLOATS, format="fp8_block")
 _VENDOR = Needs(sm=AtLeast((8, 0)), dtype=_FLOATS, format="native")
 
 KERNELS = (
     Kernel("linear.dense", "triton", _DENSE, Band.FAST, build_dense),
+    Kernel("linear.dense", "triton_fp8", _SCALED, Band.FAST, build_dense),
     Kernel("linear.heads", "triton", Needs(sm=AtLeast((8, 0)), dtype=_FLOATS), Band.FAST, build_heads),
     Kernel(
         "linear.dense",
