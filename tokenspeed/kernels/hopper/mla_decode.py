@@ -68,8 +68,8 @@ FOLDED = 64
 """Folded rows (new tokens x heads) of a row block: the M of a warpgroup's product."""
 STAGES = 2
 """Places for tiles. Two of 72 KiB are more than the memory's latency times a multiprocessor's share of it."""
-AHEAD = 4
-"""Tiles on their way to the second-level cache or nearer."""
+AHEAD = 3
+"""So many tiles after the one that is copied to shared memory, a tile is asked for in the second-level cache."""
 TILES_LEAST = 1
 """A lane takes at least so many tiles."""
 LAG = False
@@ -91,7 +91,7 @@ SHARED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=
 @triton.jit(do_not_specialize=["rows", "lanes", "least"])
 def _schedule(context_lens, records, rows, lanes, least, ROWS: tl.constexpr, LANES: tl.constexpr):
     """Write a record a lane: first row, first tile in it, tiles in all; tiles and lanes of the whole; context of
-    the first row.
+    the first row; how many rows have none.
     """
     row_at, lane = tl.arange(0, ROWS), tl.arange(0, LANES)
     lens = tl.load(context_lens + row_at, mask=row_at < rows, other=0)
@@ -112,6 +112,7 @@ def _schedule(context_lens, records, rows, lanes, least, ROWS: tl.constexpr, LAN
     tl.store(place + 3, nothing + total, mask=there)
     tl.store(place + 4, nothing + used, mask=there)
     tl.store(place + 5, tl.load(context_lens + row, mask=row < rows, other=0), mask=there)
+    tl.store(place + 6, nothing + tl.sum((row_at < rows) & (lens == 0), 0), mask=there)
 
 
 @gluon.jit
@@ -167,13 +168,9 @@ def _load(
         context = _context_of(batch, row + 1)
         _, tokens = _tokens_of(batch, row)
         if block * M < tokens * HEADS:
-            table = block_table + row.to(gl.int64) * table_row + begin
-            for i in range(STAGES, gl.minimum(count, AHEAD)):
-                _fetch(arena + gl.load(table + i).to(gl.int64) * PAGE, 2 * PAGE)
+            entry = row * table_row + begin
             for i in range(count):
-                if i + AHEAD < count:
-                    _fetch(arena + gl.load(table + i + AHEAD).to(gl.int64) * PAGE, 2 * PAGE)
-                token = gl.load(table + i) * TILE
+                token = gl.load(block_table + entry) * TILE
                 stage = step % STAGES
                 parity = (step // STAGES + 1) & 1
                 full = left_full.index(stage)
@@ -186,6 +183,9 @@ def _load(
                 tma.async_copy_global_to_shared(latents, [token, HALF], full, right_kv.index(stage))
                 tma.async_copy_global_to_shared(ropes, [token, 2 * HALF], full, rope_kv.index(stage))
                 step += 1
+                if i + AHEAD < count:
+                    _fetch(arena + gl.load(block_table + entry + AHEAD).to(gl.int64) * PAGE, 2 * PAGE)
+                entry += 1
         left -= count
         row += 1
         begin = 0
@@ -344,8 +344,28 @@ def _attend_left(
 
 
 @gluon.jit
+def _clear_empty(answer, batch, run, HEADS: gl.constexpr, M: gl.constexpr):
+    """Write zeros for the rows without context, which lanes share."""
+    out, lse, _, _, _ = answer
+    lane, _, _, block, _ = run
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
+    m = gl.arange(0, M, layout=gl.SliceLayout(1, layout))
+    d = gl.arange(0, 512, layout=gl.SliceLayout(0, layout))
+    for row in range(lane, batch[2], gl.num_programs(0)):
+        if _context_of(batch, row) == 0:
+            first, tokens = _tokens_of(batch, row)
+            valid = block * M + m < tokens * HEADS
+            place = (first * HEADS + block * M + m).to(gl.int64)
+            zeros = gl.zeros([M, 512], out.dtype.element_ty, layout=layout)
+            gl.store(out + place[:, None] * 512 + d[None, :], zeros, mask=valid[:, None])
+            if lse is not None:
+                nothing = gl.full([M], -float("inf"), gl.float32, layout=gl.SliceLayout(1, layout))
+                gl.store(lse + place, nothing, mask=valid)
+
+
+@gluon.jit
 def _attend_right(
-    batch, run, work, answer, right_kv, gates, hands,
+    batch, run, work, answer, right_kv, gates, hands, empty_rows,
     HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr, LAG: gl.constexpr,
 ):  # fmt: skip
     """The right half of the output, from the weights that `_attend_left` hands over."""
@@ -396,6 +416,8 @@ def _attend_right(
         row += 1
         begin = 0
     _settle(answer, batch, run, work, 1, HEADS, M)
+    if gl.load(empty_rows) > 0:
+        _clear_empty(answer, batch, run, HEADS, M)
 
 
 @gluon.jit
@@ -492,26 +514,6 @@ def _settle(answer, batch, run, work, half: gl.constexpr, HEADS: gl.constexpr, M
             begin_m = 0
 
 
-@gluon.jit
-def _clear_empty(answer, batch, run, HEADS: gl.constexpr, M: gl.constexpr):
-    """Write zeros for the rows without context, which lanes share."""
-    out, lse, _, _, _ = answer
-    lane, _, _, block, _ = run
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
-    m = gl.arange(0, M, layout=gl.SliceLayout(1, layout))
-    d = gl.arange(0, 512, layout=gl.SliceLayout(0, layout))
-    for row in range(lane, batch[2], gl.num_programs(0)):
-        if _context_of(batch, row) == 0:
-            first, tokens = _tokens_of(batch, row)
-            valid = block * M + m < tokens * HEADS
-            place = (first * HEADS + block * M + m).to(gl.int64)
-            zeros = gl.zeros([M, 512], out.dtype.element_ty, layout=layout)
-            gl.store(out + place[:, None] * 512 + d[None, :], zeros, mask=valid[:, None])
-            if lse is not None:
-                nothing = gl.full([M], -float("inf"), gl.float32, layout=gl.SliceLayout(1, layout))
-                gl.store(lse + place, nothing, mask=valid)
-
-
 @gluon.jit(do_not_specialize=["rows", "each"])
 def _decode64(
     q_latent, q_rope, arena, latents, ropes, block_table, context_lens, row_starts, records, out, lse, sums,
@@ -566,14 +568,13 @@ def _decode64(
                 HEADS, STAGES, M, LAG,
             )),
             (_attend_right, (
-                batch, run, work, answer, right_kv, gates, hands, HEADS, STAGES, M, LAG,
+                batch, run, work, answer, right_kv, gates, hands, record + 6, HEADS, STAGES, M, LAG,
             )),
             (_load, (pages, batch, run, work, tiles_kv, gates, HEADS, STAGES, M, AHEAD)),
         ],
         [4, 1],
         [208, 48],
     )  # fmt: skip
-    _clear_empty(answer, batch, run, HEADS, M)
 
 
 @dataclass(frozen=True, slots=True)

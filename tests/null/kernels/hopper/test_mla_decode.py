@@ -37,7 +37,14 @@ def test_decode_is_warpgroup_products_fed_by_bulk_copies(
             "latents": boxes(64, 256),
             "ropes": boxes(64, 64),
         },
-        {"HEADS": heads, "STAGES": mla_decode.STAGES, "M": 64, "LAG": lag, "AHEAD": 4, **absent},
+        {
+            "HEADS": heads,
+            "STAGES": mla_decode.STAGES,
+            "M": 64,
+            "LAG": lag,
+            "AHEAD": mla_decode.AHEAD,
+            **absent,
+        },
         tmp_path,
     )
     assert code.spills == 0
