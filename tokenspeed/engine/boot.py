@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """From a configuration to a core that can run: one way, each part built from those before it.
 
-    config -> device -> model (no memory yet) -> does it fit? -> weights -> what a step takes -> free memory
-           -> Resolved -> arena -> executor -> graphs -> Scheduler, last
+    config -> device -> model (no memory yet) -> does it fit? -> weights, and kernels compiled beside
+           -> what a step takes -> free memory -> Resolved -> arena -> executor -> graphs -> Scheduler, last
 
 In: an `EngineConfig`. Out: a `Core`; or `SetupError`. Used by the core process, and in-process by tests and
 benchmarks. With `--device null` there are no weights and no arena, and the executor computes nothing.
