@@ -70,7 +70,7 @@ def test_traits_are_read_in_the_types_of_the_schema(registry: Registry) -> None:
     [
         ("in_dim", "a trait reads name=value"),
         ("width=4", "names are dtype, in_dim, out_dim, bias, format"),
-        ("format=int4", "format is one of native, int8; got 'int4'"),
+        ("format=int4", "format is one of native, int8, fp8_block; got 'int4'"),
         ("dtype=half", "dtype is one of bfloat16, float32, float16"),
     ],
 )
