@@ -4,7 +4,7 @@
 In: how to build the model with fewer layers, and the limits of its steps. Out: the kernels gathered
 (`kernels.compiling`) by going through steps with a twin: the fewest layers that have every shape of the model,
 random weights. Its steps are those of prefill, a whole chunk at the end of the longest context and shorter
-prompts, and of decode with each number of rows that is recorded. What they miss is compiled when it is first
+prompts, of decode with each number of rows that is recorded, and all sampling. What they miss is compiled when it is first
 launched, as ever.
 """
 
@@ -71,6 +71,7 @@ def gather_kernels(
             ):  # what steps take is measured later, and refused with advice
                 twin.forward(probe.largest_step(step, twin.device), arena)
         executor.record(Rehearsal(), graphs.sizes_up_to(rows_max))
+        sampler.rehearse()
     return gathered
 
 
