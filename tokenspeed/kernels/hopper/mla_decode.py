@@ -68,7 +68,7 @@ FOLDED = 64
 """Folded rows (new tokens x heads) of a row block: the M of a warpgroup's product."""
 STAGES = 2
 """Places for tiles. Two of 72 KiB are more than the memory's latency times a multiprocessor's share of it."""
-AHEAD = 3
+AHEAD = 2
 """So many tiles after the one that is copied to shared memory, a tile is asked for in the second-level cache."""
 TILES_LEAST = 1
 """A lane takes at least so many tiles."""
