@@ -232,7 +232,7 @@ class AsyncEngine:
         """
         if self._dead is not None:
             raise EngineDeadError(self._dead)
-        prompt = np.asarray(ids, dtype=np.int64)
+        prompt = _as_integers(ids)
         try:
             self.check(prompt, sampling)
             if len(self._streams) >= self.streams_max:
@@ -306,7 +306,7 @@ class AsyncEngine:
     def check(self, ids: np.ndarray | Sequence[int], sampling: SamplingParams) -> None:
         """Raise the `RequestError` that `generate` would raise; starts nothing."""
         admission.check(
-            np.asarray(ids, dtype=np.int64),
+            _as_integers(ids),
             sampling,
             vocab_size=self.ready.vocab_size,
             context_tokens_max=self.ready.context_tokens_max,
@@ -373,6 +373,13 @@ class AsyncEngine:
         for stream in streams.values():
             stream.fail(EngineDeadError(self._dead), "engine_dead")
         self._drained.set()
+
+
+def _as_integers(ids: np.ndarray | Sequence[int]) -> np.ndarray:
+    """Ids as an array [n]; ids that are one already are not converted."""
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
+        return ids
+    return np.asarray(ids, dtype=np.int64)
 
 
 def _merged(deltas: list[wire.Delta]) -> wire.Delta:

@@ -60,6 +60,25 @@ class Metrics:
         self.refused = self._counter(
             "tokenspeed_requests_refused", "requests refused before any work, by cause"
         )
+        self.chat_prompts = self._closed(
+            "tokenspeed_chat_prompts",
+            {"effort": ("whole", "compared", "appended")},
+            "prompts of messages, by what was done: everything rendered and encoded; everything rendered, what "
+            "differs encoded; only what is new rendered and encoded",
+        )
+        self.chat_tokens = self._closed(
+            "tokenspeed_chat_prompt_tokens",
+            {"source": ("encoded", "reused")},
+            "tokens of such prompts: encoded in their turn, or reused from the turn ledger",
+        )
+        self.ledger_checks = self._closed(
+            "tokenspeed_ledger_checks",
+            {"result": ("equal", "different")},
+            "prompts made with the turn ledger that were made again in full; different is a defect",
+        )
+        self.ledger_bytes = Gauge(
+            "tokenspeed_ledger_bytes", "memory of the turn ledger", registry=self.registry
+        )
         self.open = Gauge(
             "tokenspeed_requests_open", "requests between arrival and end", registry=self.registry
         )
@@ -74,6 +93,14 @@ class Metrics:
 
     def _counter(self, name: str, help: str) -> Counter:
         return Counter(name, help, ["reason"], registry=self.registry)
+
+    def _closed(self, name: str, label: dict[str, tuple[str, ...]], help: str) -> Counter:
+        """A counter of which every series is there from the start."""
+        ((key, values),) = label.items()
+        counter = Counter(name, help, [key], registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
 
 
 class _CoreCollector(Collector):

@@ -10,10 +10,12 @@ still runs is aborted (rule R9).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
+
+import numpy as np
 
 from tokenspeed.base.clock import Clock
 from tokenspeed.base.errors import CapacityError, TokenSpeedError
@@ -30,6 +32,8 @@ from tokenspeed.text.output import OutputFinish, OutputOptions, OutputReader
 from tokenspeed.text.tokenizer import Tokenizer
 
 _log = get_logger("serve")
+_TAIL: Final = 16
+"""Last ids of a prompt that a reader of its continuation may want to know."""
 
 
 class TokenStream(Protocol):
@@ -61,7 +65,7 @@ class Engine(Protocol):
 
     def generate(
         self,
-        ids: list[int],
+        ids: np.ndarray | Sequence[int],
         sampling: SamplingParams,
         *,
         salt: bytes,
@@ -77,7 +81,7 @@ class Engine(Protocol):
 class Choice:
     """One answer to generate."""
 
-    prompt: list[int]
+    prompt: np.ndarray | Sequence[int]
     sampling: SamplingParams
     options: OutputOptions
 
@@ -118,7 +122,9 @@ class Generation:
         *,
         answer_id: str,
         per_prompt: int = 1,
+        on_answer: Callable[[list[int]], None] | None = None,
     ) -> None:
+        self._on_answer = on_answer  # told the ids of an answer that ended by itself
         self._per_prompt = per_prompt  # that many neighbouring choices share a prompt
         self._queue: asyncio.Queue[Update | TokenSpeedError] = asyncio.Queue(maxsize=len(choices) + 1)
         self._streams: list[TokenStream] = []
@@ -140,7 +146,9 @@ class Generation:
         except TokenSpeedError:
             self.abort()
             raise
-        self._readers = [OutputReader(tokenizer, c.options, prompt=c.prompt) for c in choices]
+        self._readers = [
+            OutputReader(tokenizer, c.options, prompt=np.asarray(c.prompt[-_TAIL:]).tolist()) for c in choices
+        ]
 
     @property
     def cached_tokens(self) -> int:
@@ -190,8 +198,10 @@ class Generation:
     async def _pump(self, index: int) -> None:
         """Read one stream to its end, or until its text says that it is over."""
         stream, reader = self._streams[index], self._readers[index]
+        said: list[bytes] = []
         try:
             async for delta in stream:
+                said.append(delta.ids)
                 update = _read(index, reader, delta)
                 if update.finish is not None and delta.finish is None:
                     stream.abort("stop_string")
@@ -201,6 +211,8 @@ class Generation:
                     raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
                 await self._queue.put(update)
                 if update.finish is not None:
+                    if self._on_answer is not None and delta.finish == "stop":
+                        self._on_answer(wire.ids_array(b"".join(said)).tolist())
                     return
         except TokenSpeedError as error:
             await self._queue.put(error)

@@ -21,6 +21,7 @@ from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import ApiError, ErrorNote
 from tokenspeed.serve.generation import Choice, Engine, Generation, Origin
 from tokenspeed.serve.request_log import RequestLog
+from tokenspeed.serve.turns import Turns
 from tokenspeed.text.plane import TextPlane
 
 _T = TypeVar("_T")
@@ -45,6 +46,7 @@ class Service:
         """The last answers that were errors, or ended as one; those of strangers and to no route are not kept."""
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._text_jobs = 0
+        self.turns = Turns(text, engine.metrics, self.run_text)
 
     @property
     def context_tokens_max(self) -> int:
@@ -90,13 +92,28 @@ class Service:
             )
 
     def generate(
-        self, choices: list[Choice], origin: Origin, *, answer_id: str, per_prompt: int
+        self,
+        choices: list[Choice],
+        origin: Origin,
+        *,
+        answer_id: str,
+        per_prompt: int,
+        on_answer: Callable[[list[int]], None] | None = None,
     ) -> Generation:
-        """Start the answers of one API request; what the engine refuses at once is raised here."""
+        """Start the answers of one API request; what the engine refuses at once is raised here.
+
+        `on_answer` is told the ids of each answer that ended by itself.
+        """
         if self.draining:
             raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
         return Generation(
-            self.engine, self.text.tokenizer, choices, origin, answer_id=answer_id, per_prompt=per_prompt
+            self.engine,
+            self.text.tokenizer,
+            choices,
+            origin,
+            answer_id=answer_id,
+            per_prompt=per_prompt,
+            on_answer=on_answer,
         )
 
     def close(self) -> None:

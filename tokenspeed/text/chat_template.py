@@ -21,6 +21,7 @@ import msgspec
 from tokenspeed.base.errors import RequestError, SetupError
 from tokenspeed.base.log import get_logger
 from tokenspeed.text import sandbox
+from tokenspeed.text.template_source import clock_patterns, watched_words
 
 Message = dict[str, Any]
 
@@ -29,6 +30,7 @@ TOOL_USE: Final = "tool_use"
 _log = get_logger("text")
 
 _RESERVED: Final = frozenset({"messages", "tools", "add_generation_prompt"})
+_OPEN: Final = {"add_generation_prompt": True}
 _PROBE: Final = "probe-9f2c"
 _PROBE_TOOL: Final = {
     "type": "function",
@@ -59,10 +61,17 @@ class ChatTemplate:
             except jinja2.TemplateError as error:
                 raise SetupError(f"the chat template {name!r} does not compile: {error}") from error
         self.source = sources.get(TOOL_USE, sources[DEFAULT])
+        self.watched = frozenset[str]().union(
+            *(watched_words(environment.parse(s)) for s in sources.values())
+        )
+        """Words that it looks for inside contents; where one occurs, the words decide what is written."""
+        self.clock = clock_patterns("".join(sources.values()))
+        """How it asks for the time; None if that is not written out."""
+        self._now = now
         user = {"role": "user", "content": _PROBE}
         self.takes_parts = self._equal([user], [user | {"content": [{"type": "text", "text": _PROBE}]}])
         self.takes_null = self._accepts_null_content()
-        self.takes_tools = _PROBE in (self._try([user | {"content": "x"}], tools=[_PROBE_TOOL]) or "")
+        self.takes_tools = _PROBE in (self._try([user | {"content": "x"}], _OPEN, tools=[_PROBE_TOOL]) or "")
 
     @classmethod
     def load(cls, directory: Path, config: dict[str, Any]) -> ChatTemplate | None:
@@ -113,6 +122,26 @@ class ChatTemplate:
             param="messages",
         ) from failure
 
+    def attempt(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None,
+        variables: dict[str, Any],
+        add_generation_prompt: bool,
+    ) -> str | None:
+        """As `render`, but None if the template does not take the messages as they are."""
+        return self._try(
+            [self._shape(message) for message in messages],
+            {"add_generation_prompt": add_generation_prompt} | variables,
+            tools=tools,
+        )
+
+    def times(self) -> tuple[str, ...]:
+        """What the template would be told of the time now: while this stays, so does what it writes."""
+        now = self._now()
+        return tuple(now.strftime(pattern) for pattern in self.clock or ())
+
     def _render(
         self, messages: list[Message], tools: list[dict[str, Any]] | None, extra: dict[str, Any]
     ) -> str:
@@ -140,12 +169,14 @@ class ChatTemplate:
         return self._equal([user, empty], [user, empty | {"content": None}])
 
     def _equal(self, one: list[Message], other: list[Message]) -> bool:
-        first = self._try(one)
-        return first is not None and first == self._try(other)
+        first = self._try(one, _OPEN)
+        return first is not None and first == self._try(other, _OPEN)
 
-    def _try(self, messages: list[Message], *, tools: list[dict[str, Any]] | None = None) -> str | None:
+    def _try(
+        self, messages: list[Message], extra: dict[str, Any], *, tools: list[dict[str, Any]] | None = None
+    ) -> str | None:
         try:
-            return self._render(messages, tools, {"add_generation_prompt": True})
+            return self._render(messages, tools, extra)
         except jinja2.TemplateError as error:
             _log.debug("the chat template refused a probe: %s", error)
             return None

@@ -91,6 +91,21 @@ class TextPlane:
         add_generation_prompt: bool = True,
     ) -> ChatPrompt:
         """Render and encode. Raises `RequestError` where the model cannot express the request."""
+        text = self.text_of_chat(
+            messages, tools=tools, variables=variables, add_generation_prompt=add_generation_prompt
+        )
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        return ChatPrompt(ids, self.opens_reasoning(text))
+
+    def text_of_chat(
+        self,
+        messages: list[Message],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        variables: dict[str, Any] | None = None,
+        add_generation_prompt: bool = True,
+    ) -> str:
+        """The rendering alone. Raises `RequestError` where the model cannot express the request."""
         template = self.template
         if template is None:
             raise RequestError(
@@ -109,11 +124,11 @@ class TextPlane:
                 code="unsupported_by_model",
                 param="tools",
             )
-        text = template.render(
+        return template.render(
             messages, tools=tools, variables=variables, add_generation_prompt=add_generation_prompt
         )
+
+    def opens_reasoning(self, text: str) -> bool:
+        """Whether a prompt that ends with `text` has opened the reasoning."""
         reasoning = self.dialect.reasoning
-        return ChatPrompt(
-            ids=self.tokenizer.encode(text, add_special_tokens=False),
-            in_reasoning=reasoning is not None and text.rstrip().endswith(reasoning.open),
-        )
+        return reasoning is not None and text.rstrip().endswith(reasoning.open)

@@ -20,6 +20,7 @@ import tokenizers
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.text import tiktoken_ranks
+from tokenspeed.text.cuts import Cuts
 
 CONFIG_FILE: Final = "tokenizer_config.json"
 MODEL_FILE: Final = "tokenizer.json"
@@ -42,6 +43,9 @@ class Tokenizer:
             _byte_table(vocabulary, self.vocab_size) if _is_byte_level(backend.decoder) else None
         )
         """Bytes of each id where the vocabulary is byte-level (a text is their concatenation), else None."""
+        whole = backend.truncation is None and backend.padding is None
+        self.cuts = Cuts(added if whole else {}, self.vocab_size)
+        """Tokens before which a text may be cut and encoded in parts."""
         self._frame = _Frame.of(self)
 
     @classmethod

@@ -19,8 +19,8 @@ from tokenspeed.base.sampling import LOGPROBS_MAX, TokenLogprob
 from tokenspeed.serve.answer import Collected, Usage, respond
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Update
+from tokenspeed.serve.openai.chat_request import prompt_of, read
 from tokenspeed.serve.openai.logprobs import chat_logprobs
-from tokenspeed.serve.openai.messages import plain_messages, plain_tools
 from tokenspeed.serve.openai.sampling import check_common, choices_of, options_of, origin_of, params_of
 from tokenspeed.serve.openai.schema import ChatBody
 from tokenspeed.serve.service import Service
@@ -32,12 +32,11 @@ from tokenspeed.text.tools.schema import ArgumentTypes
 
 async def handle(request: Request, service: Service, data: bytes) -> Response:
     """Answer one request."""
-    body, raw = service.bodies.parse(data, ChatBody)
+    asking = read(request, service, data)
+    body = asking.body
     service.check_model(body.model)
-    check_common(body, raw, service.bodies)
+    check_common(body, asking.raw, service.bodies)
     _check(body)
-    tools = plain_tools(body.tools, raw) if body.tool_choice != "none" else None
-    messages = plain_messages(body.messages, raw, service.bodies)
     tokens_max = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     params = params_of(
         body,
@@ -46,27 +45,24 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         tokens_max=tokens_max,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    variables = dict(body.chat_template_kwargs or {})
-    if body.reasoning_effort is not None:
-        variables.setdefault("reasoning_effort", body.reasoning_effort)
-    prompt = await service.run_text(
-        lambda: service.text.prompt_of_chat(
-            messages, tools=tools, variables=variables, add_generation_prompt=body.add_generation_prompt
-        )
-    )
+    prompt = await prompt_of(asking, service)
     service.check_length(len(prompt.ids), "messages")
     options = OutputOptions(
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
-        calls=tools is not None,
-        types=ArgumentTypes(tools),
+        calls=asking.tools is not None,
+        types=ArgumentTypes(asking.tools),
         one_call=body.parallel_tool_calls is False,
     )
     n = body.n or 1
     choices = choices_of(prompt.ids, params, options_of(body, options), n)
     origin = origin_of(body, request)
     writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
-    generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
+    turn = prompt.turn
+    on_answer = None if turn is None or n > 1 else lambda ids: service.turns.answered(turn, ids)
+    generation = service.generate(
+        choices, origin, answer_id=writer.answer_id, per_prompt=n, on_answer=on_answer
+    )
     return await respond(
         request, generation, writer, n, stream=bool(body.stream), note_error=service.note_error
     )
@@ -74,8 +70,6 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
 
 def _check(body: ChatBody) -> None:
     """Refuse what this server does not do, by name."""
-    if not body.messages:
-        raise out_of_range("messages", "empty", "a list of at least one message")
     if body.functions is not None or body.function_call is not None:
         raise refused("functions", "superseded by the API itself; use tools and tool_choice")
     if body.audio is not None or any(kind != "text" for kind in body.modalities or ()):

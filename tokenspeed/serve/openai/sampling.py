@@ -7,10 +7,12 @@ Ranges of sampling fields are `base.sampling`'s business; what is checked here i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 from starlette.requests import Request
 
 from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, SamplingParams
@@ -103,7 +105,9 @@ def params_of(
     return params
 
 
-def choices_of(prompt: list[int], params: SamplingParams, options: OutputOptions, n: int) -> list[Choice]:
+def choices_of(
+    prompt: np.ndarray | Sequence[int], params: SamplingParams, options: OutputOptions, n: int
+) -> list[Choice]:
     """`n` answers to one prompt; a seed given makes them differ and stay reproducible."""
     if params.seed == SEED_DRAWN:
         return [Choice(prompt, params, options)] * n
