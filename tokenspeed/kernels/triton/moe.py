@@ -12,7 +12,6 @@ import functools
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from tokenspeed.kernels.device import Device
@@ -40,12 +39,17 @@ def build(traits: Traits, device: Device) -> Implementation:
     ) -> Tensor:
         """Sum over each token's experts, weighted, and over the shared ones."""
         y = torch.empty_like(x) if out is None else out
-        plan = planned(x.shape[0])
-        run = moe_few.run if isinstance(plan, moe_few.Plan) else moe_many.run
-        return run(x, ids, weights, w, plan, y)
+        return run(x, ids, weights, w, planned(x.shape[0]), y)
 
     prepare = functools.partial(moe_weights.prepare, format=str(shape["format"]))
     return Implementation(experts, prepare)
+
+
+def run(x: Tensor, ids: Tensor, weights: Tensor, w: moe_weights.Stacked, plan: Plan, y: Tensor) -> Tensor:
+    """Run tokens as `plan` has it; write and return y."""
+    if isinstance(plan, moe_few.Plan):
+        return moe_few.run(x, ids, weights, w, plan, y)
+    return moe_many.run(x, ids, weights, w, plan, y)
 
 
 def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
@@ -60,7 +64,7 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
     item = 4 if shape["dtype"] == "float32" else 2
     memory = shared_memory_bytes(device)
     if tokens <= moe_few.TOKENS_MAX:
-        columns = max(16, triton.next_power_of_2(tokens))
+        columns = max(16, 1 << (tokens - 1).bit_length())
         up = moe_few.Tile(64, *_stages(128 + columns, item, memory), 4)
         down = moe_few.Tile(64, *_stages(64 + columns, item, memory), 4)
         return moe_few.Plan(up, down, down.depth if columns == 16 else 0)
@@ -73,11 +77,12 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
 
 
 def plan_from(held: Any) -> Plan:
-    """Read a plan as `tuned` holds it: {"few" or "many": {"up": [...], "down": [...], ...}}."""
-    ((kind, parts),) = held.items()
-    module = moe_few if kind == "few" else moe_many
-    tiles = {name: module.Tile(*parts[name]) for name in ("up", "down")}
-    return module.Plan(**{**parts, **tiles})
+    """Read a plan as `tuned` holds it: {"few": {"up": [...], "down": [...], "head": 256}}, or "many" without head."""
+    if "few" in held:
+        parts = held["few"]
+        return moe_few.Plan(moe_few.Tile(*parts["up"]), moe_few.Tile(*parts["down"]), parts["head"])
+    parts = held["many"]
+    return moe_many.Plan(moe_many.Tile(*parts["up"]), moe_many.Tile(*parts["down"]))
 
 
 def _stages(rows: int, item: int, memory: int) -> tuple[int, int]:

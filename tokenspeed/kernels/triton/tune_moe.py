@@ -52,7 +52,7 @@ class Case:
         return {"dtype": "bfloat16", "format": "native", **held}
 
 
-def candidates(case: Case) -> tuple[list[moe.Plan], list[moe.Plan]]:
+def candidates(case: Case) -> tuple[Sequence[moe.Plan], Sequence[moe.Plan]]:
     """Plans that differ in the first product, and plans that differ in the second."""
     if case.tokens <= moe_few.TOKENS_MAX:
         cuts = [(64, 64, 4, 4), (64, 64, 6, 4), (64, 128, 2, 4), (64, 128, 3, 4), (64, 128, 4, 4), (64, 256, 2, 4),
@@ -98,10 +98,8 @@ class Bench:
 
     def run(self, plan: moe.Plan, turn: int) -> Tensor:
         """One call."""
-        w = self.copies[turn % len(self.copies)]
-        run = moe_few.run if isinstance(plan, moe_few.Plan) else moe_many.run
-        x = self.x[turn]
-        return run(x, self.ids[turn], self.weights[turn], w, plan, torch.empty_like(x))
+        w, x = self.copies[turn % len(self.copies)], self.x[turn]
+        return moe.run(x, self.ids[turn], self.weights[turn], w, plan, torch.empty_like(x))
 
     def us(self, plan: moe.Plan) -> float:
         """Median time of a call; infinite when the plan does not fit."""
