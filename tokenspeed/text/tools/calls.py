@@ -134,7 +134,8 @@ class CallReader:
                 return "truncated" if self._started else None
 
     def _broken(self) -> CallStatus | None:
-        return "malformed" if self._started else None
+        """What an envelope is that breaks off: its arguments may be whole all the same."""
+        return self._judge() if self._started else None
 
     def _json_string(self) -> Reading[str | None]:
         """Consume a JSON value; its text if it is a string."""

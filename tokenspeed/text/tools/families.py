@@ -50,6 +50,7 @@ QWEN3_CODER: Final = Dialect(
         close="</function>",
         joint="\n",
         newlines_before=2,
+        ends_reasoning=True,
     ),
     signs=("<tool_call>", "<function=", "<parameter="),
 )

@@ -10,15 +10,17 @@ from typing import Final
 import msgspec
 
 _STRING_STOP: Final = re.compile(r'["\\]')
-_STRUCTURE: Final = re.compile(r'["{}\[\]]')
-_SCALAR_STOP: Final = re.compile(r"[,}\]\s]")
+# No JSON has these two outside strings, but the markers of most dialects begin with one.
+_MARKUP: Final = "<`"
+_STRUCTURE: Final = re.compile(rf'["{{}}\[\]{_MARKUP}]')
+_SCALAR_STOP: Final = re.compile(rf"[,}}\]\s{_MARKUP}]")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class JsonScanner:
     """Finds the end of one value by quotes and brackets; does not judge what is between them.
 
-    It keeps nothing of the text, looks at each character once, and jumps to those that matter.
+    Where brackets are missing, markup that follows ends it. It keeps nothing of the text, looks at each character once, and jumps to those that matter.
     """
 
     __slots__ = ("_depth", "_escaped", "_in_scalar", "_in_string", "done")
@@ -68,6 +70,9 @@ class JsonScanner:
                 self._in_string = True
             case "{" | "[":
                 self._depth += 1
+            case character if character in _MARKUP:
+                self.done = True
+                return stop.start()
             case _:
                 self._depth -= 1
                 self.done = self._depth == 0

@@ -246,7 +246,7 @@ class _Channels:
                 yield from tape.skip(BLANKS)
                 if (yield from tape.literal(form.start)):
                     found = form.start
-                elif tape.ended and not tape.text:
+                elif tape.ended and form.start.startswith(tape.text):
                     return
                 else:
                     found = yield from self._text("final")
@@ -274,7 +274,7 @@ class _Channels:
     def _body(self, header: str) -> Reading[str | None]:
         """Read a message's body; return the marker that ended it."""
         recipient = _RECIPIENT.search(header)
-        if recipient is not None and self._calls:
+        if recipient is not None and recipient.group(1) != self._form.role and self._calls:
             return (yield from self._call(recipient.group(1)))
         channel = self._channel.search(header)
         is_reasoning = channel is not None and channel.group(1) == self._form.reasoning

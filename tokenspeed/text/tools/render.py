@@ -57,8 +57,8 @@ def render_calls(form: CallFormat, calls: Sequence[Call]) -> str:
 def _render_call(form: CallFormat, call: Call, index: int) -> str:
     match form.arguments:
         case Envelope(name_key, arguments_key):
-            members: dict[str, Any] = {"id": call.id} if form.ids == "member" and call.id else {}
-            members |= {name_key: call.name, arguments_key: call.arguments}
+            members: dict[str, Any] = {name_key: call.name, arguments_key: call.arguments}
+            members |= {"id": call.id} if form.ids == "member" and call.id else {}
             return form.open + _json(members) + form.close
         case Elements():
             body = "".join(_render_element(form.arguments, *item) for item in call.arguments.items())

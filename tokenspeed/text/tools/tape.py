@@ -40,14 +40,14 @@ class Marks:
         firsts = "".join(dict.fromkeys(marker[0] for marker in markers))
         self._firsts = re.compile(f"[{re.escape(firsts)}]") if firsts else None
 
-    def find(self, text: str, *, ended: bool) -> tuple[int, str | None]:
+    def find(self, text: str) -> tuple[int, str | None]:
         """Where the first marker stands, and which; or where one could still begin, and None."""
         at = 0
         while self._firsts is not None and (candidate := self._firsts.search(text, at)) is not None:
             at = candidate.start()
             for marker in self.markers:
                 if text.startswith(marker, at):
-                    follows = self._follows(text, at + len(marker), ended=ended)
+                    follows = self._follows(text, at + len(marker))
                     if follows is not False:
                         return at, marker if follows else None
                 elif len(text) - at < len(marker) and marker.startswith(text[at:]):
@@ -55,7 +55,7 @@ class Marks:
             at += 1
         return len(text), None
 
-    def _follows(self, text: str, at: int, *, ended: bool) -> bool | None:
+    def _follows(self, text: str, at: int) -> bool | None:
         """Whether a follower comes at `at`; None when that cannot be said yet."""
         if not self._followers:
             return True
@@ -64,7 +64,7 @@ class Marks:
             return True
         if any(follower.startswith(rest) for follower in self._followers):
             # Perhaps it will be one; past the window, never.
-            return False if len(text) - at >= self._window else ended or None
+            return False if len(text) - at >= self._window else None
         return False
 
 
@@ -156,7 +156,7 @@ class Tape:
         what could have been the beginning of these stays on the tape.
         """
         while True:
-            at, found = marks.find(self.text, ended=self.ended)
+            at, found = marks.find(self.text)
             end = at
             while end and at - end < newlines and self.text[end - 1] == "\n":
                 end -= 1
