@@ -30,7 +30,7 @@ from tokenspeed.layers.layer import Build, Group, Layer
 from tokenspeed.layers.linear import Linear, LinearPair, Projection
 from tokenspeed.layers.norm import SliceNorm, norm_weight
 from tokenspeed.layers.rope import Rotary
-from tokenspeed.layers.step import StepContext, StepInputs
+from tokenspeed.layers.step import StepContext
 from tokenspeed.spmd.compile import local_units
 from tokenspeed.spmd.placement import Replicate, Shard
 from tokenspeed.spmd.program import Call, Edge, Part, Weight
@@ -77,6 +77,14 @@ def extends_absorbed(lengths: NDArray[np.int32], contexts: NDArray[np.int32], sh
     absorbed = pairs * (2 * shape.latent + shape.rope) * LATENT_COST + float(new.sum()) * raising
     raised = pairs * (shape.nope + shape.rope + shape.value) + float(context.sum()) * raising * RAISING_COST
     return absorbed < raised
+
+
+def _extending_starts(context: StepContext) -> Tensor:
+    """First token of each extending row, counted from the first of them [R + 1]."""
+    inputs = context.inputs
+    return context.once(
+        "starts of extending rows", lambda: inputs.row_starts[inputs.decode_rows :] - inputs.decode_rows
+    )
 
 
 class MLAttend(Layer):
@@ -153,7 +161,7 @@ class MLAttend(Layer):
                 context, q[decoded:], kv[decoded:], arena, int(lengths.max())
             )
         else:
-            self._attend_extend(inputs, q[decoded:], kv[decoded:], arena, out[decoded:])
+            self._extend_raised(context, q[decoded:], kv[decoded:], arena, out[decoded:])
         return out.flatten(1)
 
     def _attend_decode(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor) -> Tensor:
@@ -203,16 +211,15 @@ class MLAttend(Layer):
             inputs.block_table[decoded:],
             lens,
             self._scale,
-            row_starts=context.once(
-                "starts of extending rows", lambda: inputs.row_starts[decoded:] - decoded
-            ),
+            row_starts=_extending_starts(context),
             row_tokens_max=row_tokens_max,
             schedule=schedule,
         )
         return self._heads_out(attended, self._raise)
 
-    def _attend_extend(self, inputs: StepInputs, q: Tensor, kv: Tensor, arena: Tensor, out: Tensor) -> None:
-        decoded, latent, q_rope = inputs.decode_rows, self._shape.latent, q[..., self._shape.nope :]
+    def _extend_raised(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor, out: Tensor) -> None:
+        inputs, latent, q_rope = context.inputs, self._shape.latent, q[..., self._shape.nope :]
+        decoded = inputs.decode_rows
         self._rope_write(
             q_rope,
             kv[:, :latent],
@@ -230,7 +237,7 @@ class MLAttend(Layer):
             arena,
             *self._extend_weights,
             inputs.block_table[decoded:],
-            inputs.row_starts[decoded:] - decoded,
+            _extending_starts(context),
             inputs.context_lens[decoded:],
             self._scale,
             contexts=inputs.context_lens_np[decoded:].tolist(),
