@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """From a configuration to a core that can run: one way, each part built from those before it.
 
-    config -> device -> model (no memory yet) -> does it fit? -> weights, and kernels compiled beside
-           -> what a step takes -> free memory -> Resolved -> arena -> executor -> graphs -> Scheduler, last
+    config -> device -> model (no memory yet) -> does it fit? -> kernels compiled -> weights -> what a step takes
+           -> free memory -> Resolved -> arena -> executor -> graphs -> Scheduler, last
 
 In: an `EngineConfig`. Out: a `Core`; or `SetupError`. Used by the core process, and in-process by tests and
 benchmarks. With `--device null` there are no weights and no arena, and the executor computes nothing.
@@ -14,9 +14,7 @@ import dataclasses
 import os
 import secrets
 import time
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -109,11 +107,12 @@ def boot(config: EngineConfig) -> Core:
     about = _model_facts(model, hf_config, config.model)
     resolved = resolve(config, found, about)  # refuse what cannot fit before reading it
     graph_rows_max, _ = resolve_graphs(config, found)
-    rows_max = graph_rows_max or resolved.slots_max
-    with _compiling(
-        model, lambda layers: build(_with_layers(hf_config, layers)), _limits(resolved), rows_max, threads
-    ):
-        _load(model, directory, config.model)
+    if device.type == "cuda":
+        rows_max = graph_rows_max or resolved.slots_max
+        _compile_kernels(
+            model, lambda n: build(_with_layers(hf_config, n)), _limits(resolved), rows_max, threads
+        )
+    _load(model, directory, config.model)
     torch.set_num_threads(_torch_threads(config, model, threads))
     about = dataclasses.replace(about, weight_bytes=0)
     resolved = resolve(config, facts.measure(device), about)
@@ -146,28 +145,21 @@ def _limits(resolved: Resolved) -> BatchLimits:
     )
 
 
-@contextmanager
-def _compiling(
+def _compile_kernels(
     model: models.Model,
     shorter: Callable[[int], models.Model],
     limits: BatchLimits,
     rows_max: int,
     threads: int,
-) -> Generator[None]:
-    """Compile a GPU's kernels beside what is done inside; `shorter` builds the model with fewer layers."""
-    if model.device.type != "cuda":
-        yield
-        return
-    started, gathered = time.monotonic(), None
-    with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
-        try:
-            gathered = rehearsal.gather_kernels(model, shorter, limits, rows_max=rows_max, pool=pool)
-        except Exception as error:  # noqa: BLE001 - whatever it is: the step that meets it again will say so
-            _log.warning("kernels are compiled as steps need them: %s: %s", type(error).__name__, error)
-        torch.cuda.empty_cache()
-        yield
-        if gathered is not None:
-            _log.info("kernels: %d compiled in %.1f s", gathered.wait(), time.monotonic() - started)
+) -> None:
+    """Compile a GPU's kernels side by side; `shorter` builds the model with fewer layers."""
+    started = time.monotonic()
+    try:
+        count = rehearsal.compile_kernels(model, shorter, limits, rows_max=rows_max, threads=threads)
+        _log.info("kernels: %d compiled in %.1f s", count, time.monotonic() - started)
+    except Exception as error:  # noqa: BLE001 - whatever it is: the step that meets it again will say so
+        _log.warning("kernels are compiled as steps need them: %s: %s", type(error).__name__, error)
+    torch.cuda.empty_cache()
 
 
 def _record_graphs(

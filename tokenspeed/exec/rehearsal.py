@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Have the kernels of steps compiled before a step needs one, while weights are read.
+"""Have the kernels of steps compiled before a step needs one.
 
-In: how to build the model with fewer layers, and the limits of its steps. Out: the kernels gathered
-(`kernels.compiling`) by going through steps with a twin: the fewest layers that have every shape of the model,
-random weights. Its steps are those of prefill, a whole chunk at the end of the longest context and shorter
-prompts, of decode with each number of rows that is recorded, and all sampling. What they miss is compiled when it is first
-launched, as ever.
+In: how to build the model with fewer layers, and the limits of its steps. Out: how many kernels were compiled,
+side by side (`kernels.compiling`): those met by going through steps with a twin, the fewest layers that have
+every shape of the model, random weights. Its steps are those of prefill, a whole chunk at the end of the longest
+context and shorter prompts, of decode with each number of rows that is recorded, and all sampling. What they
+miss is compiled when it is first launched, as ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Final
@@ -44,10 +43,10 @@ class Rehearsal:
 
 
 @torch.inference_mode()
-def gather_kernels(
-    model: Model, shorter: Callable[[int], Model], limits: BatchLimits, *, rows_max: int, pool: Executor
-) -> compiling.Gathered:
-    """Begin to compile what steps of `model` launch, with up to `rows_max` decode rows.
+def compile_kernels(
+    model: Model, shorter: Callable[[int], Model], limits: BatchLimits, *, rows_max: int, threads: int
+) -> int:
+    """Compile what steps of `model` launch, with up to `rows_max` decode rows; how many kernels.
 
     `model` is only looked at; `shorter(n)` builds it with n layers. Takes the memory of a twin until it returns.
     """
@@ -63,7 +62,7 @@ def gather_kernels(
     batch = Batch(replace(limits, rows=rows_max), twin.device)
     sampler = Sampler(slots=limits.slots, vocab=twin.facts.vocab, device=twin.device)
     executor = DeviceExecutor(twin, arena, batch, sampler)
-    with compiling.gathering(pool) as gathered:
+    with compiling.side_by_side(threads) as gathered:
         for tokens in _PROMPTS:
             step = replace(limits, tokens=limits.rows + min(tokens, limits.tokens - limits.rows))
             with suppress(
@@ -72,7 +71,7 @@ def gather_kernels(
                 twin.forward(probe.largest_step(step, twin.device), arena)
         executor.record(Rehearsal(), graphs.sizes_up_to(rows_max))
         sampler.rehearse()
-    return gathered
+    return len(gathered.jobs)
 
 
 def twin_of(model: Model, shorter: Callable[[int], Model]) -> Model:

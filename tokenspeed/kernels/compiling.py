@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Compile the kernels that a piece of work launches side by side, while something else is done.
+"""Compile the kernels that a piece of work launches side by side, before any of them is needed.
 
 Triton compiles a kernel where it is first launched: work that needs fifty of them waits fifty times. Inside
-`gathering`, a launch of a kernel that is not compiled yet hands it to a pool of threads and launches nothing;
-what is compiled, and what needs no compiler, runs. The results of such work mean nothing, so it must be work
-whose effects nobody will see; tensors it allocates are zero, so that an index which a kernel should have
-written is a legal one.
+`side_by_side`, a launch of a kernel that is not compiled yet notes it and launches nothing; what is compiled, and
+what needs no compiler, runs. The results of such work mean nothing, so it must be work whose effects nobody
+will see; tensors it allocates are zero, so that an index which a kernel should have written is a legal one.
 
-Afterwards a launch of a kernel that was handed over waits until it is compiled. One that does not compile fails
-there, as it would have. Where there is no Triton, or one that cannot do this, nothing is different.
+On leaving, what was noted is compiled by several threads at once, and then is what Triton launches. Nothing else
+should go on meanwhile: compiling holds the interpreter for milliseconds at a time, and every other thread waits.
+A kernel that does not compile is left to its launch, which fails as it would have. Where there is no Triton, or
+one that cannot do this, nothing is different.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Generator, Hashable, Iterable
-from concurrent.futures import Executor, Future
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,44 +36,41 @@ _ALLOCATE: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Gathered:
-    """What was handed over; Triton's view of it is `submit`."""
+    """What was noted; Triton's view of it is `submit`."""
 
-    pool: Executor
-    open: bool = True
-    """Launches do nothing yet."""
     jobs: dict[Hashable, _Job] = field(default_factory=dict[Hashable, "_Job"])
 
     def submit(
         self, key: Hashable, compile_kernel: Callable[[], Any], keep: Callable[[Any], None]
-    ) -> _Handed:
+    ) -> _Unlaunched:
         """Called by Triton where a kernel is missing; what it gets back is what it launches."""
         if key not in self.jobs:
-            self.jobs[key] = _Job(self.pool.submit(compile_kernel))
-        job, handed = self.jobs[key], _Handed(self, self.jobs[key].compiled)
-        job.keeps.append(keep)
-        keep(handed)  # found again in microseconds; going by here takes Triton a hundred times that
-        return handed
+            self.jobs[key] = _Job(compile_kernel)
+        self.jobs[key].keeps.append(keep)
+        instead = _Unlaunched()
+        keep(instead)  # found again in microseconds; going by here takes Triton a hundred times that
+        return instead
 
-    def wait(self) -> int:
-        """Wait for all, and have Triton keep them in place of what it was given; how many there are."""
-        for job in self.jobs.values():
-            job.keep(None if job.compiled.exception() else job.compiled.result())
-        return len(self.jobs)
+    def compile(self, threads: int) -> None:
+        """Compile all, and have Triton keep them."""
+        with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
+            running = [(job, pool.submit(job.compile_kernel)) for job in self.jobs.values()]
+            for job, compiled in running:
+                job.keep(None if compiled.exception() else compiled.result())
 
     def forget(self) -> None:
         """Have Triton compile them when they are launched."""
         for job in self.jobs.values():
-            job.compiled.cancel()
             job.keep(None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A kernel being compiled, and where Triton keeps it: a place for each way in which it was called."""
+    """A kernel to compile, and where Triton keeps it: a place for each way in which it was called."""
 
-    compiled: Future[Any]
+    compile_kernel: Callable[[], Any]
     keeps: list[Callable[[Any], None]] = field(default_factory=list[Callable[[Any], None]])
 
     def keep(self, kernel: Any) -> None:
@@ -80,20 +78,10 @@ class _Job:
             keep(kernel)
 
 
-class _Handed:
-    """A kernel in the making, as Triton holds it. Launching it does nothing while its gathering is open."""
+class _Unlaunched:
+    """A kernel that is not compiled yet: launching it does nothing."""
 
     function = packed_metadata = None
-
-    def __init__(self, gathered: Gathered, compiled: Future[Any]) -> None:
-        self._gathered, self._compiled = gathered, compiled
-
-    @property
-    def result(self) -> Callable[[], Any]:
-        """The kernel, waited for. Triton asks whether there is this before it launches."""
-        if self._gathered.open:
-            raise AttributeError("result")
-        return self._compiled.result
 
     def launch_metadata(self, *_: Any) -> None:
         """None, as of a kernel that says nothing of itself."""
@@ -114,9 +102,9 @@ class _Zeroed(TorchFunctionMode):
 
 
 @contextmanager
-def gathering(pool: Executor) -> Generator[Gathered]:
-    """Hand the kernels of the work inside to `pool`, which must live until `wait`."""
-    gathered = Gathered(pool)
+def side_by_side(threads: int) -> Generator[Gathered]:
+    """Note the kernels of the work inside; at the end of it, compile them with so many threads."""
+    gathered = Gathered()
     mode = _triton_mode()
     if mode is None:
         yield gathered
@@ -129,8 +117,8 @@ def gathering(pool: Executor) -> Generator[Gathered]:
         gathered.forget()
         raise
     finally:
-        gathered.open = False
         mode.reset(token)
+    gathered.compile(threads)
 
 
 def _triton_mode() -> ContextVar[Any] | None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,17 +91,15 @@ def test_steps_after_a_rehearsal_compile_nothing(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(compiling.Gathered, "submit", uncompiled)
     model = shorter(3)
-    with ThreadPoolExecutor(2) as pool, torch.inference_mode():
-        gathered = rehearsal.gather_kernels(model, shorter, LIMITS, rows_max=6, pool=pool)
-        assert gathered.wait() > 10
-        with compiling.gathering(pool) as again:
-            weights.load_dummy(model)
-            here = torch.device("cpu")
-            arena = Arena(model.kv_spec, blocks=2, block_tokens=64, dtype=model.dtype, device=here)
-            model.forward(probe.largest_step(LIMITS, here), arena)
-            sampler = Sampler(slots=6, vocab=512, device=here)
-            executor = DeviceExecutor(model, arena, Batch(LIMITS, here), sampler)
-            executor.record(rehearsal.Rehearsal(), graphs.sizes_up_to(6))
+    assert rehearsal.compile_kernels(model, shorter, LIMITS, rows_max=6, threads=2) > 10
+    with torch.inference_mode(), compiling.side_by_side(1) as again:
+        weights.load_dummy(model)
+        here = torch.device("cpu")
+        arena = Arena(model.kv_spec, blocks=2, block_tokens=64, dtype=model.dtype, device=here)
+        model.forward(probe.largest_step(LIMITS, here), arena)
+        sampler = Sampler(slots=6, vocab=512, device=here)
+        executor = DeviceExecutor(model, arena, Batch(LIMITS, here), sampler)
+        executor.record(rehearsal.Rehearsal(), graphs.sizes_up_to(6))
     assert not again.jobs
 
 

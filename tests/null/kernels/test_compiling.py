@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -57,46 +56,32 @@ def launch(block: int) -> torch.Tensor:
 
 @pytest.mark.usefixtures("hopper")
 def test_missing_kernels_are_compiled_once_each_and_kept() -> None:
-    with ThreadPoolExecutor(4) as pool:
-        with compiling.gathering(pool) as gathered:
-            for block in (64, 128, 64, 256, 64):
-                assert not launch(block).any()  # not launched, and not what memory held before
-            assert len(gathered.jobs) == 3
-        assert gathered.wait() == 3
-        kept = list(_scaled.device_caches[0][0].values())
-        assert len(kept) == 3
-        assert all("ld.global" in kernel.asm["ptx"] for kernel in kept)
-        with compiling.gathering(pool) as again, pytest.raises(Exception):  # noqa: B017 - a driver's word
-            launch(64)  # is there, so it is launched, as far as this driver can
-        assert not again.jobs
-
-
-@pytest.mark.usefixtures("hopper")
-def test_a_launch_after_the_gathering_waits_for_its_kernel() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        with compiling.gathering(pool) as gathered:
-            launch(64)
-        handed = next(iter(_scaled.device_caches[0][0].values()))
-        assert "ld.global" in handed.result().asm["ptx"]  # what Triton asks before it launches
-        assert gathered.wait() == 1
+    with compiling.side_by_side(4) as gathered:
+        for block in (64, 128, 64, 256, 64):
+            assert not launch(block).any()  # not launched, and not what memory held before
+        assert len(gathered.jobs) == 3
+    kept = list(_scaled.device_caches[0][0].values())
+    assert len(kept) == 3
+    assert all("ld.global" in kernel.asm["ptx"] for kernel in kept)
+    with compiling.side_by_side(4) as again, pytest.raises(Exception):  # noqa: B017 - a driver's word
+        launch(64)  # is there, so it is launched, as far as this driver can
+    assert not again.jobs
 
 
 @pytest.mark.usefixtures("hopper")
 def test_a_kernel_that_does_not_compile_is_left_to_its_launch() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        with compiling.gathering(pool) as gathered:
-            launch(96)  # no power of two
-            launch(64)
-        assert gathered.wait() == 2
-        assert sum(kernel is None for kernel in _scaled.device_caches[0][0].values()) == 1
-    assert _async_compile.active_mode.get() is None
+    with compiling.side_by_side(2) as gathered:
+        launch(96)  # no power of two
+        launch(64)
+    assert len(gathered.jobs) == 2
+    assert sum(kernel is None for kernel in _scaled.device_caches[0][0].values()) == 1
     with pytest.raises(Exception, match="arange"):
         launch(96)
 
 
 @pytest.mark.usefixtures("hopper")
 def test_after_an_error_in_the_work_nothing_is_kept() -> None:
-    with ThreadPoolExecutor(2) as pool, pytest.raises(ZeroDivisionError), compiling.gathering(pool):  # noqa: PT012
+    with pytest.raises(ZeroDivisionError), compiling.side_by_side(2):  # noqa: PT012
         launch(64)
         _ = 1 // 0
     assert _async_compile.active_mode.get() is None
@@ -104,15 +89,14 @@ def test_after_an_error_in_the_work_nothing_is_kept() -> None:
 
 
 def test_allocations_are_zero_inside_alone() -> None:
-    with ThreadPoolExecutor(1) as pool, compiling.gathering(pool):
+    with compiling.side_by_side(1):
         made = [torch.empty(4096), torch.ones(8).new_empty(4096), torch.empty_like(torch.ones(4096))]
         assert not any(bool(tensor.any()) for tensor in made)
-        assert pool.submit(_async_compile.active_mode.get).result() is None
     assert _async_compile.active_mode.get() is None
 
 
 def test_without_triton_work_runs_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_triton_mode", lambda: None)
-    with ThreadPoolExecutor(1) as pool, compiling.gathering(pool) as gathered:
+    with compiling.side_by_side(1) as gathered:
         assert float(torch.ones(3).sum()) == 3
-    assert gathered.wait() == 0
+    assert not gathered.jobs
