@@ -20,7 +20,8 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 class JsonScanner:
     """Finds the end of one value by quotes and brackets; does not judge what is between them.
 
-    Where brackets are missing, markup that follows ends it. It keeps nothing of the text, looks at each character once, and jumps to those that matter.
+    Where brackets are missing, markup that follows ends it. It keeps nothing of the text, looks at each character
+    once, and jumps to those that matter.
     """
 
     __slots__ = ("_depth", "_escaped", "_in_scalar", "_in_string", "done")
