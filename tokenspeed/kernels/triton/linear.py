@@ -25,8 +25,9 @@ from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, mu
 FEW_ELEMENTS = 8192
 """Of a weight, that a block of four warps holds in registers: 16 KiB in flight."""
 FEW_DEPTH_MAX = 2 * FEW_ELEMENTS
-SMALL_ELEMENTS = 1 << 22
-"""Weights up to this size are read by `few` for 3 and 4 tokens too; larger ones want the matrix unit by then."""
+SMALL_ELEMENTS = 1 << 20
+"""Weights up to this size are read by `few` for 3 and 4 tokens too; larger ones want the matrix unit by then
+([2048, 2048] at 4 tokens: 4.5 us, 3.6 with it)."""
 STREAMED_TOKENS = 16
 """More tokens than this take the vendor's product, unless the weight is quantised or deep."""
 DEEP = 8192
@@ -51,8 +52,9 @@ def tiling(
     blocks = groups * -(-outputs // rows)
     at_once = depth_max if tokens <= STREAMED_TOKENS else min(depth_max, 256)
     while at_once >= depth and inputs % at_once == 0:  # all blocks on the device at once, a step each
-        if 3 * cores <= 4 * blocks * (inputs // at_once) <= 8 * cores:
-            return Tiling(rows, at_once, inputs // at_once)
+        launched = blocks * (inputs // at_once)
+        if 3 * cores <= 4 * launched <= 8 * cores:
+            return Tiling(rows, at_once, inputs // at_once, warps=4 if launched <= cores else 8)
         at_once //= 2
     parts = 1
     while 3 * blocks * parts < 2 * cores and 2 * parts * depth <= inputs:
