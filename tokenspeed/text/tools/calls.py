@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from tokenspeed.text.events import ArgumentsDelta, CallEnd, CallStart, CallStatus, Content, Event
@@ -18,7 +19,7 @@ from tokenspeed.text.tools import ids
 from tokenspeed.text.tools.json_text import escaped, is_json, quoted, text_of
 from tokenspeed.text.tools.schema import ANY, ArgumentTypes, json_of
 from tokenspeed.text.tools.spec import CallFormat, Elements, Envelope, JsonObject, parts
-from tokenspeed.text.tools.tape import BLANKS, Marks, Reading, Tape
+from tokenspeed.text.tools.tape import BLANKS, Reading, Tape, marks
 
 _NAME: Final = re.compile(r"[^\s<>{}\[\]\"'`]+")
 _NAME_MAX: Final = 256
@@ -40,13 +41,8 @@ class CallReader:
         self._format = call_format
         self._types = types
         self._emit = emit
-        self._close = parts(call_format.close)
-        section = call_format.section
-        # A call's end, or its section's where a model forgot the call's.
-        self._ends = (*self._close[:1], *(parts(section.close)[:1] if section is not None else ()))
-        self._elements: _ElementMarks | None = None
-        if isinstance(call_format.arguments, Elements):
-            self._elements = _ElementMarks(call_format.arguments, self._ends)
+        own = _marks_of(call_format)
+        self._close, self._ends, self._elements = own.close, own.ends, own.elements
         self._index = 0
         self._name = ""
         self._started = False
@@ -194,7 +190,7 @@ class CallReader:
             self._write("{}")
             return "complete"
         if self._ends:
-            if (yield from tape.upto(Marks(self._ends), self._write)) is None:
+            if (yield from tape.upto(marks(self._ends), self._write)) is None:
                 self._write(tape.take_all())
             tape.forget()
         return "malformed"
@@ -265,7 +261,7 @@ class CallReader:
 
 
 class _ElementMarks:
-    """The markers of elements, made once."""
+    """The markers of elements."""
 
     __slots__ = ("form", "json_open", "key_close", "open", "value_close", "value_open")
 
@@ -276,7 +272,26 @@ class _ElementMarks:
         self.value_open = parts(form.value_open)
         self.json_open = parts(form.json_open or "")
         # A value may quote its own closing marker; it is the end only where the call goes on or ends.
-        self.value_close = Marks(parts(form.close), followers=(self.open[0], *ends))
+        self.value_close = marks(parts(form.close), followers=(self.open[0], *ends))
+
+
+class _CallMarks:
+    """The markers of a call."""
+
+    __slots__ = ("close", "elements", "ends")
+
+    def __init__(self, form: CallFormat) -> None:
+        self.close = parts(form.close)
+        # A call's end, or its section's where a model forgot the call's.
+        self.ends = (*self.close[:1], *(parts(form.section.close)[:1] if form.section is not None else ()))
+        self.elements = (
+            _ElementMarks(form.arguments, self.ends) if isinstance(form.arguments, Elements) else None
+        )
+
+
+@cache
+def _marks_of(form: CallFormat) -> _CallMarks:
+    return _CallMarks(form)
 
 
 def _ignore(_: str) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 from tokenspeed.text.events import (
@@ -30,7 +31,7 @@ from tokenspeed.text.tools.calls import CallReader
 from tokenspeed.text.tools.json_text import is_json
 from tokenspeed.text.tools.schema import ArgumentTypes
 from tokenspeed.text.tools.spec import CallFormat, Channels, Dialect, Envelope, ReasoningFormat, parts
-from tokenspeed.text.tools.tape import BLANKS, Marks, Reading, Tape
+from tokenspeed.text.tools.tape import BLANKS, Reading, Tape, marks
 
 _NO_TYPES: Final = ArgumentTypes()
 
@@ -67,6 +68,8 @@ class OutputParser:
 
     def _advance(self) -> list[Event]:
         next(self._reading, None)
+        if not self._out:
+            return []
         out = merged(self._out)
         self._out.clear()
         return out
@@ -81,17 +84,17 @@ class _Answer:
         self._tape = tape
         self._out = out
         self._reasoning = dialect.reasoning
-        self._calls = _CallMarks(dialect.calls) if calls and dialect.calls is not None else None
+        self._calls = _marks_of(dialect.calls) if calls and dialect.calls is not None else None
         self._call_index = 0
         triggers: tuple[str, ...] = ()
         if self._calls is not None:
             self._reader = CallReader(tape, self._calls.form, types, out.append)
             triggers = self._calls.triggers
         reopens = (dialect.reasoning.open,) if dialect.reasoning and dialect.reasoning.repeats else ()
-        self._content_marks = Marks((*triggers, *reopens))
+        self._content_marks = marks((*triggers, *reopens))
         if dialect.reasoning is not None:
             ends = triggers if self._calls is not None and self._calls.form.ends_reasoning else ()
-            self._reasoning_marks = Marks((dialect.reasoning.close, *ends))
+            self._reasoning_marks = marks((dialect.reasoning.close, *ends))
 
     def read(self, *, in_reasoning: bool) -> Reading[None]:
         if self._reasoning is not None and (in_reasoning or (yield from self._opens(self._reasoning))):
@@ -200,7 +203,7 @@ class _Answer:
 
 
 class _CallMarks:
-    """The markers around calls, made once."""
+    """The markers around calls."""
 
     __slots__ = ("bare", "between", "close", "form", "open", "section_close", "section_open", "triggers")
 
@@ -219,6 +222,11 @@ class _CallMarks:
         self.between = BLANKS + form.joint.strip() + slip
 
 
+@cache
+def _marks_of(form: CallFormat) -> _CallMarks:
+    return _CallMarks(form)
+
+
 _HEADER_MAX: Final = 512
 _RECIPIENT: Final = re.compile(r"to=([^\s<]+)")
 
@@ -232,7 +240,7 @@ class _Channels:
         self._out = out
         self._calls = calls
         self._call_index = 0
-        self._ends = Marks((form.end, form.call_end, form.answer_end, form.start))
+        self._ends = marks((form.end, form.call_end, form.answer_end, form.start))
         self._header_starts = (form.channel, form.recipient, form.message, form.start)
         self._channel = re.compile(re.escape(form.channel) + r"\s*([^\s<]+)")
         self._spoken: set[str] = set()  # kinds of text there has been some of

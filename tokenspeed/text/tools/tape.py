@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Generator
+from functools import cache
 from typing import Final, TypeAlias, TypeVar
 
 from tokenspeed.text.tools.json_text import JsonScanner
@@ -28,7 +29,7 @@ _LOOKAHEAD: Final = 64  # blanks looked past for what follows a marker
 class Marks:
     """Markers looked for together. With `followers`, a marker counts only where one of them comes next.
 
-    No marker begins with another.
+    No marker begins with another. Made once for each set of markers (`marks`), and then only read.
     """
 
     __slots__ = ("_firsts", "_followers", "_window", "markers")
@@ -66,6 +67,12 @@ class Marks:
             # Perhaps it will be one; past the window, never.
             return False if len(text) - at >= self._window else None
         return False
+
+
+@cache
+def marks(markers: tuple[str, ...], followers: tuple[str, ...] = ()) -> Marks:
+    """The `Marks` of these markers. They come from specs, so there are few."""
+    return Marks(markers, followers)
 
 
 class Tape:
