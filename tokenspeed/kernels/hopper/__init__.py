@@ -9,7 +9,11 @@ their references.
 
 from __future__ import annotations
 
+from tokenspeed.kernels.hopper import gqa_decode, prefill
 from tokenspeed.kernels.spec import Kernel
 
-KERNELS: tuple[Kernel, ...] = ()
+KERNELS: tuple[Kernel, ...] = (
+    *gqa_decode.KERNELS,
+    *prefill.KERNELS,
+)
 """What `kernels.load` collects."""
