@@ -37,11 +37,16 @@ from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 LATENT_EPS = 1e-6
 """Eps of the inner norms: published models keep the norm's default there, whatever `rms_norm_eps` says."""
-ABSORBED_TOKENS_MAX = 256
-"""New tokens of a row up to which the latent space is considered."""
-LATENT_COST, RAISING_COST = 1.0, 1.8
-"""Time of a multiplication in the latent space and in raising, where one over raised keys is 1: raising also
-writes its keys and values to memory and reads them back."""
+ABSORBED_TOKENS_MAX = 0
+"""New tokens of a row that the latent path takes at most; 0: none. The costs below cross at about 180, but
+rows of many tokens in the latent space have not been checked on a GPU yet (docs/log/0006)."""
+
+RAISING_COST = 1.2
+"""What an operation of raising costs, in operations of attention over raised keys: gathering the latents, and
+writing and reading what they were raised to, counted in. Measured on an H200, docs/log/0006."""
+
+LATENT_COST = 1.1
+"""What an operation of attention in the latent space costs, in the same measure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +68,16 @@ class MLAShape:
         return self.nope + self.rope
 
 
-def extends_absorbed(lengths: NDArray[np.int32], contexts: NDArray[np.int32], shape: MLAShape) -> bool:
-    """Say whether rows of `lengths` new tokens over `contexts` [R] are less work in the latent space.
+def extends_absorbed(
+    lengths: NDArray[np.int32], contexts: NDArray[np.int32], shape: MLAShape, tokens_max: int
+) -> bool:
+    """Say whether rows of `lengths` new tokens, `tokens_max` at most, over `contexts` [R] are less work in the
+    latent space.
 
     Raising costs the same for one new token and for a thousand; every (query, key) pair costs more in the
     latent space than over raised keys. Heads cancel.
     """
-    if lengths.max() > ABSORBED_TOKENS_MAX:
+    if lengths.max() > tokens_max:
         return False
     new, context = lengths.astype(np.float64), contexts.astype(np.float64)
     pairs = float((new * (context - new) + new * (new + 1) / 2).sum())
@@ -156,7 +164,7 @@ class MLAttend(Layer):
         if decoded:
             out[:decoded] = self._attend_decode(context, q[:decoded], kv[:decoded], arena)
         lengths, contexts = np.diff(inputs.row_starts_np[decoded:]), inputs.context_lens_np[decoded:]
-        if self._may_absorb and extends_absorbed(lengths, contexts, shape):
+        if self._may_absorb and extends_absorbed(lengths, contexts, shape, ABSORBED_TOKENS_MAX):
             out[decoded:] = self._extend_absorbed(
                 context, q[decoded:], kv[decoded:], arena, int(lengths.max())
             )
