@@ -39,7 +39,10 @@ are zeroed in shared memory, for 0 x NaN is NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import triton
@@ -61,6 +64,7 @@ from tokenspeed.kernels.api.traits import BF16, whole
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
+from tokenspeed.kernels.triton import mla
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
 LOG2_E = 1.4426950408889634
@@ -68,8 +72,12 @@ FOLDED = 64
 """Folded rows (new tokens x heads) of a row block: the M of a warpgroup's product."""
 STAGES = 2
 """Places for tiles. Two of 72 KiB are more than the memory's latency times a multiprocessor's share of it."""
-AHEAD = 2
-"""So many tiles after the one that is copied to shared memory, a tile is asked for in the second-level cache."""
+AHEAD_MOST = 4
+"""So many tiles after the one that is copied to shared memory, a tile is asked for in the L2, at most."""
+TILES_UNDERWAY = 198
+"""Tiles that all lanes together may have asked for and not used: 14.6 MB, which stay in the L2 until they are.
+Measured: 792 (58 MB) do not, they are read twice: 391 us where no tile is asked for ahead takes 298 (docs/log/0003).
+"""
 TILES_LEAST = 1
 """A lane takes at least so many tiles."""
 LAG = False
@@ -183,8 +191,9 @@ def _load(
                 tma.async_copy_global_to_shared(latents, [token, HALF], full, right_kv.index(stage))
                 tma.async_copy_global_to_shared(ropes, [token, 2 * HALF], full, rope_kv.index(stage))
                 step += 1
-                if i + AHEAD < count:
-                    _fetch(arena + gl.load(block_table + entry + AHEAD).to(gl.int64) * PAGE, 2 * PAGE)
+                if AHEAD > 0:  # noqa: SIM102
+                    if i + AHEAD < count:
+                        _fetch(arena + gl.load(block_table + entry + AHEAD).to(gl.int64) * PAGE, 2 * PAGE)
                 entry += 1
         left -= count
         row += 1
@@ -579,10 +588,15 @@ def _decode64(
 
 @dataclass(frozen=True, slots=True)
 class MLADecode:
-    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors."""
+    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors.
+
+    Called, it leaves ragged rows and log-sums to `portable`, whose signature it shares; `attend` has both, but
+    the chip has not shown them right yet (docs/log/0003).
+    """
 
     heads: int
     cores: int
+    portable: Callable[..., Tensor]
 
     def blocks(self, row_tokens_max: int) -> int:
         """Row blocks that hold the folded rows of a row of so many tokens."""
@@ -600,6 +614,14 @@ class MLADecode:
         return records
 
     def __call__(
+        self, *tensors: Any, row_starts: Tensor | None = None, lse: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """Attend with equally many tokens a row here, with anything else in the portable kernel."""
+        if row_starts is None and lse is None:
+            return self.attend(*tensors, **options)
+        return self.portable(*tensors, row_starts=row_starts, lse=lse, **options)
+
+    def attend(
         self,
         q_latent: Tensor,
         q_rope: Tensor,
@@ -637,22 +659,28 @@ class MLADecode:
             TensorDescriptor.from_tensor(flat, [TILE.value, ROPE.value], SHARED), block_table, context_lens,
             row_starts, schedule, out, lse, sums, stats, counters(out.device), rows, each, scale * LOG2_E,
             q_latent.stride(0), q_latent.stride(1), q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
-            HEADS=heads, STAGES=STAGES, M=FOLDED, LAG=LAG and blocks > 1, AHEAD=AHEAD, num_warps=4,
+            HEADS=heads, STAGES=STAGES, M=FOLDED, LAG=LAG and blocks > 1, AHEAD=ahead(lanes), num_warps=4,
             launch_pdl=True,
         )  # fmt: skip
         return out
 
 
+def ahead(lanes: int) -> int:
+    """How many tiles to ask for ahead, so that lanes that walk different rows do not push each other's out."""
+    return min(AHEAD_MOST, max(0, TILES_UNDERWAY // lanes - STAGES))
+
+
 def _build(traits: Traits, device: Device) -> Implementation:
-    decode = MLADecode(whole(traits, "heads"), device.cores)
+    portable = partial(mla.mla_decode, traits=traits, programs=device.cores)
+    decode = MLADecode(whole(traits, "heads"), device.cores, portable)
     return Implementation(decode, schedule=decode.schedule)
 
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel(
         op="attention.mla_decode",
-        name="hopper",
-        needs=Needs(sm=(9, 0), dtype={BF16, torch.float16}, latent={512}, rope={64}, block_tokens={64}),
+        name="gluon",
+        needs=Needs(sm=(9, 0), dtype=BF16, latent={512}, rope={64}, block_tokens={64}),
         band=Band.TUNED,
         build=_build,
     ),
