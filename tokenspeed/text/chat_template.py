@@ -3,8 +3,8 @@
 
 In: messages, tools and extra variables as plain JSON values. Out: text, or a `RequestError` that says what
 the template did not accept. What differs between templates is found by trying them when they are loaded,
-never by a model's name: whether they take content as a list of parts, accept a null content, know tools. It
-reads no image and fetches nothing.
+never by a model's name: whether they take content as a list of parts, accept a null content, know tools, how
+they call reasoning. It reads no image and fetches nothing.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class ChatTemplate:
         user = {"role": "user", "content": _PROBE}
         self.takes_parts = self._equal([user], [user | {"content": [{"type": "text", "text": _PROBE}]}])
         self.takes_null = self._accepts_null_content()
+        self.takes_thinking, self.takes_thinking_beside_content = self._accepts_thinking()
         self.takes_tools = _PROBE in (self._try([user | {"content": "x"}], _OPEN, tools=[_PROBE_TOOL]) or "")
 
     @classmethod
@@ -160,6 +161,12 @@ class ChatTemplate:
         shaped = message | {"content": content}
         if message.get("tool_calls"):
             shaped["tool_calls"] = [_shape_call(call) for call in message["tool_calls"]]
+        reasoning = message.get("reasoning_content")
+        if reasoning and self.takes_thinking:
+            shaped["thinking"] = reasoning
+            if content and message.get("tool_calls") and not self.takes_thinking_beside_content:
+                # What was said before the calls is kept where the template has a place for it.
+                shaped |= {"thinking": f"{reasoning}\n{content}", "content": ""}
         return shaped
 
     def _accepts_null_content(self) -> bool:
@@ -167,6 +174,14 @@ class ChatTemplate:
         empty = {"role": "assistant", "content": "", "tool_calls": [call]}
         user = {"role": "user", "content": "x"}
         return self._equal([user, empty], [user, empty | {"content": None}])
+
+    def _accepts_thinking(self) -> tuple[bool, bool]:
+        """Whether reasoning beside calls is written where it is named `thinking`, and there beside content too."""
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {}}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call], "thinking": _PROBE}
+        user = {"role": "user", "content": "x"}
+        alone, both = (self._try([user, answer | {"content": c}], _OPEN) or "" for c in ("", "y"))
+        return _PROBE in alone, _PROBE in both
 
     def _equal(self, one: list[Message], other: list[Message]) -> bool:
         first = self._try(one, _OPEN)

@@ -159,6 +159,15 @@ def test_true_template_is_recognised_and_writes_histories_that_read_back(path, t
         check_history(chat, path.stem, {"enable_thinking": thinking, "thinking": thinking})
 
 
+@pytest.mark.skipif(not TRUE_TEMPLATES.is_dir(), reason="the true templates are not beside the repository")
+def test_true_harmony_template_keeps_reasoning_between_calls():
+    chat = template((TRUE_TEMPLATES / "openai-gpt-oss-120b.jinja").read_text())
+    messages = history(1, ["a"])
+    messages[1]["content"] = "Now."
+    text = chat.render(messages, tools=[TOOL])
+    assert "<|channel|>analysis<|message|>The line first.\nNow.<|end|>" in text
+
+
 def test_source_tells_where_a_template_refuses_to_write_calls():
     refuses = "{% if messages | length > 1 %}{{ raise_exception('') }}{% endif %}"
     source = refuses + "<|tool_calls_section_begin|><|tool_call_argument_begin|>"

@@ -131,6 +131,18 @@ def test_arguments_that_are_no_json_object_are_rendered_raw():
     assert template(keyed).render(messages) == 'arguments{"a": '
 
 
+def test_reasoning_reaches_a_template_under_the_name_it_reads():
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    answer = {"role": "assistant", "content": "b", "reasoning_content": "a", "tool_calls": [call]}
+    asked = {"role": "user", "content": "q"}
+    text = "{% for m in messages %}{{ refuse }}{{ m.thinking }}|{{ m.content }}{% endfor %}"
+    assert template(text.replace("{{ refuse }}", "")).render([asked, answer]) == "|qa|b"
+    refuse = "{% if m.thinking and m.content %}{{ raise_exception('both') }}{% endif %}"
+    assert template(text.replace("{{ refuse }}", refuse)).render([asked, answer]) == "|qa\nb|"
+    other = text.replace("{{ refuse }}", "").replace("m.thinking", "m.reasoning_content")
+    assert template(other).render([asked, answer]) == "|qa|b"
+
+
 def test_named_templates_are_chosen_by_tools(tmp_path):
     (tmp_path / "chat_template.jinja").write_text("plain")
     (tmp_path / "additional_chat_templates").mkdir()

@@ -28,7 +28,7 @@ class ArgumentTypes:
     __slots__ = ("_schemas",)
 
     def __init__(self, tools: Iterable[dict[str, Any]] | None = None) -> None:
-        functions = [tool.get("function") for tool in tools or ()]
+        functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools or ()]
         self._schemas: dict[str, Any] = {
             function["name"]: function.get("parameters")
             for function in functions
