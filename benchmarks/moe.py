@@ -201,6 +201,7 @@ def main() -> int:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         said = {
             "benchmark": "moe",
+            "command": " ".join(["python", *sys.argv]),
             "commit": commit.stdout.strip(),
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,

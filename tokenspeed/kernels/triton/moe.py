@@ -67,7 +67,7 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
         columns = max(16, 1 << (tokens - 1).bit_length())
         up = moe_few.Tile(64, *_stages(128 + columns, item, memory), 4)
         down = moe_few.Tile(64, *_stages(64 + columns, item, memory), 4)
-        return moe_few.Plan(up, down, down.depth if columns == 16 else 0)
+        return moe_few.Plan(up, down)
     pairs = tokens * int(shape["top_k"]) / int(shape["experts"])
     rows = 128 if pairs > 64 and item == 2 else 64
     up, down = (
@@ -77,12 +77,10 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
 
 
 def plan_from(held: Any) -> Plan:
-    """Read a plan as `tuned` holds it: {"few": {"up": [...], "down": [...], "head": 256}}, or "many" without head."""
+    """Read a plan as `tuned` holds it: {"few" or "many": {"up": [...], "down": [...]}}, the fields of tiles."""
     if "few" in held:
-        parts = held["few"]
-        return moe_few.Plan(moe_few.Tile(*parts["up"]), moe_few.Tile(*parts["down"]), parts["head"])
-    parts = held["many"]
-    return moe_many.Plan(moe_many.Tile(*parts["up"]), moe_many.Tile(*parts["down"]))
+        return moe_few.Plan(*(moe_few.Tile(*held["few"][name]) for name in ("up", "down")))
+    return moe_many.Plan(*(moe_many.Tile(*held["many"][name]) for name in ("up", "down")))
 
 
 def _stages(rows: int, item: int, memory: int) -> tuple[int, int]:
@@ -127,6 +125,9 @@ def _experts(name: str, sm: AtLeast, format: str, unit: int) -> Kernel:
     )
 
 
+INT8 = _experts("triton_int8", _SM, "int8", 16)
+"""Held back: the chip has checked it for few tokens alone (docs/log/0004)."""
+
 KERNELS = (
     Kernel(
         "moe.gate",
@@ -139,6 +140,5 @@ KERNELS = (
         "moe.route", "triton", Needs(sm=_SM, experts=AtMost(EXPERTS_MAX)), Band.FAST, Plain(moe_gate.route)
     ),
     _experts("triton", _SM, "native", 8),
-    _experts("triton_int8", _SM, "int8", 16),
     _experts("triton_fp8", AtLeast((8, 9)), "fp8_block", 16),
 )

@@ -13,9 +13,9 @@ tokens, those that did not choose the expert are masked, so nothing is sorted. E
 from the ids alone. Parts are added in the order of a token's choices, whatever order programs arrive in:
 repeated runs are identical, and a token's result does not depend on the other tokens.
 
-The second launch may start while the first drains (programmatic dependent launch): it finds its expert and
-fetches the head of its weights, then waits for what the first makes. It reads ids before it waits, which is right
-because the first lets it start only after waiting for them itself. Ids outside 0..E-1 are skipped.
+The second launch may start while the first drains (programmatic dependent launch): it finds its expert, then waits
+for what the first makes. It reads ids before it waits, which is right because the first lets it start only after
+waiting for them itself. Ids outside 0..E-1 are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tokenspeed.kernels.triton.launch import early
 from tokenspeed.kernels.triton.moe_weights import Stacked, blocks, or_any
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
-TOKENS_MAX = 128
+TOKENS_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +166,17 @@ def _add_parts(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _down(
-    hidden, ids, weights, w2, w2_head, scale, parts, y, counters, tokens,
+    hidden, ids, weights, w2, scale, parts, y, counters, tokens,
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, FORMAT: tl.constexpr, HEAD: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, FORMAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(1)
     block = tl.program_id(0)
     row = block * ROWS
     expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
     place = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
-    if HEAD > 0:
-        first = w2_head.load([tl.maximum(expert, 0) * C + row, 0])
     if EARLY:
         gdc_wait()
     token = tl.arange(0, TOKENS)
@@ -188,11 +186,8 @@ def _down(
         pair = token * (TOP + S) + place
         source = hidden + pair[:, None] * F + depth[None, :]
         total = tl.zeros([ROWS, TOKENS], tl.float32)
-        if HEAD > 0:
-            at = hidden + pair[:, None] * F + tl.arange(0, HEAD)[None, :]
-            total = tl.dot(first, tl.load(at, (place >= 0)[:, None], 0.0).T, total, PRECISION)
-        for k in tl.range(HEAD, F, DEPTH, num_stages=STAGES):
-            activations = rows_of(source + k, place >= 0, depth, F - k, (F - HEAD) % DEPTH == 0).T
+        for k in tl.range(0, F, DEPTH, num_stages=STAGES):
+            activations = rows_of(source + k, place >= 0, depth, F - k, F % DEPTH == 0).T
             of_block = scale + (expert * tl.cdiv(C, 128) + row // 128) * tl.cdiv(F, 128) + k // 128
             total = product(w2.load([expert * C + row, k]), activations, total, of_block, PRECISION, FORMAT)
         if FORMAT == "int8":
@@ -210,11 +205,10 @@ def _down(
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Both tiles, and the channels of the second product that are fetched while the first still runs."""
+    """The tiles of both products."""
 
     up: Tile
     down: Tile
-    head: int = 0
 
 
 def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
@@ -236,15 +230,14 @@ def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tens
     launch = {"launch_pdl": True} if ahead else {}
     runs = shared + min(tokens * top, experts)
     up, down = plan.up, plan.down
-    head = plan.head if w.format == "native" and plan.head < ffn else 0
     assert triton.cdiv(width, down.rows) <= COUNTERS
     _gate_up[(triton.cdiv(ffn, up.rows), runs)](
         x, x.stride(0), ids, blocks(w.w13, up.rows, up.depth), or_any(w.scale13, x), hidden, tokens, **sizes,
         ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, EARLY=ahead, num_warps=up.warps, **launch,
     )  # fmt: skip
     _down[(triton.cdiv(width, down.rows), runs)](
-        hidden, ids, weights, blocks(w.w2, down.rows, down.depth), blocks(w.w2, down.rows, head or down.depth),
-        or_any(w.scale2, x), parts, y, counters(x.device), tokens, **sizes, ROWS=down.rows, DEPTH=down.depth,
-        STAGES=down.stages, HEAD=head, EARLY=ahead, num_warps=down.warps, **launch,
+        hidden, ids, weights, blocks(w.w2, down.rows, down.depth), or_any(w.scale2, x), parts, y,
+        counters(x.device), tokens, **sizes, ROWS=down.rows, DEPTH=down.depth, STAGES=down.stages, EARLY=ahead,
+        num_warps=down.warps, **launch,
     )  # fmt: skip
     return y

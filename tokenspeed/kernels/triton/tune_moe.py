@@ -59,9 +59,7 @@ def candidates(case: Case) -> tuple[Sequence[moe.Plan], Sequence[moe.Plan]]:
                 (128, 64, 3, 4), (128, 64, 4, 8), (128, 128, 3, 8), (32, 128, 4, 4), (16, 256, 4, 4)]  # fmt: skip
         few = [moe_few.Tile(*cut) for cut in cuts]
         base = moe_few.Plan(few[3], few[3])
-        heads = (0, 256) if case.tokens <= 16 else (0,)
-        downs = [replace(base, down=tile, head=head) for tile in few for head in heads]
-        return [replace(base, up=tile) for tile in few], downs
+        return [replace(base, up=tile) for tile in few], [replace(base, down=tile) for tile in few]
     dense = case.tokens * case.top_k >= 96 * case.experts
     pairs = (128, 256) if dense else (32, 64)
     many = [
@@ -148,7 +146,7 @@ def tuned_entry(bench: Bench) -> tuned.Entry:
     us = round(bench.us(plan), 2)
     print(f"{bench.case.tokens:6} tokens {us:9.1f} us  {plan}", flush=True)
     kind = "few" if isinstance(plan, moe_few.Plan) else "many"
-    held = {**asdict(plan), "up": [*asdict(plan.up).values()], "down": [*asdict(plan.down).values()]}
+    held = {name: [*tile.values()] for name, tile in asdict(plan).items()}
     return tuned.Entry(bench.case.shape, bench.case.tokens, {kind: held}, us)
 
 
