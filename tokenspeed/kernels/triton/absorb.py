@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""`rope.mla_absorb_write`: everything between the projections of absorbed MLA and its attention, in one launch.
+"""`rope.mla_absorb_write`: everything between the projections of absorbed MLA and its attention.
 
 In: q [T, H, Dn + Dr], latents, keys, places, and w_uk kept as [H, L, Dn]. Out: queries in the latent space and
-their rotated parts; the arena is changed at `write_index` alone. Up to `TOKENS_MAX` tokens the launch has one
-block for each head and tile of its matrix (the first tile's block rotates that head's queries too) and one for
-each token's latent; more tokens take `rope.mla_write` and the vendor's product.
+their rotated parts; the arena is changed at `write_index` alone. Two kernels:
+
+    composed  `linear.heads` and `rope.mla_write`, two launches
+    fused     one, up to `TOKENS_MAX` tokens: a block for each head and tile of its matrix (the first tile's block
+              rotates that head's queries too) and one for each token's latent; more tokens are composed
+
+The fused one is not chosen by itself before it has been held against its reference on a GPU in half precision
+(docs/log/0005); `rope.mla_absorb_write=fused` names it.
 """
 
 from __future__ import annotations
@@ -15,10 +20,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import cuda
 
-from tokenspeed.kernels.needs import AtLeast, Needs
-from tokenspeed.kernels.spec import Band, Kernel, Plain
+from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.needs import AtLeast, Needs, Traits
+from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton.launch import early, expect
+from tokenspeed.kernels.triton.linear import Heads
 from tokenspeed.kernels.triton.rope import angles, expect_places, mla_write, turn, write_latent
+from tokenspeed.kernels.triton.stream import Weight
 
 TOKENS_MAX = 64
 ROWS = 64
@@ -118,12 +126,37 @@ def mla_absorb_write(
     return q_latent, q_rope
 
 
+def build_composed(traits: Traits, device: Device) -> Implementation:
+    """Build the op from `linear.heads` and `rope.mla_write`."""
+    heads = Heads({**traits, "in_dim": traits["nope_dim"], "out_dim": traits["latent"]}, device)
+    interleaved = bool(traits["interleaved"])
+
+    def composed(
+        q: Tensor,
+        latent: Tensor,
+        k_rope: Tensor,
+        norm_weight: Tensor,
+        eps: float,
+        cos_sin: Tensor,
+        positions: Tensor,
+        write_index: Tensor,
+        arena: Tensor,
+        w: Weight,
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply the first part of each query head into the latent space; do as `mla_write` with the rest."""
+        nope = w.matrices.shape[2]
+        places = (cos_sin, positions, write_index, arena)
+        turning = q[..., nope:]
+        q_rope = mla_write(turning, latent, k_rope, norm_weight, eps, *places, interleaved=interleaved)
+        return heads(q[..., :nope], w), q_rope
+
+    return Implementation(composed, heads.prepare)
+
+
+_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32})
+_FUSED = Plain(mla_absorb_write, prepare, call_traits=("interleaved",))
+
 KERNELS = (
-    Kernel(
-        "rope.mla_absorb_write",
-        "triton",
-        Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32}),
-        Band.FAST,
-        Plain(mla_absorb_write, prepare, call_traits=("interleaved",)),
-    ),
+    Kernel("rope.mla_absorb_write", "composed", _NEEDS, Band.FAST, build_composed),
+    Kernel("rope.mla_absorb_write", "fused", _NEEDS, Band.GENERIC, _FUSED),
 )

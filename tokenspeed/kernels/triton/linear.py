@@ -16,10 +16,9 @@ from torch import Tensor
 
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, Needs, Traits
-from tokenspeed.kernels.ref.dense import quantise_int8
+from tokenspeed.kernels.ref.dense import quantise_int8, restored
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton.launch import power_of_2
-from tokenspeed.kernels.triton.restore import restore
 from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, multiply
 
 FEW_ELEMENTS = 8192
@@ -51,9 +50,9 @@ def tiling(
     rows, depth = 64, max(16, min(BLOCK_DEPTH, power_of_2(inputs)))
     blocks = groups * -(-outputs // rows)
     at_once = depth_max if tokens <= STREAMED_TOKENS else min(depth_max, 256)
-    while at_once >= depth and inputs % at_once == 0:  # all blocks on the device at once, a step each
+    while at_once >= depth:  # all blocks on the device at once, a step each
         launched = blocks * (inputs // at_once)
-        if 3 * cores <= 4 * launched <= 8 * cores:
+        if inputs % at_once == 0 and 3 * cores <= 4 * launched <= 8 * cores:
             return Tiling(rows, at_once, inputs // at_once, warps=4 if launched <= cores else 8)
         at_once //= 2
     parts = 1
@@ -104,7 +103,7 @@ class Dense:
             _product(x, weight.to(x.dtype).T, None, wide).mul_(w.scale[:, 0])
             return y.copy_(wide if w.bias is None else wide.add_(w.bias))
         if w.scale is not None:
-            weight = restore(weight, w.scale, x.dtype)
+            weight = restored(weight, w.scale, x.dtype)
         return _product(x, weight.T, w.bias, y)
 
 

@@ -43,14 +43,8 @@ def turn(
     first_at = 2 * pair if INTERLEAVED else pair
     second_at = first_at + (1 if INTERLEAVED else ROT // 2)
     inside = (row < rows) & (pair < ROT // 2)
-    both_at = tl.arange(0, 2 * PAIRS)[None, :]
-    turning = (row < rows) & (both_at < ROT)
-    if INTERLEAVED:  # in one piece: the members of a pair lie side by side
-        both = tl.load(source + row * source_row + both_at, turning, 0.0).to(tl.float32)
-        first, second = tl.split(tl.reshape(both, (row.shape[0], PAIRS, 2)))
-    else:
-        first = tl.load(source + row * source_row + first_at, inside, 0.0).to(tl.float32)
-        second = tl.load(source + row * source_row + second_at, inside, 0.0).to(tl.float32)
+    first = tl.load(source + row * source_row + first_at, inside, 0.0).to(tl.float32)
+    second = tl.load(source + row * source_row + second_at, inside, 0.0).to(tl.float32)
     rest_at = ROT + tl.arange(0, REST)[None, :]
     resting = (row < rows) & (rest_at < D)
     if D > ROT:
@@ -64,12 +58,8 @@ def turn(
         second *= scale * tl.load(norm + second_at, pair < ROT // 2, 0.0).to(tl.float32)
         if D > ROT:
             rest *= scale * tl.load(norm + rest_at, rest_at < D, 0.0).to(tl.float32)
-    if INTERLEAVED:
-        turned = tl.join(first * cos - second * sin, second * cos + first * sin)
-        tl.store(target + row * target_row + both_at, tl.reshape(turned, (row.shape[0], 2 * PAIRS)), turning)
-    else:
-        tl.store(target + row * target_row + first_at, first * cos - second * sin, inside)
-        tl.store(target + row * target_row + second_at, second * cos + first * sin, inside)
+    tl.store(target + row * target_row + first_at, first * cos - second * sin, inside)
+    tl.store(target + row * target_row + second_at, second * cos + first * sin, inside)
     if D > ROT:
         tl.store(target + row * target_row + rest_at, rest, resting)
 
