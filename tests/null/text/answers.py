@@ -126,7 +126,7 @@ def _value(rng: random.Random, dialect: Dialect, depth: int = 0) -> Any:
     match kind:
         case 0 | 1 | 2:
             text = _text(rng, pieces + list(dialect.tokens), 7)
-            return followed.sub("", text) if followed is not None and depth == 0 else text
+            return text if followed is None else followed.sub("", text)
         case 3:
             return rng.choice([0, 7, -12345, 10**15])
         case 4:
