@@ -2,7 +2,7 @@
 """How near are prefill attention and GQA decode to what a Hopper GPU can do, and to FlashAttention 3 on it?
 
     python benchmarks/attention.py [--only prefill|raise|few|gqa-extend|gqa-decode ..] [--heads 16 32 128]
-                                   [--kernels gluon triton cudnn ..] [--json FILE]
+                                   [--kernels gluon triton absorbed cudnn ..] [--json FILE]
 
     prefill      the five published coding-agent cases of MLA prefill (q/k 192, v 128): attention alone
     raise        the same cases as the engine runs them: gather and raise the latents, then attend
@@ -30,7 +30,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tokenspeed.bench.provenance import commit
 from tokenspeed.kernels import describe, registry
-from tokenspeed.kernels.hopper import gqa_decode
 from tokenspeed.kernels.hopper import prefill as hopper
 from tokenspeed.kernels.spec import Traits
 
@@ -161,9 +160,8 @@ def paged(rows: int, context: int, *shape: int) -> tuple[list[Tensor], Tensor]:
 def kernel_of(
     op: str, name: str, traits: Traits
 ) -> tuple[Callable[..., object], Callable[..., object] | None]:
-    """Build a kernel, of the Hopper backend even where it is not offered to models."""
-    offered = (*hopper.KERNELS, *gqa_decode.KERNELS, *registry().kernels(op))
-    found = next(kernel for kernel in offered if (kernel.op, kernel.name) == (op, name))
+    """Build a kernel: its call and, where it has one, its prepare."""
+    found = next(kernel for kernel in registry().kernels(op) if kernel.name == name)
     built = found.build(registry().op(op).complete(traits), describe("cuda"))
     return built.call, built.prepare
 
@@ -180,10 +178,10 @@ def raising(heads: int, rows: int, new: int, context: int, kernel: str) -> Calla
     return lambda: call(q, arena, *weights, table, starts, lens, 192**-0.5, contexts=contexts)
 
 
-def absorbed(heads: int, rows: int, new: int, context: int, kernel: str) -> Callable[[], object]:
+def absorbed(heads: int, rows: int, new: int, context: int) -> Callable[[], object]:
     """The attention of the latent path; its two products by head are not in the time."""
     traits = {"dtype": BF16, "heads": heads, "latent": 512, "rope": 64, "block_tokens": 64}
-    call, _ = kernel_of("attention.mla_decode", kernel, traits)
+    call, _ = kernel_of("attention.mla_decode", "gluon", traits)
     (arena,), table = paged(rows, context, 576)
     q_latent, q_rope = random(rows * new, heads, 512), random(rows * new, heads, 64)
     starts = torch.arange(0, rows * new + 1, new, dtype=torch.int32, device="cuda")
@@ -232,8 +230,8 @@ def cases(heads_asked: list[int]) -> Iterator[Case]:
         yield Case("raise", name, lambda k, s=shape: raising(*s, k), size, flop, peer, ("gluon", "triton"))
     for new in (16, 64, 128, 256, 512):
         shape = (16, 1, new, 32768)
-        make = lambda k, s=shape: (absorbed if k == "hopper" else raising)(*s, k)  # noqa: E731
-        yield Case("few", f"h16 1x{new} over 32768", make, 0.0, 0.0, 0.0, ("hopper", "gluon"))
+        make = lambda k, s=shape: absorbed(*s) if k == "absorbed" else raising(*s, k)  # noqa: E731
+        yield Case("few", f"h16 1x{new} over 32768", make, 0.0, 0.0, 0.0, ("absorbed", "gluon"))
     for heads, kv_heads in ((32, 8), (32, 4)):
         for rows, new, context in ((1, 8192, 8192), (1, 2048, 32768), (1, 8192, 65536), (4, 512, 65536)):
             flop = 512 * heads * pairs(rows, new, context)
@@ -269,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", default=list(QUESTIONS))
     parser.add_argument("--heads", nargs="+", type=int, default=[16, 32, 128])
-    parser.add_argument("--kernels", nargs="+", default=["gluon", "triton", "hopper", "cudnn"])
+    parser.add_argument("--kernels", nargs="+", default=["gluon", "triton", "absorbed", "cudnn"])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     answers: list[Answer] = []
