@@ -32,6 +32,8 @@ _PROMPTS: Final = (1 << 30, 1021, 128, 17)
 for which Triton compiles apart.
 """
 _BLOCKS: Final = 2
+_SAMPLED_MAX: Final = 256
+"""Rows that are sampled at once; of more there is no other kernel."""
 
 
 class Rehearsal:
@@ -70,7 +72,7 @@ def compile_kernels(
             ):  # what steps take is measured later, and refused with advice
                 twin.forward(probe.largest_step(step, twin.device), arena)
         executor.record(Rehearsal(), graphs.sizes_up_to(rows_max))
-        sampler.rehearse()
+        sampler.rehearse(min(limits.rows, _SAMPLED_MAX))
     return len(gathered.jobs)
 
 

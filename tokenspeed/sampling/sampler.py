@@ -132,17 +132,20 @@ class Sampler:
         asking = np.flatnonzero(needs & _Need.REPORT)
         return report(logits, chosen, asking, self._logprobs[rows.slots_np[asking]])
 
-    def rehearse(self) -> None:
-        """Run what a step may need once, for a row that asks for nothing, so that it is compiled."""
-        slot = torch.full((1,), len(self._needs), dtype=torch.int64, device=self._device)
-        at = (slot, torch.zeros_like(slot), self._settings)
-        history = (self._history.counts, self._history.in_prompt)
-        logits, chosen = self._table(torch.float32, 1, self._vocab), self._table(torch.int32, 1)
-        self._adjust(logits, *at, *history, self._edit_ids, self._edit_values)
-        self._draw(logits, *at, chosen)
-        self._note(
-            chosen, *at, self._forced, self._history.counts, self._table(torch.int64, len(self._needs) + 1)
-        )
+    def rehearse(self, rows_max: int = 1) -> None:
+        """Run what steps may need once, for rows that ask for nothing, so that it is compiled.
+
+        Kernels may be made for a number of rows, up to the next power of two: each is gone through.
+        """
+        for rows in (1 << power for power in range((rows_max - 1).bit_length() + 1)):
+            slots = torch.full((rows,), len(self._needs), dtype=torch.int64, device=self._device)
+            at = (slots, torch.zeros_like(slots), self._settings)
+            history = (self._history.counts, self._history.in_prompt)
+            logits, chosen = self._table(torch.float32, rows, self._vocab), self._table(torch.int32, rows)
+            self._adjust(logits, *at, *history, self._edit_ids, self._edit_values)
+            self._draw(logits, *at, chosen)
+            last_tokens = self._table(torch.int64, len(self._needs) + 1)
+            self._note(chosen, *at, self._forced, self._history.counts, last_tokens)
 
     def _bind_edits(self, slot: int, sampling: SamplingParams) -> bool:
         """Place what is added to some logits of a slot; whether anything is."""

@@ -317,6 +317,6 @@ def test_rehearsing_leaves_nothing_behind() -> None:
     sampler.bind(1, SamplingParams(seed=3, presence=0.5), ids(5), ids(6))
     plain = Sampler(slots=2, vocab=VOCAB, device="cpu")
     plain.bind(1, SamplingParams(seed=3, presence=0.5), ids(5), ids(6))
-    sampler.rehearse()
+    sampler.rehearse(5)
     said = [sample(each, logits(4), ids(1), ids(2)).tokens.tolist() for each in (sampler, plain)]
     assert said[0] == said[1]

@@ -25,19 +25,14 @@ from torch import Tensor
 from tokenspeed.kernels.needs import AtLeast, Needs
 from tokenspeed.kernels.settings import COLUMNS, NARROW_MAX, Column
 from tokenspeed.kernels.spec import Band, Kernel, Plain
+from tokenspeed.kernels.triton.step import cut
 from tokenspeed.kernels.workspace import counters
 
 BLOCK = 1024
 PROGRAMS = 264
 """Rows are cut until there are about this many programs."""
-PARTS_MAX = 128
-"""Of one row. How a row is cut is no constant of the kernels, so that no number of rows compiles another."""
 ADJUST_BLOCK = 2048
 BUCKETS = tl.constexpr(2048)
-COPIES = tl.constexpr(4)
-"""Histograms of one row, by part: an address takes one sum at a time, and most of a row is in a few buckets."""
-_APART = tl.constexpr(17)
-"""Neighbouring buckets lie so many places apart, in different lines of the cache."""
 LEVELS = ((21, 11), (10, 11), (0, 10))
 """(shift, bits) of the digits of a key, highest first."""
 STATE = 8
@@ -127,7 +122,7 @@ def _wants(chosen, wish):
     return (tl.load(chosen) >= 0) & (random | adjusted), random
 
 
-@triton.jit(do_not_specialize=["part_blocks"])
+@triton.jit
 def _maximum(
     scores,
     vocab,
@@ -135,7 +130,7 @@ def _maximum(
     settings,
     chosen,
     state,
-    part_blocks,
+    PART: tl.constexpr,
     SIZE: tl.constexpr,
     FIELDS: tl.constexpr,
 ):
@@ -144,8 +139,8 @@ def _maximum(
     wants, _ = _wants(chosen + row, wish)
     if wants:
         best = tl.zeros((SIZE,), tl.int64)
-        for block in range(part * part_blocks, (part + 1) * part_blocks):
-            id = block * SIZE + tl.arange(0, SIZE)
+        for start in range(part * PART, part * PART + PART, SIZE):
+            id = start + tl.arange(0, SIZE)
             score = tl.load(scores + row * vocab + id, id < vocab, 0.0)
             key = (_score_keys(score) << 31) | (0x7FFFFFFF - id).to(tl.int64)
             best = tl.maximum(best, tl.where(id < vocab, key, 0))
@@ -160,11 +155,11 @@ def _likely(score, best, temperature):
 
 
 @triton.jit
-def _ties_before(scores, vocab, key, blocks, SIZE: tl.constexpr):
-    """How many scores in the first blocks of a row have this key."""
+def _ties_before(scores, vocab, key, part_start, SIZE: tl.constexpr):
+    """How many scores of a row before `part_start` have this key."""
     found = 0
-    for block in range(blocks):
-        id = block * SIZE + tl.arange(0, SIZE)
+    for start in range(0, part_start, SIZE):
+        id = start + tl.arange(0, SIZE)
         score = tl.load(scores + id, id < vocab, 0.0)
         found += tl.sum(((id < vocab) & (_score_keys(score) == key)).to(tl.int32), 0)
     return found
@@ -203,12 +198,8 @@ def _conclude(
 ):
     """The last of a row: find the bucket where the target is reached, and clear the histogram."""
     bucket = tl.arange(0, BUCKETS)
-    place = histogram + (bucket * _APART & (BUCKETS - 1))
-    held = tl.zeros((BUCKETS,), tl.int64)
-    for _ in range(COPIES):
-        held += tl.load(place, cache_modifier=".cg")
-        tl.store(place, tl.zeros((BUCKETS,), tl.int64))
-        place += BUCKETS
+    held = tl.load(histogram + bucket, cache_modifier=".cg")
+    tl.store(histogram + bucket, tl.zeros((BUCKETS,), tl.int64))
     above = tl.load(state + KEY + 1)
     if WEIGHED:
         if SHIFT + BITS == 32:
@@ -227,10 +218,10 @@ def _conclude(
         tl.store(state + _TIES, tl.sum(tl.where(bucket == digit, held, 0), 0))
 
 
-@triton.jit(do_not_specialize=["part_blocks", "parts"])
+@triton.jit
 def _search(
     scores, vocab, slots, settings, chosen, state, histogram, arrived,
-    part_blocks, parts, SIZE: tl.constexpr, FIELDS: tl.constexpr,
+    PART: tl.constexpr, PARTS: tl.constexpr, SIZE: tl.constexpr, FIELDS: tl.constexpr,
     SHIFT: tl.constexpr, BITS: tl.constexpr, WEIGHED: tl.constexpr, KEY: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -243,7 +234,7 @@ def _search(
         target = tl.load(wish + _TOP_K)
         wants = wants & random & (target < vocab)
     if wants:
-        mine, buckets = state + row * FIELDS, histogram + row * COPIES * BUCKETS
+        mine, buckets = state + row * FIELDS, histogram + row * BUCKETS
         scores += row * vocab
         prefix = tl.load(mine + KEY)
         best = _best_score(tl.load(mine + _BEST))
@@ -252,9 +243,9 @@ def _search(
         ties_seen = 0
         if WEIGHED:  # noqa: SIM102 - known when compiled
             if ties_kept >= 0:
-                ties_seen = _ties_before(scores, vocab, k_key, part * part_blocks, SIZE)
-        for block in range(part * part_blocks, (part + 1) * part_blocks):
-            id = block * SIZE + tl.arange(0, SIZE)
+                ties_seen = _ties_before(scores, vocab, k_key, part * PART, SIZE)
+        for start in range(part * PART, part * PART + PART, SIZE):
+            id = start + tl.arange(0, SIZE)
             counted = id < vocab
             score = tl.load(scores + id, counted, 0.0)
             if WEIGHED:
@@ -268,10 +259,9 @@ def _search(
                 key = _score_keys(score)
             if SHIFT + BITS < 32:
                 counted = counted & ((key >> (SHIFT + BITS)) == prefix)
-            place = ((key >> SHIFT) & ((1 << BITS) - 1)) * _APART & (BUCKETS - 1)
-            tl.atomic_add(buckets + part % COPIES * BUCKETS + place, weight, counted, sem="relaxed")
+            tl.atomic_add(buckets + ((key >> SHIFT) & ((1 << BITS) - 1)), weight, counted, sem="relaxed")
         tl.debug_barrier()
-        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == parts - 1:
+        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == PARTS - 1:
             _conclude(mine, buckets, target, KEY, SHIFT, BITS, WEIGHED)
             tl.store(arrived + row, 0)
 
@@ -280,7 +270,7 @@ def _search(
 def _weights(
     scores,
     vocab,
-    block,
+    start,
     best,
     temperature,
     k_key,
@@ -291,7 +281,7 @@ def _weights(
     SIZE: tl.constexpr,
 ):
     """(ids, weights of what is left, ties seen) of one block of a row."""
-    id = block * SIZE + tl.arange(0, SIZE)
+    id = start + tl.arange(0, SIZE)
     inside = id < vocab
     score = tl.load(scores + id, inside, 0.0)
     likely = _likely(score, best, temperature)
@@ -316,10 +306,10 @@ def _chance(seed, position):
     return (_mixed(counter) >> 11).to(tl.int64).to(tl.float64) * (2.0**-53)
 
 
-@triton.jit(do_not_specialize=["part_blocks", "parts"])
+@triton.jit
 def _pick(
     scores, vocab, slots, positions, settings, seeds, chosen, state, sums, arrived,
-    part_blocks, parts, PARTS_MAX: tl.constexpr, SIZE: tl.constexpr,
+    PART: tl.constexpr, PARTS: tl.constexpr, PARTS_PADDED: tl.constexpr, SIZE: tl.constexpr,
     FIELDS: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -339,35 +329,35 @@ def _pick(
         k_key, ties_kept = _cut(mine, wish, vocab)
         ties_seen = 0
         if ties_kept >= 0:
-            ties_seen = _ties_before(scores, vocab, k_key, part * part_blocks, SIZE)
+            ties_seen = _ties_before(scores, vocab, k_key, part * PART, SIZE)
         total = tl.zeros((SIZE,), tl.int64)
-        for block in range(part * part_blocks, (part + 1) * part_blocks):
+        for start in range(part * PART, part * PART + PART, SIZE):
             id, weight, ties_seen = _weights(
-                scores, vocab, block, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
+                scores, vocab, start, best, temperature, k_key, ties_kept, ties_seen, p_key, min_p, SIZE
             )
             total += weight
-        tl.store(sums + row * parts + part, tl.sum(total, 0))
+        tl.store(sums + row * PARTS + part, tl.sum(total, 0))
         tl.debug_barrier()
-        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == parts - 1:
+        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == PARTS - 1:
             tl.store(arrived + row, 0)
-            other = tl.arange(0, PARTS_MAX)
-            held = tl.load(sums + row * parts + other, other < parts, 0, cache_modifier=".cg")
+            other = tl.arange(0, PARTS_PADDED)
+            held = tl.load(sums + row * PARTS + other, other < PARTS, 0, cache_modifier=".cg")
             whole = tl.sum(held, 0)
             chance = _chance(tl.load(seeds + slot * _WIDTH + _SEED), tl.load(positions + row))
             aim = tl.minimum((whole.to(tl.float64) * chance).to(tl.int64), whole - 1)
             reached = tl.cumsum(held, 0)
             place = tl.sum((reached <= aim).to(tl.int32), 0)
             aim -= tl.sum(tl.where(other < place, held, 0), 0)
-            place = tl.minimum(place, parts - 1)
+            place = tl.minimum(place, PARTS - 1)
             ties_seen = 0
             if ties_kept >= 0:
-                ties_seen = _ties_before(scores, vocab, k_key, place * part_blocks, SIZE)
+                ties_seen = _ties_before(scores, vocab, k_key, place * PART, SIZE)
             found = 0
-            for block in range(place * part_blocks, (place + 1) * part_blocks):
+            for start in range(place * PART, place * PART + PART, SIZE):
                 id, weight, ties_seen = _weights(
                     scores,
                     vocab,
-                    block,
+                    start,
                     best,
                     temperature,
                     k_key,
@@ -384,7 +374,7 @@ def _pick(
             tl.store(chosen + row, found)
 
 
-@triton.jit(do_not_specialize=["forced_width"])
+@triton.jit
 def _note(chosen, slots, positions, settings, forced, forced_width, counts, vocab, last_tokens):
     row = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + row)
@@ -439,24 +429,21 @@ def draw(
     rows, vocab = scores.shape
     assert scores.is_contiguous(), "want scores [S, V] contiguous"
     assert scores.dtype == torch.float32, f"want float32 scores, got {scores.dtype}"
-    blocks = triton.cdiv(vocab, BLOCK)
-    part_blocks = triton.cdiv(blocks, max(1, min(PROGRAMS // rows, PARTS_MAX)))
-    parts = triton.cdiv(blocks, part_blocks)
-    # One allocation that is zero: the rows' states, their histograms, the sums of their parts.
-    sizes = [rows * STATE, rows * COPIES.value * BUCKETS.value, rows * parts]
-    memory = torch.zeros(sum(sizes), dtype=torch.int64, device=scores.device)
-    state, histogram, sums = memory.split(sizes)
+    part, parts = cut(vocab, rows, 2 * BLOCK, PROGRAMS)
+    # One allocation that is zero: a row's state, then its histogram, then the sums of its parts.
+    memory = torch.zeros(rows * (STATE + BUCKETS.value + parts), dtype=torch.int64, device=scores.device)
+    state, histogram, sums = memory.split([rows * STATE, rows * BUCKETS.value, rows * parts])
     arrived, grid = counters(scores.device), (rows, parts)
-    _maximum[grid](scores, vocab, slots, settings, chosen, state, part_blocks, BLOCK, STATE)
+    _maximum[grid](scores, vocab, slots, settings, chosen, state, part, BLOCK, STATE)
     for wanted, weighed, key in ((top_k, False, _K_KEY.value), (top_p, True, _P_KEY.value)):
         for shift, bits in LEVELS if wanted else ():
             _search[grid](
                 scores, vocab, slots, settings, chosen, state, histogram, arrived,
-                part_blocks, parts, BLOCK, STATE, shift, bits, weighed, key, enable_fp_fusion=False,
+                part, parts, BLOCK, STATE, shift, bits, weighed, key, enable_fp_fusion=False,
             )  # fmt: skip
     _pick[grid](
         scores, vocab, slots, positions, settings, settings.view(torch.int64), chosen, state, sums, arrived,
-        part_blocks, parts, PARTS_MAX, BLOCK, STATE, enable_fp_fusion=False,
+        part, parts, triton.next_power_of_2(parts), BLOCK, STATE, enable_fp_fusion=False,
     )  # fmt: skip
     return chosen
 

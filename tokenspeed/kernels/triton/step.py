@@ -22,8 +22,6 @@ LOGITS = 2048
 """Logits a program looks at in one go."""
 PROGRAMS = 256
 """Rows are cut until there are about this many programs: two for each of a large chip's processors."""
-PARTS_MAX = 128
-"""Of one row. How a row is cut is no constant of the kernel, so that no number of rows compiles another."""
 
 
 @triton.jit(do_not_specialize=["ids_count", "width"])
@@ -58,30 +56,40 @@ def _note(best, slot, last_tokens, chosen):
     tl.store(last_tokens + slot, tl.where(finite, id, 0))
 
 
-@triton.jit(do_not_specialize=["part_blocks", "parts"])
+@triton.jit
 def _greedy(
-    logits, vocab, slots, last_tokens, chosen, partials, arrived, part_blocks, parts,
-    PARTS_MAX: tl.constexpr, BLOCK: tl.constexpr,
+    logits, vocab, slots, last_tokens, chosen, partials, arrived,
+    PART: tl.constexpr, PARTS: tl.constexpr, PARTS_PADDED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     least = -0x7FFFFFFFFFFFFFFF
     best = tl.full((BLOCK,), least, tl.int64)
-    for block in range(part * part_blocks, (part + 1) * part_blocks):
-        id = block * BLOCK + tl.arange(0, BLOCK)
+    for start in range(part * PART, part * PART + PART, BLOCK):
+        id = start + tl.arange(0, BLOCK)
         value = tl.load(logits + row * vocab + id, id < vocab, 0.0).to(tl.float32)
         best = tl.maximum(best, tl.where(id < vocab, _keys(value, id), least))
     found = tl.max(best, 0)
     slot = tl.load(slots + row)
-    if parts == 1:
+    if PARTS == 1:
         _note(found, slot, last_tokens, chosen + row)
     else:
-        tl.store(partials + row * parts + part, found)
+        tl.store(partials + row * PARTS + part, found)
         tl.debug_barrier()
-        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == parts - 1:
-            other = tl.arange(0, PARTS_MAX)
-            all_found = tl.load(partials + row * parts + other, other < parts, least, cache_modifier=".cg")
+        if tl.atomic_add(arrived + row, 1, sem="acq_rel") == PARTS - 1:
+            other = tl.arange(0, PARTS_PADDED)
+            all_found = tl.load(partials + row * PARTS + other, other < PARTS, least, cache_modifier=".cg")
             _note(tl.max(all_found, 0), slot, last_tokens, chosen + row)
             tl.store(arrived + row, 0)
+
+
+def cut(vocab: int, rows: int, block: int, programs: int) -> tuple[int, int]:
+    """(ids of a part, parts) of each of `rows` rows, in whole blocks, for about so many programs in all.
+
+    Kernels are compiled for a cut; it goes by the next power of two of rows, so that few are.
+    """
+    parts = min(triton.cdiv(vocab, block), max(1, programs // triton.next_power_of_2(rows)))
+    part = triton.cdiv(triton.cdiv(vocab, parts), block) * block
+    return part, triton.cdiv(vocab, part)
 
 
 def settle(ids: Tensor, slots: Tensor, last_tokens: Tensor, table: Tensor, block_table: Tensor) -> Tensor:
@@ -101,13 +109,11 @@ def greedy(logits: Tensor, slots: Tensor, last_tokens: Tensor, chosen: Tensor) -
     assert chosen.shape == slots.shape == (rows,), "want slots [S], chosen [S]"
     if not rows:
         return chosen
-    blocks = triton.cdiv(vocab, LOGITS)
-    part_blocks = triton.cdiv(blocks, max(1, min(PROGRAMS // rows, PARTS_MAX)))
-    parts = triton.cdiv(blocks, part_blocks)
+    part, parts = cut(vocab, rows, LOGITS, PROGRAMS)
     partials = torch.empty((rows, parts), dtype=torch.int64, device=logits.device)
     _greedy[(rows, parts)](
-        logits, vocab, slots, last_tokens, chosen, partials, counters(logits.device), part_blocks, parts,
-        PARTS_MAX, LOGITS, num_warps=8,
+        logits, vocab, slots, last_tokens, chosen, partials, counters(logits.device),
+        part, parts, triton.next_power_of_2(parts), LOGITS, num_warps=8,
     )  # fmt: skip
     return chosen
 

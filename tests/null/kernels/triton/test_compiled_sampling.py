@@ -18,18 +18,18 @@ TYPES = {
     "seeds": "*i64", "counts": "*i32", "in_prompt": "*i8", "edit_ids": "*i32", "edit_values": "*fp32",
     "chosen": "*i32", "state": "*i64", "histogram": "*i64", "sums": "*i64", "arrived": "*i32", "forced": "*i32",
     "forced_width": "i32", "last_tokens": "*i64", "partials": "*i64", "ids": "*i64", "ids_count": "i32",
-    "table": "*i32", "table_stride": "i32", "block_table": "*i32", "width": "i32", "parts": "i32", "part_blocks": "i32",
+    "table": "*i32", "table_stride": "i32", "block_table": "*i32", "width": "i32",
 }  # fmt: skip
-CUT = {"SIZE": sampling.BLOCK, "FIELDS": sampling.STATE}
-SEARCH = {**CUT, "SHIFT": 21, "BITS": 11}
+CUT = {"PART": 2048, "SIZE": sampling.BLOCK, "FIELDS": sampling.STATE}
+SEARCH = {**CUT, "PARTS": 80, "SHIFT": 21, "BITS": 11}
 KERNELS: dict[str, tuple[Any, dict[str, Any], int, int]] = {
     "settle": (step._settle, {"BLOCK": step.COLUMNS}, 4, 0),
-    "greedy": (step._greedy, {"PARTS_MAX": step.PARTS_MAX, "BLOCK": step.LOGITS}, 8, 1),
+    "greedy": (step._greedy, {"PART": 4096, "PARTS": 40, "PARTS_PADDED": 64, "BLOCK": step.LOGITS}, 8, 1),
     "adjust": (sampling._adjust, {"EDITS": 5, "EDITS_PADDED": 8, "SIZE": sampling.ADJUST_BLOCK}, 4, 0),
     "maximum": (sampling._maximum, CUT, 4, 1),
     "count": (sampling._search, {**SEARCH, "WEIGHED": False, "KEY": 1}, 4, 1),
     "weigh": (sampling._search, {**SEARCH, "WEIGHED": True, "KEY": 4}, 4, 1),
-    "pick": (sampling._pick, {**CUT, "PARTS_MAX": sampling.PARTS_MAX}, 4, 1),
+    "pick": (sampling._pick, {**CUT, "PARTS": 80, "PARTS_PADDED": 128}, 4, 1),
     "note": (sampling._note, {}, 1, 0),
 }
 
