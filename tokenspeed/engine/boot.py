@@ -97,7 +97,7 @@ def boot(config: EngineConfig) -> Core:
             return models.build(
                 hf_config,
                 dtype=dtype,
-                device=dataclasses.replace(kernels.describe(device), cores=threads),
+                device=_described(device, threads),
                 quantization=None if config.model.quantization == "none" else config.model.quantization,
                 block_tokens=config.cache.block_tokens,
                 context_tokens=config.model.max_model_len,
@@ -200,6 +200,12 @@ def _boot_null(config: EngineConfig) -> Core:
     executor = NullExecutor(slots=resolved.slots_max)
     scheduler = Scheduler(_scheduler_options(config, resolved))
     return Core(resolved, "null: computes nothing", model.facts, scheduler, executor)
+
+
+def _described(device: torch.device, threads: int) -> kernels.Device:
+    """The device as kernels see it: a CPU has the cores it may use, a GPU its own, not those of its host."""
+    facts = kernels.describe(device)
+    return dataclasses.replace(facts, cores=threads) if device.type == "cpu" else facts
 
 
 def _read_config(directory: Path, config: ModelConfig) -> dict[str, Any]:
