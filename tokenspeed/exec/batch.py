@@ -78,39 +78,37 @@ class Batch:
         self._rows_table = torch.zeros(limits.rows * limits.blocks_per_row, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(limits.slots + 1, dtype=torch.int64, device=device)
         """[slots + 1] the token each slot sampled last; the spare slot's is that of padding."""
+        self._padded: dict[int, Laid] = {}  # by rows
         self._token_numbers = np.arange(limits.tokens, dtype=np.int64)
         self._settle = kernels.bind("step.settle", kernels.describe(device), blocks=limits.blocks_per_row)
 
-    def lay(self, plan: Plan, *, padded_rows: int = 0) -> Laid:
-        """The tensors of `plan`; with `padded_rows`, of a plan that only decodes, as a graph wants them."""
-        stagings = self._short if padded_rows else self._whole
+    def lay(self, plan: Plan) -> Laid:
+        """The tensors of `plan`."""
+        stagings = self._whole
         host = stagings.next_host()
         changes = self._change_table(plan, host)
         rows, tokens, samples = self._fill(host, plan)
         width = -(-int(host.context_lens[:rows].max()) // self.limits.block_tokens)
-        decode_rows = plan.decode_rows
-        if padded_rows:
-            host.pad(rows, padded_rows, spare_slot=self.limits.slots)
-            rows = tokens = samples = decode_rows = padded_rows
-            width = self.limits.blocks_per_row
-        stagings.copy(host, changes=changes > 0)
-        laid = self._laid(stagings.device, host, (rows, tokens, samples, decode_rows), width)
-        if self._mirrored:
-            at = stagings.device
-            if changes:
-                self._table.view(-1).index_copy_(
-                    0, at.tensors["change_at"][:changes], at.tensors["change_to"][:changes]
-                )
-        else:
+        self._send(stagings, host, changes)
+        laid = self._laid(stagings.device, host, (rows, tokens, samples, plan.decode_rows), width)
+        if not self._mirrored:
             self._settle_on_host(host, laid)
         return laid
 
+    def lay_padded(self, plan: Plan, rows: int) -> Laid:
+        """What a graph of `rows` rows reads, filled with a plan that only decodes: each time the same tensors."""
+        host = self._short.next_host()
+        changes = self._change_table(plan, host)
+        host.pad(self._fill(host, plan)[0], rows, spare_slot=self.limits.slots)
+        self._send(self._short, host, changes)
+        return self._laid_padded(host, rows)
+
     def lay_padding(self, rows: int) -> Laid:
-        """A step of padding alone, such as a graph of `rows` rows is captured with."""
+        """A step of padding alone, such as a graph of `rows` rows is recorded with."""
         host = self._short.next_host()
         host.pad(0, rows, spare_slot=self.limits.slots)
-        self._short.copy(host, changes=False)
-        return self._laid(self._short.device, host, (rows, rows, rows, rows), self.limits.blocks_per_row)
+        self._send(self._short, host, 0)
+        return self._laid_padded(host, rows)
 
     def settle(self, laid: Laid) -> None:
         """Put each slot's last token where the plan could only say -1, and gather the rows' tables."""
@@ -122,6 +120,24 @@ class Batch:
     def blocks_of(self, slot: int, context_tokens: int) -> NDArray[np.int32]:
         """Block ids [n] that hold the first `context_tokens` of a slot."""
         return self._table_host[slot, : -(-context_tokens // self.limits.block_tokens)].copy()
+
+    def _send(self, stagings: _Stagings, host: _Staging, changes: int) -> None:
+        """Start the copy to the device, and there change the table."""
+        stagings.copy(host, changes=changes > 0)
+        if changes:
+            tensors = stagings.device.tensors
+            self._table.view(-1).index_copy_(
+                0, tensors["change_at"][:changes], tensors["change_to"][:changes]
+            )
+
+    def _laid_padded(self, host: _Staging, rows: int) -> Laid:
+        if rows not in self._padded:  # made once: a dozen views cost as much as all else
+            at, width = self._short.device, self.limits.blocks_per_row
+            self._padded[rows] = self._laid(at, host, (rows, rows, rows, rows), width)
+        laid = self._padded[rows]
+        laid.inputs.row_starts_np = host.row_starts[: rows + 1]
+        laid.inputs.context_lens_np = host.context_lens[:rows]
+        return laid
 
     def _laid(self, at: _Staging, host: _Staging, counts: tuple[int, int, int, int], width: int) -> Laid:
         rows, tokens, samples, decode_rows = counts

@@ -90,14 +90,15 @@ class DeviceExecutor:
             laid = self._batch.lay(plan)
             logits = self._compute(laid)
         else:
-            laid = self._batch.lay(plan, padded_rows=size)
+            laid = self._batch.lay_padded(plan, size)
             logits = self._graphs.run(size)
         samples = plan.samples
         slots = plan.slots if samples == plan.rows else plan.slots[plan.sampled.view(np.bool_)]
-        rows = Rows(laid.sample_slots[:samples], laid.sample_positions[:samples], slots)
-        chosen = self._chosen[:samples]
-        report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows)
-        finite = None if plan.samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
+        chosen, report = self._chosen[:samples], None
+        if self._sampler.refines(slots):
+            rows = Rows(laid.sample_slots[:samples], laid.sample_positions[:samples], slots)
+            report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows)
+        finite = None if samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
         tokens, finite_landed, copied = self._landings.land(chosen, finite)
         return InFlight(plan, tokens, finite_landed, report, copied)
 

@@ -107,6 +107,10 @@ class Sampler:
             | (sampling.logprobs is not None) * _Need.REPORT
         )
 
+    def refines(self, slots: NDArray[np.int32]) -> bool:
+        """Say whether any row of these slots wants more than its likeliest token."""
+        return bool(self._needs[slots].any())
+
     def refine(self, logits: Tensor, chosen: Tensor, last_tokens: Tensor, rows: Rows) -> Report | None:
         """Choose anew for the rows whose likeliest token will not do; log probabilities where any row asked.
 
@@ -115,8 +119,6 @@ class Sampler:
         """
         needs = self._needs[rows.slots_np]
         need = _Need(int(np.bitwise_or.reduce(needs, initial=0)))
-        if not need:
-            return None
         at = (rows.slots, rows.positions, self._settings)
         scores = logits
         if need & _Need.ADJUST:

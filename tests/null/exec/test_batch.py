@@ -22,9 +22,9 @@ LIMITS = BatchLimits(slots=6, rows=6, tokens=64, context_tokens=50, block_tokens
 CPU = torch.device("cpu")
 
 
-def lay(batch: Batch, plan: Any, **options: Any) -> StepInputs:
+def lay(batch: Batch, plan: Any) -> StepInputs:
     """Lay a plan out as a step does."""
-    laid = batch.lay(plan, **options)
+    laid = batch.lay(plan)
     batch.settle(laid)
     return laid.inputs
 
@@ -127,7 +127,7 @@ def test_padding_does_nothing_and_belongs_to_nobody(plain_plan: Any) -> None:
     batch.last_tokens[4], batch.last_tokens[LIMITS.slots] = 42, 43
     rows = [(4, 5, [-1], True), (1, 11, [8], True)]
     deltas = [(4, 0, 6), (4, 1, 9), (1, 2, 3)]
-    laid = batch.lay(plain_plan(rows, deltas=deltas), padded_rows=5)
+    laid = batch.lay_padded(plain_plan(rows, deltas=deltas), 5)
     batch.settle(laid)
     inputs = laid.inputs
     assert (inputs.rows, inputs.decode_rows) == (5, 5)
@@ -146,7 +146,7 @@ def test_padding_does_nothing_and_belongs_to_nobody(plain_plan: Any) -> None:
 def test_a_graphs_inputs_lie_where_its_padding_lay(plain_plan: Any) -> None:
     batch = Batch(LIMITS, CPU, mirrored=True)
     recorded = batch.lay_padding(4).inputs
-    replayed = batch.lay(plain_plan([(2, 3, [7], True)]), padded_rows=4).inputs
+    replayed = batch.lay_padded(plain_plan([(2, 3, [7], True)]), 4).inputs
     for name in (
         "token_ids",
         "positions",
