@@ -53,7 +53,9 @@ def entries(op: str, device: str, version: int) -> tuple[Entry, ...]:
     if held["version"] != version:
         return ()
     found = (
-        Entry(of["shape"], one["tokens"], one["plan"], one["us"]) for of in held["shapes"] for one in of["plans"]
+        Entry(of["shape"], one["tokens"], one["plan"], one["us"])
+        for of in held["shapes"]
+        for one in of["plans"]
     )
     return tuple(sorted(found, key=lambda entry: entry.tokens))
 
