@@ -24,8 +24,8 @@ latent's columns (0-255; 256-511 and the rope part), which are filled and freed 
 
 A tile is key and value at once; no half is copied or transposed. `left_*`/`right_*` gates say that a half is
 full or free, `ready`/`taken` hand the weights over. With several row blocks the products bound the time, not
-the memory: `LAG` then keeps the right half of a tile back until the next tile's scores are done (`scored`), so
-that the tensor cores have work during the softmax.
+the memory: `LAG` (off, right but never timed) then keeps the right half of a tile back until the next tile's
+scores are done (`scored`), so that the tensor cores have work during the softmax.
 
 Merge. A row cut by lanes leaves normalised partials in a workspace, two places a lane, for at most one row is
 open at either end of a run. Each lane tells a counter and then merges its share of the columns when all have
