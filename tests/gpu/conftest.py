@@ -197,6 +197,7 @@ def world() -> type[World]:
 def _make(name: str, directory: Path) -> Checkpoint:
     family, changes = FAMILIES[name]
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # so small a model, and other families' tests beside this one
     model_config = getattr(transformers, f"{family}Config")(**{**SMALL, **changes})
     model_config._attn_implementation = "eager"
     model = getattr(transformers, f"{family}ForCausalLM")(model_config).float().eval()
