@@ -150,7 +150,9 @@ def decode_report(frame: bytes | memoryview) -> Report:
 
 
 def ids_bytes(ids: np.ndarray) -> bytes:
-    """Token ids [n] of any integer type as wire bytes."""
+    """Token ids [n] of any integer type as wire bytes; no copy where they are a view of such bytes."""
+    if ids.dtype == IDS_DTYPE and isinstance(ids.base, bytes) and len(ids.base) == ids.nbytes:
+        return ids.base
     return np.ascontiguousarray(ids, dtype=IDS_DTYPE).tobytes()
 
 

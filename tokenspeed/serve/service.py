@@ -47,6 +47,7 @@ class Service:
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._text_jobs = 0
         self.turns = Turns(text, engine.metrics, self.run_text)
+        self._threads.submit(self.turns.prepare)
 
     @property
     def context_tokens_max(self) -> int:

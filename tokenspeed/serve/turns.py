@@ -44,6 +44,10 @@ class Turns:
         self._dice = random.Random()
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def prepare(self) -> None:
+        """Lint the template; takes a second, so in a thread."""
+        self._writer.lint()
+
     def find(self, asked: Asked) -> Found | None:
         """What is known of a prompt's beginning."""
         return self.ledger.find(asked)
@@ -51,7 +55,7 @@ class Turns:
     async def append(self, found: Found, asked: Asked, messages: list[Message]) -> Turn | None:
         """The prompt that adds `messages` to what was found; None if all messages are needed."""
         assert found.mark is not None
-        if len(asked.span) - found.mark.span_end <= INLINE_BYTES:
+        if asked.end - asked.begin - found.mark.span_end <= INLINE_BYTES:
             turn = self._writer.append(found, asked, messages)
         else:
             turn = await self._run(lambda: self._writer.append(found, asked, messages))
@@ -71,7 +75,7 @@ class Turns:
 
     def answered(self, turn: Turn, ids: list[int]) -> None:
         """The model ended its answer: the next prompt will probably quote it."""
-        if turn.prompt_ids is not turn.record.encoded.ids:
+        if turn.record not in self.ledger:  # a later turn has taken its place
             return
         if len(ids) <= INLINE_IDS:
             self._keep(self._writer.with_answer(turn.record, ids), turn.record)
@@ -97,7 +101,7 @@ class Turns:
 
     async def _foretell(self, record: Record, ids: list[int]) -> None:
         answered = await self._run(lambda: self._writer.with_answer(record, ids))
-        if record in self.ledger:  # no later turn has taken its place
+        if record in self.ledger:
             self._keep(answered, record)
 
     async def _compare(self, turn: Turn, full: Callable[[], list[int]]) -> None:

@@ -38,7 +38,6 @@ _OTHER_TOOL: Final = {
         "parameters": {"type": "object", "properties": {"count": {"type": "integer"}}, "required": []},
     },
 }
-_SYSTEM: Final[Message] = {"role": "system", "content": "Stand in."}
 ROLES: Final = ("user", "tool")
 """Whose messages may end a prompt that is appended to."""
 
@@ -68,10 +67,11 @@ class Appending:
     def __init__(self, template: ChatTemplate, variables: dict[str, Any]) -> None:
         self._template = template
         self._variables = variables
-        self._opened: dict[tuple[bool, bool, str], tuple[str, str]] = {}
+        self._opened: dict[tuple[bool, str], tuple[str, str]] = {}
         self.verdicts: dict[Shape, bool] = {}
-        for system, tools in itertools.product((False, True), (False, True)):
-            if template.takes_tools or not tools:
+        for tools in (False, True) if template.takes_tools else (False,):
+            self._open(tools)
+            for system in (False, True):
                 self._lint(system, tools)
         if template.clock is None:
             self.verdicts = dict.fromkeys(self.verdicts, False)
@@ -81,9 +81,9 @@ class Appending:
         """Shapes of turns that need the whole history rendered."""
         return [shape for shape, holds in self.verdicts.items() if not holds]
 
-    def opening(self, system: bool, tools: bool, role: str) -> str | None:
+    def opening(self, tools: bool, role: str) -> str | None:
         """The generation prompt after a message of `role`; None if it is not always the same."""
-        known = self._opened.get((system, tools, role))
+        known = self._opened.get((tools, role))
         return None if known is None else known[1]
 
     def added(self, shape: Shape, role: str, messages: list[Message]) -> str | None:
@@ -97,13 +97,13 @@ class Appending:
             return None
         if messages[0]["role"] == "tool":  # belongs to the messages before
             return None
-        return self._by_stand_ins(shape.system, shape.tools, role, messages)
+        return self._by_stand_ins(shape.tools, role, messages)
 
-    def _by_stand_ins(self, system: bool, tools: bool, role: str, messages: list[Message]) -> str | None:
-        known = self._opened.get((system, tools, role))
+    def _by_stand_ins(self, tools: bool, role: str, messages: list[Message]) -> str | None:
+        known = self._opened.get((tools, role))
         if known is None:
             return None
-        text = self._render([*_stand_ins(system, role), *messages], [_TOOL] if tools else None)
+        text = self._render([*_stand_ins(role), *messages], [_TOOL] if tools else None)
         return text[len(known[0]) :] if text is not None and text.startswith(known[0]) else None
 
     def _render(
@@ -113,29 +113,31 @@ class Appending:
             messages, tools=tools, variables=self._variables, add_generation_prompt=open
         )
 
-    def _lint(self, system: bool, tools: bool) -> None:
-        """Fill the verdicts of four shapes, and the generation prompts after each role."""
-        given = [_OTHER_TOOL, _TOOL] if tools else None
+    def _open(self, tools: bool) -> None:
+        """Render the stand-ins, closed and with the generation prompt."""
         for role in ROLES:
-            stand_ins = _stand_ins(system, role)
-            closed = self._render(stand_ins, [_TOOL] if tools else None, open=False)
-            opened = self._render(stand_ins, [_TOOL] if tools else None)
+            given = [_TOOL] if tools else None
+            closed = self._render(_stand_ins(role), given, open=False)
+            opened = self._render(_stand_ins(role), given)
             if closed is not None and opened is not None and opened.startswith(closed):
-                self._opened[system, tools, role] = (closed, opened[len(closed) :])
+                self._opened[tools, role] = (closed, opened[len(closed) :])
+
+    def _lint(self, system: bool, tools: bool) -> None:
+        """Fill the verdicts of four shapes."""
+        given = [_OTHER_TOOL, _TOOL] if tools else None
         held: dict[Shape, list[bool]] = {
             Shape(system, tools, reasoning, user): []
             for reasoning, user in itertools.product((False, True), (False, True))
         }
         additions = [
-            (new, {role: self._by_stand_ins(system, tools, role, new) for role in ROLES})
-            for new in _continuations()
+            (new, {role: self._by_stand_ins(tools, role, new) for role in ROLES}) for new in _continuations()
         ]
         for history in _histories(system):
             role = history[-1]["role"]
             before = self._render(history, given, open=False)
             if before is None:
                 continue  # such a history never was a prompt
-            opening = self.opening(system, tools, role)
+            opening = self.opening(tools, role)
             is_steady = opening is not None and self._render(history, given) == before + opening
             for new, parts in additions:
                 reasoning = has_reasoning([*history, *new])
@@ -177,12 +179,10 @@ def _results(calls: int, mark: str) -> list[Message]:
     ]
 
 
-def _stand_ins(system: bool, role: str) -> list[Message]:
-    """A short history that ends with a message of `role`."""
+def _stand_ins(role: str) -> list[Message]:
+    """The shortest history that ends with a message of `role`."""
     user: Message = {"role": "user", "content": "Stand in?"}
-    last = [user] if role == "user" else _results(1, "s")
-    answer = _answer("It does.", 0 if role == "user" else 1, None, "s")
-    return [*([_SYSTEM] if system else []), user, answer, *last]
+    return [user] if role == "user" else [user, _answer("", 1, None, "s"), *_results(1, "s")]
 
 
 def _turn(kind: str, reasoning: str | None, mark: str) -> list[Message]:

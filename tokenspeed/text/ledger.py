@@ -41,6 +41,7 @@ from tokenspeed.text.append import ROLES, Appending, Shape, has_reasoning
 from tokenspeed.text.chat_template import ChatTemplate, Message
 from tokenspeed.text.cuts import NONE
 from tokenspeed.text.plane import TextPlane
+from tokenspeed.text.rope import Rope, common_bytes
 
 BYTES_MAX: Final = 256 << 20
 VARIABLES_MAX: Final = 8  # sets of chat_template_kwargs that are linted; turns with others are rendered whole
@@ -50,6 +51,7 @@ _LEVEL_LEAST: Final = 8  # 2**8 bytes: what is shorter is not worth a record
 _CANDIDATES_MAX: Final = 64  # asked whether the prompt begins with all of them: a failed comparison is short
 _COMPARED_MAX: Final = 4  # asked how much they share: that reads all they share
 _RECORD_BYTES: Final = 4096  # what a record weighs beside its bytes, about
+_ENDING_BYTES: Final = 256  # of a prompt, in which a reasoning may be opened
 _log = get_logger("text")
 
 
@@ -65,8 +67,10 @@ class Effort(Enum):
 class Asked:
     """A chat prompt as a request asks for it."""
 
-    span: bytes
-    """The JSON array of its messages, without the closing bracket."""
+    data: bytes
+    """What holds, from `begin` to `end`, the JSON array of its messages, without the closing bracket."""
+    begin: int
+    end: int
     tools: bytes = b""
     """The JSON of its tools; empty if there are none."""
     variables: bytes = b"{}"
@@ -74,20 +78,35 @@ class Asked:
     salt: bytes = b""
     session: str | None = None
 
+    @property
+    def way(self) -> tuple[bytes, bytes]:
+        """What the text depends on, beside the messages."""
+        return self.tools, self.variables
+
+    @property
+    def span(self) -> memoryview:
+        """The array, without the closing bracket."""
+        return memoryview(self.data)[self.begin : self.end]
+
+    def begins_like(self, other: Asked) -> bool:
+        """Whether all of the other's messages are the first of these."""
+        length = other.end - other.begin
+        return self.end - self.begin >= length and self.data.startswith(other.span, self.begin)
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """A text, its ids, and where both may be cut."""
 
-    text: bytes
-    ids: np.ndarray  # int32 [n], read-only
+    text: Rope  # UTF-8
+    ids: Rope  # int32
     starts: np.ndarray  # int64 [cuts]: first byte of each cut token
     ends: np.ndarray  # its end
     indexes: np.ndarray  # of its id
 
     @property
     def bytes_held(self) -> int:
-        return len(self.text) + self.ids.nbytes + 3 * self.starts.nbytes
+        return len(self.text) + len(self.ids) + 3 * self.starts.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,7 @@ class Record:
 
     @property
     def bytes_held(self) -> int:
-        return len(self.asked.span) + len(self.asked.tools) + self.encoded.bytes_held + _RECORD_BYTES
+        return len(self.asked.data) + len(self.asked.tools) + self.encoded.bytes_held + _RECORD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +168,20 @@ class Writer:
         self._plane = plane
         self._lints: dict[bytes, Appending] = {}
         self._lineages = itertools.count()
-        if plane.template is not None:
-            self._say(self._lint(b"{}"))
+
+    def lint(self) -> None:
+        """Find out what the template does when messages are added, and log where it does not only append."""
+        lint = self._lint(b"{}")
+        if lint is None:
+            return
+        if not lint.refused:
+            _log.info("chat template: only appends; a turn renders its new messages alone")
+            return
+        everywhere = len(lint.refused) == len(lint.verdicts)
+        _log.info(
+            "chat template: not append-only %s; such turns are rendered whole and compared",
+            "anywhere" if everywhere else "in turns " + ", ".join(sorted(map(str, lint.refused))),
+        )
 
     def append(self, found: Found, asked: Asked, messages: list[Message]) -> Turn | None:
         """The turn that adds `messages` at the mark found; None where the whole history must be rendered."""
@@ -161,7 +192,7 @@ class Writer:
         known = record.encoded
         marks = record.marks[: bisect_right(record.marks, mark.span_end, key=lambda each: each.span_end)]
         if not messages:  # the same prompt again
-            text, common = known.text[: mark.opened_end], mark.opened_end
+            text, common = known.text.head(mark.opened_end), mark.opened_end
         else:
             reasoning = mark.reasoning or has_reasoning(messages)
             user = any(message["role"] == "user" for message in messages)
@@ -170,9 +201,9 @@ class Writer:
             if added is None:
                 return None
             new = added.encode()
-            text = known.text[: mark.closed_end] + new
-            common = mark.closed_end + common_bytes(memoryview(known.text)[mark.closed_end :], new)
-            end = self._mark(lint, asked, record.system, messages[-1]["role"], reasoning, text)
+            text = known.text.head(mark.closed_end).plus(new)
+            common = mark.closed_end + common_bytes(known.text.tail(mark.closed_end), new)
+            end = self._mark(lint, asked, messages[-1]["role"], reasoning, text)
             if end is None:
                 return None
             marks = (*marks[1 - _MARKS_MAX :], end)
@@ -190,14 +221,15 @@ class Writer:
     ) -> Turn:
         """The turn of a whole history; `RequestError` where the model cannot express it."""
         times = () if self._plane.template is None else self._template.times()
-        text = self._plane.text_of_chat(messages, tools=tools, variables=variables).encode()
+        whole = self._plane.text_of_chat(messages, tools=tools, variables=variables).encode()
+        text = Rope().plus(whole)
         system = messages[0]["role"] == "system"
         lint = self._lint(asked.variables)
         mark = None
         if lint is not None and not self._watched(messages) and _leads(messages):
-            mark = self._mark(lint, asked, system, messages[-1]["role"], has_reasoning(messages), text)
+            mark = self._mark(lint, asked, messages[-1]["role"], has_reasoning(messages), text)
         known = _EMPTY if found is None else found.record.encoded
-        encoded, reused = self._resume(known, text, common_bytes(memoryview(known.text), text))
+        encoded, reused = self._resume(known, text, known.text.common(whole))
         marks = () if mark is None else (mark,)
         record = Record(asked, times, encoded, marks, system, next(self._lineages))
         replaced = found.record if found is not None and found.continues else None
@@ -214,7 +246,7 @@ class Writer:
         if table is None:
             return None
         known = record.encoded
-        text = known.text + b"".join(table[token_id] for token_id in ids if 0 <= token_id < len(table))
+        text = known.text.plus(b"".join(table[token_id] for token_id in ids if 0 <= token_id < len(table)))
         try:
             encoded, _ = self._resume(known, text, len(known.text))
         except UnicodeDecodeError:
@@ -228,33 +260,35 @@ class Writer:
         return template
 
     def _turn(self, record: Record, effort: Effort, reused: int, replaced: Record | None) -> Turn:
-        tail = record.encoded.text[-256:].decode(errors="replace")
-        return Turn(record, effort, self._plane.opens_reasoning(tail), record.encoded.ids, reused, replaced)
+        text = record.encoded.text
+        tail = text.tail(max(0, len(text) - _ENDING_BYTES)).decode(errors="replace")
+        ids = np.frombuffer(bytes(record.encoded.ids), np.int32)
+        return Turn(record, effort, self._plane.opens_reasoning(tail), ids, reused, replaced)
 
-    def _mark(
-        self, lint: Appending, asked: Asked, system: bool, role: str, reasoning: bool, text: bytes
-    ) -> Mark | None:
+    def _mark(self, lint: Appending, asked: Asked, role: str, reasoning: bool, text: Rope) -> Mark | None:
         """The mark at the end of a prompt, if it can be appended to."""
-        opening = lint.opening(system, bool(asked.tools), role) if role in ROLES else None
-        if opening is None or not text.endswith(opening.encode()):
+        opening = lint.opening(bool(asked.tools), role) if role in ROLES else None
+        if opening is None:
             return None
-        return Mark(len(asked.span), len(text) - len(opening.encode()), len(text), role, reasoning)
+        closed_end = len(text) - len(opening.encode())
+        if closed_end < 0 or text.tail(closed_end) != opening.encode():
+            return None
+        return Mark(asked.end - asked.begin, closed_end, len(text), role, reasoning)
 
-    def _resume(self, known: Encoded, text: bytes, common: int) -> tuple[Encoded, int]:
+    def _resume(self, known: Encoded, text: Rope, common: int) -> tuple[Encoded, int]:
         """Encode a text that shares its first `common` bytes with a known one; (it, ids taken over)."""
         tokenizer = self._plane.tokenizer
         at = bisect_right(known.ends, common) - 1  # the last cut token that lies whole in what is shared
         begin, index = (int(known.starts[at]), int(known.indexes[at])) if at >= 0 else (0, 0)
-        new = np.array(tokenizer.encode(text[begin:].decode(), add_special_tokens=False), np.int32)
-        starts, ends, indexes = tokenizer.cuts.locate(text[begin:], new)
+        rest = text.tail(begin)
+        new = np.array(tokenizer.encode(rest.decode(), add_special_tokens=False), np.int32)
+        starts, ends, indexes = tokenizer.cuts.locate(rest, new)
         if at >= 0 and not (len(starts) and starts[0] == 0):
             return self._resume(_EMPTY, text, 0)  # not the cut it was taken for; never seen
-        ids = np.concatenate([known.ids[:index], new])
-        ids.setflags(write=False)
         at = max(at, 0)
         encoded = Encoded(
             text,
-            ids,
+            known.ids.head(index * new.itemsize).plus(new.tobytes()),
             np.concatenate([known.starts[:at], starts + begin]),
             np.concatenate([known.ends[:at], ends + begin]),
             np.concatenate([known.indexes[:at], indexes + index]),
@@ -276,16 +310,6 @@ class Writer:
             )
         return lint
 
-    def _say(self, lint: Appending | None) -> None:
-        if lint is None or not lint.refused:
-            _log.info("chat template: only appends; a turn renders its new messages alone")
-            return
-        everywhere = len(lint.refused) == len(lint.verdicts)
-        _log.info(
-            "chat template: not append-only %s; such turns are rendered whole and compared",
-            "anywhere" if everywhere else "in turns " + ", ".join(sorted(map(str, lint.refused))),
-        )
-
 
 class Ledger:
     """The records of one server, bounded. Used from one thread."""
@@ -305,16 +329,17 @@ class Ledger:
 
     def find(self, asked: Asked) -> Found | None:
         """The record that shares most with a prompt: the longest known prefix of its messages."""
-        others: list[tuple[int, Record]] = []
+        others: list[tuple[bool, int, Record]] = []
         for record in self._candidates(asked):
-            if asked.span.startswith(record.asked.span):
+            is_same_way = record.asked.way == asked.way
+            if is_same_way and asked.begins_like(record.asked):
                 self._records.move_to_end(record)
-                return _found(record, asked, len(record.asked.span))
+                return _found(record, asked, record.asked.end - record.asked.begin)
             if len(others) < _COMPARED_MAX:
-                others.append((common_bytes(memoryview(record.asked.span), asked.span), record))
+                others.append((is_same_way, common_bytes(record.asked.span, asked.span), record))
         if not others:
             return None
-        shared, record = max(others, key=lambda other: other[0])
+        _, shared, record = max(others, key=lambda other: other[:2])
         self._records.move_to_end(record)
         return _found(record, asked, shared)
 
@@ -366,27 +391,12 @@ class Ledger:
                 return
 
 
-_EMPTY: Final = Encoded(b"", np.empty(0, np.int32), NONE, NONE, NONE)
-
-
-def common_bytes(one: memoryview, other: bytes) -> int:
-    """How many first bytes are equal."""
-    view = memoryview(other)
-    low, high = 0, min(len(one), len(view))
-    if bytes(one[:high]) == bytes(view[:high]):
-        return high
-    while low < high:  # the first `low` bytes are equal
-        middle = (low + high + 1) // 2
-        if bytes(one[low:middle]) == bytes(view[low:middle]):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+_EMPTY: Final = Encoded(Rope(), Rope(), NONE, NONE, NONE)
 
 
 def _found(record: Record, asked: Asked, shared: int) -> Found:
     """Marks count only where all that the text depends on, beside the messages, is the same."""
-    if (record.asked.tools, record.asked.variables) != (asked.tools, asked.variables):
+    if record.asked.way != asked.way:
         return Found(record, None)
     at = bisect_right(record.marks, shared, key=lambda mark: mark.span_end) - 1
     return Found(record, record.marks[at] if at >= 0 else None)
@@ -394,9 +404,10 @@ def _found(record: Record, asked: Asked, shared: int) -> Found:
 
 def _samples(asked: Asked) -> list[tuple[bytes, int, int]]:
     """Keys of the last bytes of the span's first 256, 512, 1024 ... bytes: equal where spans begin alike."""
+    data, begin = asked.data, asked.begin
     return [
-        (asked.salt, level, hash(asked.span[(1 << level) - _SAMPLE_BYTES : 1 << level]))
-        for level in range(_LEVEL_LEAST, len(asked.span).bit_length())
+        (asked.salt, level, hash(data[begin + (1 << level) - _SAMPLE_BYTES : begin + (1 << level)]))
+        for level in range(_LEVEL_LEAST, (asked.end - begin).bit_length())
     ]
 
 

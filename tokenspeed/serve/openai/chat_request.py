@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -34,9 +34,12 @@ from tokenspeed.text.ledger import Asked, Found, Turn
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]])
 _LONG: Final = frozenset({"messages", "tools"})
-_BETWEEN: Final = b" \t\r\n,"
+_BLANK: Final = b" \t\r\n"
+_BETWEEN: Final = _BLANK + b","
+_CACHE_NAME: Final = b'"cache_control"'
 _CACHE_MARK: Final = re.compile(rb',\s*"cache_control"\s*:\s*\{[^{}\\]*\}')
-"""What some clients move from message to message each turn; no template is told of it."""
+_OBJECT_ARGUMENTS: Final = re.compile(rb'"arguments"\s*:\s*\{')
+"""Inside those it would be a word of the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,8 @@ def _read_part(request: Request, service: Service, data: bytes) -> Asking | None
     """The body without the messages that are known; None if it must be read whole and is not kept."""
     try:
         fields = {name: field for name, field in _FIELDS.decode(data).items() if not _is_null(field)}
-        span, tools = bytes(fields["messages"]), bytes(fields.get("tools", b""))
+        begin, end = _place(data, fields["messages"])
+        tools = bytes(fields.get("tools", b""))
         raw = {name: msgspec.json.decode(field) for name, field in fields.items() if name not in _LONG}
         body = msgspec.convert(raw | {"messages": []}, ChatBody, str_keys=True)
         if tools:
@@ -136,26 +140,61 @@ def _read_part(request: Request, service: Service, data: bytes) -> Asking | None
         origin = origin_of(body, request)
     except (msgspec.MsgspecError, RequestError, UnicodeDecodeError, RecursionError, KeyError):
         return None
-    if not span.startswith(b"[") or not body.add_generation_prompt:
+    if not data.startswith(b"[", begin) or not body.add_generation_prompt:
         return None
-    if b'"cache_control"' in span:
-        span = _CACHE_MARK.sub(b"", span)
     asked = Asked(
-        span=span[:-1].rstrip(_BETWEEN),
+        data=data,
+        begin=begin,
+        end=end,
         tools=tools if body.tools and body.tool_choice != "none" else b"",
         variables=msgspec.json.encode(variables_of(body), order="sorted"),
         salt=origin.salt,
         session=origin.session,
     )
     found = service.turns.find(asked)
+    if (found is None or found.mark is None) and (unmarked := _unmarked(asked)):
+        asked, found = unmarked, service.turns.find(unmarked)
     if found is None or found.mark is None:
         return Asking(data, body, raw, asked, found)
-    new = _new_messages(asked.span[found.mark.span_end :], service.bodies)
+    new = _new_messages(asked.data[asked.begin + found.mark.span_end : asked.end], service.bodies)
     return Asking(data, body, raw, asked, found, new)
 
 
+def _place(data: bytes, messages: msgspec.Raw) -> tuple[int, int]:
+    """Where in a body the array of messages begins, and where its last element ends; no copy is made."""
+    view = memoryview(messages)
+    begin = _address(view) - _address(data)
+    return begin, _last(data, begin + len(view))
+
+
+def _last(data: bytes, end: int) -> int:
+    """The end of an array's last element, given its own."""
+    end -= 1  # the bracket
+    while data[end - 1] in _BLANK:
+        end -= 1
+    return end
+
+
+def _unmarked(asked: Asked) -> Asked | None:
+    """The same messages without cache marks, if they hold any.
+
+    Some clients move marks from message to message each turn. No template is told of them, so that messages
+    which differ in them are the same.
+    """
+    data, begin, end = asked.data, asked.begin, asked.end
+    if data.find(_CACHE_NAME, begin, end) < 0 or _OBJECT_ARGUMENTS.search(data, begin, end):
+        return None
+    data = _CACHE_MARK.sub(b"", data[begin:end])
+    return replace(asked, data=data, begin=0, end=len(data))
+
+
+def _address(data: bytes | memoryview) -> int:
+    """Where bytes are in memory: what a decoder returns raw is a part of what it was given."""
+    return np.frombuffer(data, np.uint8).__array_interface__["data"][0]
+
+
 def _is_null(field: msgspec.Raw) -> bool:
-    return memoryview(field)[:4] == b"null"
+    return bytes(memoryview(field)[:4]) == b"null"
 
 
 def _new_messages(rest: bytes, bodies: BodyReader) -> list[Message] | None:
