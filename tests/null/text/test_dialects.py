@@ -236,6 +236,16 @@ def test_reasoning_that_the_prompt_opened_is_read_from_the_first_character():
     assert read("kimi_k2", "\nso</think>yes", in_reasoning=True) == [Reasoning("\nso"), Content("yes")]
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("piece", ["\n", " ", "<", "{", "[", "\\"])
+def test_what_is_held_back_is_bounded(name, piece):
+    parser = OutputParser(FAMILIES[name], types=TYPES)
+    told = 0
+    for count in range(1, 3000):
+        told += sum(len(e.text) for e in parser.feed(piece) if isinstance(e, Content | Reasoning | ArgumentsDelta))
+        assert count - told < 2 * 512, "or, where it may be the start of a call, once it is clear that it is none"
+
+
 def test_string_arguments_are_given_out_as_they_come():
     parser = OutputParser(FAMILIES["qwen3_coder"], types=TYPES)
     parser.feed("<tool_call>\n<function=edit>\n<parameter=path>\n")

@@ -122,14 +122,15 @@ class _Answer:
     def _opens(self, form: ReasoningFormat) -> Reading[bool]:
         """Consume the marker that opens reasoning if the answer begins with it; blanks before it are markup."""
         tape = self._tape
-        while True:
-            start = tape.text.lstrip(BLANKS)
-            if start.startswith(form.open):
-                tape.take(len(tape.text) - len(start) + len(form.open))
+        blanks = yield from tape.leading()
+        while blanks >= 0:
+            if tape.text.startswith(form.open, blanks):
+                tape.take(blanks + len(form.open))
                 return True
-            if tape.ended or not form.open.startswith(start):
-                return False
+            if tape.ended or not form.open.startswith(tape.text[blanks:]):
+                break
             yield
+        return False
 
     def _read_reasoning(self, form: ReasoningFormat) -> Reading[None]:
         """Read to the end of the reasoning, or through the calls that end it."""
@@ -150,12 +151,10 @@ class _Answer:
     def _read_bare_calls(self) -> Reading[None]:
         """Read calls that no marker announces, at the very start."""
         tape = self._tape
-        while not tape.ended and not tape.text.strip(BLANKS):
-            yield
-        start = tape.text.lstrip(BLANKS)
-        if start.startswith("{"):
+        blanks = yield from tape.leading()
+        if blanks >= 0 and tape.text.startswith("{", blanks):
             tape.keep()
-            tape.take(len(tape.text) - len(start))
+            tape.take(blanks)
             yield from self._read_calls("", self._say)
 
     def _read_calls(self, found: str, give_back: Callable[[str], None]) -> Reading[bool]:

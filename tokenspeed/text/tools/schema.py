@@ -27,7 +27,7 @@ class ArgumentTypes:
 
     __slots__ = ("_schemas",)
 
-    def __init__(self, tools: Iterable[dict[str, Any]] | None = None) -> None:
+    def __init__(self, tools: Iterable[Any] | None = None) -> None:
         functions = [tool.get("function") if isinstance(tool, dict) else None for tool in tools or ()]
         self._schemas: dict[str, Any] = {
             function["name"]: function.get("parameters")

@@ -23,7 +23,7 @@ Reading: TypeAlias = Generator[None, None, _T]
 """A reader under way; what it returns is what it read."""
 
 BLANKS: Final = " \t\r\n"
-_LOOKAHEAD: Final = 64  # blanks looked past for what follows a marker
+LOOKAHEAD: Final = 64  # blanks looked past for what may come after them
 
 
 class Marks:
@@ -37,7 +37,7 @@ class Marks:
     def __init__(self, markers: tuple[str, ...], followers: tuple[str, ...] = ()) -> None:
         self.markers = markers
         self._followers = followers
-        self._window = _LOOKAHEAD + max(map(len, followers), default=0)
+        self._window = LOOKAHEAD + max(map(len, followers), default=0)
         firsts = "".join(dict.fromkeys(marker[0] for marker in markers))
         self._firsts = re.compile(f"[{re.escape(firsts)}]") if firsts else None
 
@@ -118,6 +118,16 @@ class Tape:
             self.take(run)
             if self.text or self.ended or most == 0:
                 return
+            yield
+
+    def leading(self) -> Reading[int]:
+        """How many blanks come before something else; -1 if too many to wait any longer."""
+        while True:
+            count = len(self.text) - len(self.text.lstrip(BLANKS))
+            if count > LOOKAHEAD:
+                return -1
+            if count < len(self.text) or self.ended:
+                return count
             yield
 
     def run(self, pattern: re.Pattern[str], most: int) -> Reading[str]:
