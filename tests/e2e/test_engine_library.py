@@ -82,11 +82,11 @@ def test_one_bad_prompt_stops_the_call_before_any_work(llm: tokenspeed.LLM) -> N
         llm.generate(PROMPTS, SamplingParams(tokens_max=5.5))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="3 prompts came with 2"):
         llm.generate(PROMPTS, [GREEDY, GREEDY])
-    with pytest.raises(RequestError, match="prompts must be a text, a list of token ids.*got int"):
+    with pytest.raises(RequestError, match=r"prompts must be a text, a list of token ids.*got int"):
         llm.generate(5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(RequestError, match="a prompt must be a text or a list of token ids; got float"):
         llm.generate(["a", 0.5])  # pyright: ignore[reportArgumentType]
-    with pytest.raises(RequestError, match='messages must be a list of {"role": .*got str'):
+    with pytest.raises(RequestError, match=r'messages must be a list of \{"role": .*got str'):
         llm.chat("hi")  # pyright: ignore[reportArgumentType]
 
 

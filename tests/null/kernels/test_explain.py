@@ -39,7 +39,7 @@ traits  dtype=bfloat16 (assumed), heads=128, latent=512 (assumed), rope=64 (assu
                               needs block_tokens 32 or 64, got 16
    vector  FAST   tokenspeed  needs isa avx512_bf16 and avx512f, got avx2 fma
                               needs heads a multiple of 256, got 128
-"""
+"""  # noqa: E501
 
 
 @pytest.fixture
