@@ -126,6 +126,10 @@ def _value(rng: random.Random, dialect: Dialect, depth: int = 0) -> Any:
     match kind:
         case 0 | 1 | 2:
             text = _text(rng, pieces + list(dialect.tokens), 7)
+            if rng.random() < 0.2 and dialect.calls is not None:
+                form = dialect.calls.arguments
+                own = form.close if isinstance(form, Elements) else dialect.calls.close
+                text += own + _text(rng, pieces, 4)  # a value that quotes the end of itself
             return text if followed is None else followed.sub("", text)
         case 3:
             return rng.choice([0, 7, -12345, 10**15])

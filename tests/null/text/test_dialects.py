@@ -168,11 +168,19 @@ D_OPEN, D_CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
          [*call(0, "edit", EDIT, call_id="edit"), Content(".")]),
         ("deepseek_v31", f"<think>go{D_OPEN}<｜tool▁call▁begin｜>edit<｜tool▁sep｜>{EDIT}<｜tool▁call▁end｜>{D_CLOSE}",
          [Reasoning("go"), *call(0, "edit", EDIT)]),
+        ("kimi_k2", f"<think>go{K_OPEN}{K_CALL}0{K_ARGS}{EDIT}<|tool_call_end|>{K_CLOSE}ok",
+         [Reasoning("go"), *call(0, "edit", EDIT, call_id="functions.edit:0"), Content("ok")]),
         ("kimi_k2", f"<think>go {K_OPEN} on</think>ok", [Reasoning(f"go {K_OPEN} on"), Content("ok")]),
         ("hermes", f'<tool_call>\n{{"name": "edit", "arguments": {EDIT}\n</tool_call>ok',
          [*call(0, "edit", EDIT), Content("ok")]),
         ("hermes", '<tool_call>\n{"name": "edit", "arguments": {"path": "a"\n</tool_call>\n<tool_call>\n{"name": "edit"}\n'
          "</tool_call>", [*call(0, "edit", '{"path": "a"\n', "malformed"), *call(1, "edit", "{}")]),
+        # Blanks looked past have a bound.
+        ("glm47", f"<tool_call>edit<arg_key>path</arg_key><arg_value>a</arg_value>{' ' * 90}</tool_call>",
+         call(0, "edit", '{"path": "a</arg_value>' + " " * 90 + "</tool_call>", "truncated")),
+        ("glm47", f"<tool_call>edit<arg_key>path</arg_key><arg_value>a</arg_value>{' ' * 60}</tool_call>",
+         call(0, "edit", '{"path": "a"}')),
+        ("hermes", "\n" * 90 + "<think>a</think>", [Content("\n" * 90 + "<think>a</think>")]),
         # Broken arguments.
         ("kimi_k2", f"{K_OPEN}{K_CALL}0{K_ARGS}path=a<|tool_call_end|>"
          f"{K_CALL}1{K_ARGS}{EDIT}<|tool_call_end|>{K_CLOSE}",
