@@ -117,7 +117,15 @@ def _text(rng: random.Random, pieces: list[str], most: int) -> str:
 
 def _prose(rng: random.Random, dialect: Dialect, trim: str) -> str:
     pieces, banned, _ = _shape(dialect)
-    return banned.sub("", _text(rng, pieces, 9)).strip(trim) if rng.random() < 0.7 else ""
+    text = _without(banned, _text(rng, pieces, 9)) if rng.random() < 0.7 else ""
+    return text.strip(trim)
+
+
+def _without(banned: re.Pattern[str], text: str) -> str:
+    """The text less what must not be in it, also what comes about when something is taken out."""
+    while (shorter := banned.sub("", text)) != text:
+        text = shorter
+    return text
 
 
 def _value(rng: random.Random, dialect: Dialect, depth: int = 0) -> Any:
@@ -130,7 +138,7 @@ def _value(rng: random.Random, dialect: Dialect, depth: int = 0) -> Any:
                 form = dialect.calls.arguments
                 own = form.close if isinstance(form, Elements) else dialect.calls.close
                 text += own + _text(rng, pieces, 4)  # a value that quotes the end of itself
-            return text if followed is None else followed.sub("", text)
+            return text if followed is None else _without(followed, text)
         case 3:
             return rng.choice([0, 7, -12345, 10**15])
         case 4:
