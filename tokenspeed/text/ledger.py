@@ -114,8 +114,7 @@ class Mark:
     """The end of a message at which a prompt was made, and what may be said of the messages up to it."""
 
     span_end: int
-    closed_end: int  # bytes of text, without the generation prompt
-    opened_end: int  # with it
+    closed_end: int  # bytes of the prompt's text without its generation prompt
     role: str  # of the last message
     reasoning: bool
 
@@ -191,18 +190,20 @@ class Writer:
             return None
         known = record.encoded
         marks = record.marks[: bisect_right(record.marks, mark.span_end, key=lambda each: each.span_end)]
-        if not messages:  # the same prompt again
-            text, common = known.text.head(mark.opened_end), mark.opened_end
-        else:
+        if messages:
             reasoning = mark.reasoning or has_reasoning(messages)
             user = any(message["role"] == "user" for message in messages)
             shape = Shape(record.system, bool(asked.tools), reasoning, user)
             added = lint.added(shape, mark.role, messages)
-            if added is None:
-                return None
-            new = added.encode()
-            text = known.text.head(mark.closed_end).plus(new)
-            common = mark.closed_end + common_bytes(known.text.tail(mark.closed_end), new)
+        else:  # a prompt that was made before: sent again, or gone back to
+            reasoning = mark.reasoning
+            added = lint.opening(bool(asked.tools), mark.role)
+        if added is None:
+            return None
+        new = added.encode()
+        text = known.text.head(mark.closed_end).plus(new)
+        common = mark.closed_end + common_bytes(known.text.tail(mark.closed_end), new)
+        if messages:
             end = self._mark(lint, asked, messages[-1]["role"], reasoning, text)
             if end is None:
                 return None
@@ -273,7 +274,7 @@ class Writer:
         closed_end = len(text) - len(opening.encode())
         if closed_end < 0 or text.tail(closed_end) != opening.encode():
             return None
-        return Mark(asked.end - asked.begin, closed_end, len(text), role, reasoning)
+        return Mark(asked.end - asked.begin, closed_end, role, reasoning)
 
     def _resume(self, known: Encoded, text: Rope, common: int) -> tuple[Encoded, int]:
         """Encode a text that shares its first `common` bytes with a known one; (it, ids taken over)."""

@@ -201,6 +201,13 @@ def test_sessions_without_a_name_are_told_apart(bundled_plane):
             assert server.turn(history).effort is Effort.APPENDED
 
 
+def test_a_session_gone_back_to_an_earlier_prompt(bundled_plane):
+    server = Server(bundled_plane)
+    for messages in ([LONG], [LONG, *MORE], [LONG, *MORE, *MORE], [LONG], [LONG, *MORE], [LONG]):
+        server.turn(messages, session="s")
+    assert server.efforts == [Effort.WHOLE] + [Effort.APPENDED] * 5
+
+
 def test_words_a_template_looks_for_end_appending(qwen_plane):
     server = Server(qwen_plane)
     server.turn([LONG])
