@@ -8,10 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 
 import answers
 import pytest
+import tokenizers
 
 from tokenspeed.engine.source import BUNDLED
 from tokenspeed.text.events import ArgumentsDelta, CallEnd, CallStart, Content, Event, Reasoning, merged
@@ -116,6 +118,28 @@ def test_events_do_not_depend_on_token_boundaries(name):
                 CallStart(e.index, e.name) if isinstance(e, CallStart) else e for e in answer.events
             ]
             assert all(event.id for event in events if isinstance(event, CallStart))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_markers_are_read_where_the_vocabulary_calls_them_special(name, model_directory):
+    dialect = FAMILIES[name]
+    backend = tokenizers.Tokenizer.from_file(str(model_directory / "tokenizer.json"))
+    backend.add_tokens([tokenizers.AddedToken(token, special=True) for token in dialect.tokens])
+    tokenizer = Tokenizer(backend, {})
+    answer = next(
+        a for a in map(_answer_of(dialect), range(99)) if len(a.calls) == (1 if name == "llama3" else 2)
+    )
+    ids = tokenizer.encode(answer.text + "<|im_start|>", add_special_tokens=False)
+    assert tokenizer.special_ids & set(ids[:-1]) or name == "llama3"
+    reader = OutputReader(tokenizer, OutputOptions(dialect=dialect, calls=True, types=answer.types))
+    events = merged([event for i in ids for event in reader.feed([i])] + reader.feed([], "length"))
+    assert [replace(e, id=None) if isinstance(e, CallStart) else e for e in events] == [
+        replace(e, id=None) if isinstance(e, CallStart) else e for e in answer.events
+    ]
+
+
+def _answer_of(dialect: Dialect) -> Callable[[int], answers.Answer]:
+    return lambda seed: answers.make(random.Random(seed), dialect)
 
 
 EDIT = '{"path": "a.py", "line": 3}'
