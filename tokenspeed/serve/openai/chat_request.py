@@ -34,6 +34,7 @@ from tokenspeed.text.ledger import Asked, Found, Turn
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]])
 _LONG: Final = frozenset({"messages", "tools"})
+_TOOLS_KEPT_BYTES: Final = 256 << 10  # times 32, the memory of what is kept
 _BLANK: Final = b" \t\r\n"
 _BETWEEN: Final = _BLANK + b","
 _CACHE_NAME: Final = b'"cache_control"'
@@ -135,12 +136,13 @@ def _read_part(request: Request, service: Service, data: bytes) -> Asking | None
         raw = {name: msgspec.json.decode(field) for name, field in fields.items() if name not in _LONG}
         body = msgspec.convert(raw | {"messages": []}, ChatBody, str_keys=True)
         if tools:
-            raw["tools"], body.tools = _tools(tools)
+            read_tools = _tools if len(tools) <= _TOOLS_KEPT_BYTES else _tools.__wrapped__
+            raw["tools"], body.tools = read_tools(tools)
         service.bodies.note_unknown(fields, ChatBody)
         origin = origin_of(body, request)
     except (msgspec.MsgspecError, RequestError, UnicodeDecodeError, RecursionError, KeyError):
         return None
-    if not data.startswith(b"[", begin) or not body.add_generation_prompt:
+    if not 0 <= begin < end or not data.startswith(b"[", begin) or not body.add_generation_prompt:
         return None
     asked = Asked(
         data=data,
