@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -214,6 +215,17 @@ def test_words_a_template_looks_for_end_appending(qwen_plane):
     think = [{"role": "assistant", "content": "a</think>b"}, {"role": "user", "content": "?"}]
     assert server.turn([LONG, *think]).effort is Effort.COMPARED
     assert server.turn([LONG, *think, *MORE]).effort is Effort.COMPARED
+
+
+def test_the_lint_says_where_a_template_does_not_append(bundled_plane, qwen_plane, caplog):
+    logging.getLogger("tokenspeed").addHandler(caplog.handler)
+    with caplog.at_level("INFO", "tokenspeed"):
+        for plane in (bundled_plane, qwen_plane, replace(bundled_plane, template=None)):
+            Writer(plane).lint()
+    logging.getLogger("tokenspeed").removeHandler(caplog.handler)
+    appends, rewrites = dict.fromkeys(record.getMessage() for record in caplog.records)
+    assert "only appends" in appends
+    assert "with tools with reasoning when the user speaks" in rewrites
 
 
 def test_a_new_day_is_a_new_prompt(bundled_plane):
