@@ -59,10 +59,12 @@ class ModelConfig:
     max_model_len: int | None = option(None, "longest prompt plus answer", low=16, unit="tokens")
     seed: int = option(0, "seed of dummy weights", low=0, high=2**63 - 1)
     tool_call_parser: str = option(
-        "auto", "how the model writes tool calls: auto reads it off the chat template; none, or a dialect's name"
+        "auto",
+        "how the model writes tool calls: auto reads it off the chat template; none, or a dialect's name",
     )
     reasoning_parser: str = option(
-        "auto", "how the model writes reasoning: auto reads it off the chat template; none, or a format's name"
+        "auto",
+        "how the model writes reasoning: auto reads it off the chat template; none, or a format's name",
     )
 
 
