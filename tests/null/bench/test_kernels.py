@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tokenspeed.bench.kernels import Ceiling, Row, main, measure, report
-from tokenspeed.kernels import describe, registry
+from tokenspeed.kernels import describe, registry, select
 
 
 def row(kernel: str, median_us: float, cold: bool = True) -> Row:
@@ -18,7 +18,7 @@ def row(kernel: str, median_us: float, cold: bool = True) -> Row:
 def test_every_op_can_be_timed_at_its_first_point() -> None:
     device = describe("cpu")
     for op in registry().ops():
-        kernel = registry().kernels(op.name)[0]
+        kernel = select(registry(), op.name, op.points[0].traits, device).kernel
         timed = measure(op, kernel, op.points[0], device, seconds=0.0, seed=0)
         assert timed.median_us > 0
         assert timed.bytes > 0

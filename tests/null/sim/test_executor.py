@@ -43,9 +43,13 @@ class HandPlan:
     deltas: list[tuple[int, int, int]] = field(default_factory=list)
     bound: list[tuple[int, int, int]] = field(default_factory=list)
     decode_rows: int = 0
+    groups: list[tuple[list[int], int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rows = self.row_list
+        self.group_rows = _int32(row for members, _ in self.groups for row in members)
+        self.group_sizes = _int32(len(members) for members, _ in self.groups)
+        self.group_blocks = _int32(blocks for _, blocks in self.groups)
         self.rows = len(rows)
         self.request_ids = np.array([row.request_id for row in rows], dtype=np.uint64)
         self.slots = _int32(row.slot for row in rows)
@@ -279,6 +283,32 @@ def test_write_to_a_block_that_another_request_reads_breaks_memory_at_the_next_r
     stage.run(Row(2, 1, 0, PROMPT[::-1], True), deltas=[(1, 0, 0), (1, 1, 2)], bound=[(1, 2, 0)])
     with breaks("memory"):
         stage.run(Row(1, 0, 6, [token], True), decode_rows=1)
+
+
+def sharing() -> tuple[Stage, list[Row]]:
+    """Two requests that read block 0 and each a block of its own, and their next decode rows."""
+    stage = Stage()
+    said = stage.prefill()
+    stage.bind(1, PROMPT)
+    (other,) = stage.run(Row(2, 1, 4, PROMPT[4:], True), deltas=[(1, 0, 0), (1, 1, 5)], bound=[(1, 2, 4)])
+    return stage, [Row(1, 0, 6, [said], True), Row(2, 1, 6, [other], True)]
+
+
+def test_rows_that_begin_with_the_same_blocks_may_be_grouped() -> None:
+    stage, rows = sharing()
+    assert stage.run(*rows, decode_rows=2, groups=[([0, 1], 1)]) == [lone(b"", 2)[1]] * 2
+
+
+def test_group_of_unequal_blocks_breaks_memory() -> None:
+    stage, rows = sharing()
+    with breaks("memory"):
+        stage.launch(*rows, decode_rows=2, groups=[([0, 1], 2)])
+
+
+def test_row_in_two_groups_breaks_i7() -> None:
+    stage, rows = sharing()
+    with breaks("I7"):
+        stage.launch(*rows, decode_rows=2, groups=[([0, 1], 1), ([1, 0], 1)])
 
 
 def test_dropped_delta_of_a_new_block_breaks_i7() -> None:
