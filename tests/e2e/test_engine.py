@@ -9,6 +9,7 @@ want of blocks or not.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -413,6 +414,9 @@ def test_a_failed_loop_leaves_evidence(
     llama: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TOKENSPEED_CACHE_DIR", str(tmp_path / "cache"))
+    logger = logging.getLogger("tokenspeed")
+    monkeypatch.setattr(logger, "propagate", True)  # whatever a test before this one configured
+    monkeypatch.setattr(logger, "level", logging.INFO)
     world = World(llama.directory)
     world.answers_to(llama.prompts[:1])
     core.dump(world.core, world.loop.timeline)
