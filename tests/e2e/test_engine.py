@@ -414,9 +414,8 @@ def test_a_failed_loop_leaves_evidence(
     llama: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("TOKENSPEED_CACHE_DIR", str(tmp_path / "cache"))
-    logger = logging.getLogger("tokenspeed")
-    monkeypatch.setattr(logger, "propagate", True)  # whatever a test before this one configured
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    caplog.set_level(logging.INFO, logger="tokenspeed")  # whatever a test before this one configured
+    monkeypatch.setattr(logging.getLogger("tokenspeed"), "propagate", True)
     world = World(llama.directory)
     world.answers_to(llama.prompts[:1])
     core.dump(world.core, world.loop.timeline)
