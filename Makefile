@@ -61,5 +61,7 @@ bench: $(VENV)/.installed ## measure this machine in under five minutes: C2, C1,
 	$(BIN)/tokenspeed bench all --out benchmarks/results --document docs/benchmarks.md $(ARGS)
 
 clean: ## remove what was built (not .venv)
-	rm -rf build dist
+	rm -rf build dist .cmake .ninja_deps .ninja_log .skbuild-info.json CMakeCache.txt CMakeInit.txt build.ninja compile_commands.json
+	find . -path ./.venv -prune -o \( -name CMakeFiles -o -name cmake_install.cmake \) -prune -exec rm -rf {} +
+	rm -f csrc/*.a
 	find tokenspeed -name '*.so' -delete
