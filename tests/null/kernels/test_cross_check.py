@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -10,8 +12,16 @@ import torch
 
 from tokenspeed.kernels import Kernel, describe, registry
 from tokenspeed.kernels.check import faults, grid
+from tokenspeed.kernels.load import BACKENDS
 from tokenspeed.kernels.needs import FACTS, show
 from tokenspeed.kernels.spec import Op, Traits
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton is made for Linux alone")
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backend_is_here_with_what_it_needs(name: str) -> None:
+    """Tests of a backend skip where its compiler is missing; the test extra brings it, so here that is a fault."""
+    assert importlib.import_module(name).KERNELS
 
 
 def devices() -> list[str]:
