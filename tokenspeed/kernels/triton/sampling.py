@@ -41,8 +41,7 @@ _BEST = tl.constexpr(0)  # key of the largest score: its bits in order, then the
 _K_KEY = tl.constexpr(1)  # threshold of top_k, as far as it is known
 _K_ABOVE = tl.constexpr(2)  # tokens above it
 _TIES = tl.constexpr(3)  # tokens at it
-_P_KEY = tl.constexpr(4)
-_P_ABOVE = tl.constexpr(5)
+_P_KEY = tl.constexpr(4)  # threshold of top_p; behind it, as behind that of top_k, what lies above it
 _P_TARGET = tl.constexpr(6)
 
 _WIDTH = tl.constexpr(COLUMNS)
