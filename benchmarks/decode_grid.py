@@ -2,13 +2,14 @@
 """How long is a decode step, from one row to many and from short contexts to long ones? How fast is a cold prompt?
 
     python benchmarks/decode_grid.py MODEL --out FILE [--grid 1x2048,16x51200] [--shared 16x51200:45056]
-        [--prefills 8192,51200] [engine options, as of `tokenspeed serve`]
+        [--prefills 8192,51200] [--profile] [engine options, as of `tokenspeed serve`]
 
 In: a checkpoint directory; with `--load-format dummy` its config.json is enough. Out: one JSON with a row per cell.
 The real executor runs (graphs, overlap, sampling, copies to the host); the plans are made here and not by the control
 plane, over blocks of random KV from all over the arena, because computing 32 contexts of 51,200 tokens would take
 longer than everything else; what a step costs does not depend on the numbers in KV. `bench engine` measures the same
 with real prompts and the real control plane, in its time. Rows of a `--shared` cell begin with the same blocks.
+With `--profile` every row also says what its kernels took, by name, in steps of their own after those that were timed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +35,7 @@ from tokenspeed.engine.boot import Core, boot
 
 GREEDY = SamplingParams(temperature=0.0, tokens_max=1 << 30, seed=0)
 WARM_STEPS = 6
+PROFILED_STEPS = 4
 NONE = np.empty(0, np.int32)
 
 
@@ -81,17 +84,17 @@ class Step:
 class Grid:
     """One core and the cells that are timed on it."""
 
-    def __init__(self, core: Core, *, steps: int, repeats: int, seed: int) -> None:
+    def __init__(self, core: Core, *, steps: int, repeats: int, seed: int, profile: bool) -> None:
         self._executor = core.executor
         self._resolved = core.resolved
         self._vocab = core.model.vocab
         self._random = np.random.default_rng(seed)
-        self._steps, self._repeats = steps, repeats
+        self._steps, self._repeats, self._profile = steps, repeats, profile
         self._step = 0
 
     def decode(self, cell: Cell) -> dict[str, Any]:
         """Time steps as the loop runs them: the next is launched before the last is read."""
-        tokens = WARM_STEPS + (self._steps + 1) * (self._repeats + 1) + 2
+        tokens = WARM_STEPS + (self._steps + 1) * (self._repeats + 1) + PROFILED_STEPS + 2
         tables = self._tables(cell, cell.context + tokens)
         self._bind(cell.rows)
         starts = np.full(cell.rows, cell.context, np.int32)
@@ -122,10 +125,16 @@ class Grid:
             step_ms.append((time.perf_counter() - begun_s) / self._steps * 1e3)
             launch_ms.append(host_s / self._steps * 1e3)
         self._executor.retire(flight)
+
+        def again() -> None:
+            for _ in range(PROFILED_STEPS):
+                self._executor.retire(launch())
+
         median = statistics.median(step_ms[1:])
         return {
             "kind": "decode", **asdict(cell), "step_ms": median, "tokens_per_s": cell.rows / median * 1e3,
             "launch_ms": statistics.median(launch_ms[1:]), "steps_ms": step_ms[1:],
+            "kernels": kernels_of(again, PROFILED_STEPS) if self._profile else None,
         }  # fmt: skip
 
     def prefill(self, tokens: int) -> dict[str, Any]:
@@ -134,10 +143,9 @@ class Grid:
         tables = self._tables(Cell(1, tokens), tokens)
         ids = self._random.integers(0, self._vocab, tokens)
         times_s: list[float] = []
-        for _ in range(self._repeats + 1):
-            self._bind(1)
-            wait()
-            begun_s, flight = time.perf_counter(), None
+
+        def once() -> None:
+            flight = None
             for start in range(0, tokens, chunk):
                 count = min(chunk, tokens - start)
                 plan = self._plan(
@@ -148,11 +156,18 @@ class Grid:
                 if done is not None:
                     self._executor.retire(done)
             self._executor.retire(flight)
+
+        for _ in range(self._repeats + 1):
+            self._bind(1)
+            wait()
+            begun_s = time.perf_counter()
+            once()
             times_s.append(time.perf_counter() - begun_s)
         median = statistics.median(times_s[1:])
         return {
             "kind": "prefill", "tokens": tokens, "chunk": chunk, "seconds": median,
             "tokens_per_s": tokens / median, "times_s": times_s[1:],
+            "kernels": kernels_of(once, 1) if self._profile else None,
         }  # fmt: skip
 
     def _bind(self, rows: int) -> None:
@@ -209,6 +224,19 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def kernels_of(run: Callable[[], None], steps: int) -> list[dict[str, Any]]:
+    """What the device did in `run`, which makes `steps` steps: launches and microseconds a step, by kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        run()
+        wait()
+    found = [
+        {"name": row.key, "launches": row.count / steps, "us": row.self_device_time_total / steps}
+        for row in profiler.key_averages()
+        if row.self_device_time_total
+    ]
+    return sorted(found, key=lambda row: -row["us"])
+
+
 def fill(core: Core) -> None:
     """Random numbers into all KV: a zero can cost less than a number."""
     for layer in vars(core.executor)["_arena"].layers:
@@ -233,10 +261,13 @@ def main(argv: list[str]) -> None:
     made.add_argument("--prefills", default="8192,51200")
     made.add_argument("--steps", type=int, default=24)
     made.add_argument("--repeats", type=int, default=3)
+    made.add_argument("--profile", action="store_true")
     made.add_argument("--commit", default="", help="where the tree is not a repository")
     made.add_argument("--out", type=Path, required=True)
     add_options(made, ("model", "cache", "scheduler", "device"))
     options = made.parse_args(argv)
+    if options.profile and not torch.cuda.is_available():
+        made.error("--profile asks the GPU what it did, and there is none: leave it out")
     grid = cells(options.grid, options.shared)
     prefills = [int(word) for word in options.prefills.split(",") if word]
     longest = max([cell.context for cell in grid] + prefills) + 512
@@ -250,7 +281,7 @@ def main(argv: list[str]) -> None:
         "rows": [],
     }  # fmt: skip
     fill(core)
-    timing = Grid(core, steps=options.steps, repeats=options.repeats, seed=0)
+    timing = Grid(core, steps=options.steps, repeats=options.repeats, seed=0, profile=options.profile)
     for cell in grid:
         row = timing.decode(cell)
         record["rows"].append(row)
