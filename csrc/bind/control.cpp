@@ -9,20 +9,25 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "base/plant.h"
+#include "sched/reason.h"
 #include "sched/scheduler.h"
 
 namespace nb = nanobind;
@@ -91,6 +96,7 @@ struct PlanView {
     std::int32_t rows;
     std::int32_t decode_rows;
     std::int32_t samples;
+    Work work;
 };
 
 struct OutcomeView {
@@ -141,12 +147,21 @@ class PyScheduler {
 
     SubmitStatus submit(std::uint64_t request_id, const Tokens& tokens, std::int32_t tokens_max,
                         std::int32_t tokens_min, const Tokens& stop_ids, const nb::bytes& salt,
-                        std::int32_t priority, std::uint64_t now_us) {
+                        std::int32_t priority, std::uint64_t now_us, std::uint64_t session,
+                        std::uint64_t root, std::uint64_t tenant, std::int32_t floor_mtps,
+                        std::uint64_t deadline_us, bool final, std::uint64_t retain_us) {
         const auto stops = view(stop_ids);
         const Submission submission{.id = RequestId{request_id},
                                     .prompt = view(tokens),
                                     .ask = {tokens_max, tokens_min, {stops.begin(), stops.end()}},
                                     .salt = {static_cast<const std::uint8_t*>(salt.data()), salt.size()},
+                                    .terms = {.session = SessionId{session},
+                                              .root = SessionId{root},
+                                              .tenant = TenantId{tenant},
+                                              .floor_mtps = floor_mtps,
+                                              .deadline_us = deadline_us,
+                                              .retain_us = retain_us,
+                                              .final = final},
                                     .priority = priority,
                                     .now_us = now_us};
         return without_gil([&] { return scheduler_.submit(submission); });
@@ -166,16 +181,25 @@ class PyScheduler {
         own.plan_next_ = (own.plan_next_ + 1) % own.plans_.size();
         const PlanBuffer& buffer = backed.buffer;
         return nb::cast(PlanView{&backed, nb::borrow(self), buffer.step.value, buffer.rows(),
-                                 buffer.decode_rows, buffer.samples});
+                                 buffer.decode_rows, buffer.samples, buffer.work});
     }
 
-    OutcomeView commit(std::uint64_t step, const Tokens& tokens) {
-        const CommitStatus status =
-            without_gil([&] { return scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer); });
+    OutcomeView commit(std::uint64_t step, const Tokens& tokens, std::uint64_t now_us, std::uint64_t step_us) {
+        const CommitStatus status = without_gil([&] {
+            return scheduler_.commit(StepId{step}, view(tokens), outcome_.buffer, now_us, step_us);
+        });
         if (status == CommitStatus::wrong_size) {
             throw nb::value_error("commit takes one token per sampled row of the plan");
         }
         return copy_outcome();
+    }
+
+    void idle_session(std::uint64_t session, IdleClass idle, std::uint64_t gap_key, std::uint64_t now_us) {
+        locked([&] { scheduler_.idle_session(SessionId{session}, idle, gap_key, now_us); });
+    }
+
+    void close_session(std::uint64_t session, std::uint64_t now_us) {
+        locked([&] { scheduler_.close_session(SessionId{session}, now_us); });
     }
 
     OutcomeView drain() {
@@ -256,29 +280,15 @@ class PyScheduler {
     BackedOutcome outcome_;
 };
 
-Options make_options(std::int32_t blocks_total, std::int32_t block_tokens, std::int32_t slots_max,
-                     std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max,
-                     std::int32_t prefill_tokens_max, std::int32_t waiting_max,
-                     std::int32_t context_tokens_max, bool prefix_cache, bool overlap,
-                     const nb::bytes& hash_key, std::int32_t log_bytes, std::uint64_t seed) {
+using Prices = std::array<double, 5>;
+
+HashKey key_of(const nb::bytes& bytes) {
     HashKey key;
-    if (hash_key.size() != sizeof(key)) {
+    if (bytes.size() != sizeof(key)) {
         throw nb::value_error("hash_key must have 16 bytes");
     }
-    std::memcpy(&key, hash_key.data(), sizeof(key));
-    return {.blocks_total = blocks_total,
-            .block_tokens = block_tokens,
-            .slots_max = slots_max,
-            .tokens_per_step_max = tokens_per_step_max,
-            .rows_per_step_max = rows_per_step_max,
-            .prefill_tokens_max = prefill_tokens_max,
-            .waiting_max = waiting_max,
-            .context_tokens_max = context_tokens_max,
-            .prefix_cache = prefix_cache,
-            .overlap = overlap,
-            .hash_key = key,
-            .log_bytes = log_bytes,
-            .seed = seed};
+    std::memcpy(&key, bytes.data(), sizeof(key));
+    return key;
 }
 
 void bind_options(nb::module_& m) {
@@ -289,17 +299,49 @@ void bind_options(nb::module_& m) {
                std::int32_t tokens_per_step_max, std::int32_t rows_per_step_max,
                std::int32_t prefill_tokens_max, std::int32_t waiting_max, std::int32_t context_tokens_max,
                bool prefix_cache, bool overlap, const nb::bytes& hash_key, std::int32_t log_bytes,
-               std::uint64_t seed) {
-                new (self) Options(make_options(blocks_total, block_tokens, slots_max, tokens_per_step_max,
-                                                rows_per_step_max, prefill_tokens_max, waiting_max,
-                                                context_tokens_max, prefix_cache, overlap, hash_key,
-                                                log_bytes, seed));
+               std::uint64_t seed, bool floor, bool session_admission, bool fair_share, bool retention,
+               bool tiers, std::int32_t floor_mtps, const Prices& cost, bool cost_exact,
+               std::int32_t host_blocks, std::int32_t disk_blocks, std::int32_t sessions_max,
+               std::int32_t door_max, std::int32_t session_tokens, std::uint64_t session_aging_us,
+               std::uint64_t session_idle_us) {
+                new (self) Options{.blocks_total = blocks_total,
+                                   .block_tokens = block_tokens,
+                                   .slots_max = slots_max,
+                                   .tokens_per_step_max = tokens_per_step_max,
+                                   .rows_per_step_max = rows_per_step_max,
+                                   .prefill_tokens_max = prefill_tokens_max,
+                                   .waiting_max = waiting_max,
+                                   .context_tokens_max = context_tokens_max,
+                                   .prefix_cache = prefix_cache,
+                                   .overlap = overlap,
+                                   .hash_key = key_of(hash_key),
+                                   .log_bytes = log_bytes,
+                                   .seed = seed,
+                                   .floor = floor,
+                                   .session_admission = session_admission,
+                                   .fair_share = fair_share,
+                                   .retention = retention,
+                                   .tiers = tiers,
+                                   .floor_mtps = floor_mtps,
+                                   .cost = {cost[0], cost[1], cost[2], cost[3], cost[4]},
+                                   .cost_exact = cost_exact,
+                                   .host_blocks = host_blocks,
+                                   .disk_blocks = disk_blocks,
+                                   .sessions_max = sessions_max,
+                                   .door_max = door_max,
+                                   .session_tokens = session_tokens,
+                                   .session_aging_us = session_aging_us,
+                                   .session_idle_us = session_idle_us};
             },
             nb::kw_only(), "blocks_total"_a, "block_tokens"_a, "slots_max"_a, "tokens_per_step_max"_a,
             "rows_per_step_max"_a, "prefill_tokens_max"_a, "waiting_max"_a, "context_tokens_max"_a,
             "prefix_cache"_a = true, "overlap"_a = false,
             "hash_key"_a = nb::bytes("\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 16), "log_bytes"_a = 1 << 20,
-            "seed"_a = 0)
+            "seed"_a = 0, "floor"_a = false, "session_admission"_a = false, "fair_share"_a = false,
+            "retention"_a = false, "tiers"_a = false, "floor_mtps"_a = 0, "cost"_a = nb::make_tuple(0.0, 0.0, 0.0, 0.0, 0.0),
+            "cost_exact"_a = false, "host_blocks"_a = 0, "disk_blocks"_a = 0, "sessions_max"_a = Options{}.sessions_max,
+            "door_max"_a = Options{}.door_max, "session_tokens"_a = 0,
+            "session_aging_us"_a = Options{}.session_aging_us, "session_idle_us"_a = Options{}.session_idle_us)
         .def_ro("blocks_total", &Options::blocks_total)
         .def_ro("block_tokens", &Options::block_tokens)
         .def_ro("slots_max", &Options::slots_max)
@@ -312,6 +354,26 @@ void bind_options(nb::module_& m) {
         .def_ro("overlap", &Options::overlap)
         .def_ro("log_bytes", &Options::log_bytes)
         .def_ro("seed", &Options::seed)
+        .def_ro("floor", &Options::floor)
+        .def_ro("session_admission", &Options::session_admission)
+        .def_ro("fair_share", &Options::fair_share)
+        .def_ro("retention", &Options::retention)
+        .def_ro("tiers", &Options::tiers)
+        .def_ro("floor_mtps", &Options::floor_mtps)
+        .def_prop_ro("cost",
+                     [](const Options& o) {
+                         return Prices{o.cost.base_us, o.cost.row_us, o.cost.context_us, o.cost.token_us,
+                                       o.cost.pair_us};
+                     },
+                     "Prices in us: a step, a decode row, a token of KV read, a prefill token, a pair (Plan.work).")
+        .def_ro("cost_exact", &Options::cost_exact)
+        .def_ro("host_blocks", &Options::host_blocks)
+        .def_ro("disk_blocks", &Options::disk_blocks)
+        .def_ro("sessions_max", &Options::sessions_max)
+        .def_ro("door_max", &Options::door_max)
+        .def_ro("session_tokens", &Options::session_tokens)
+        .def_ro("session_aging_us", &Options::session_aging_us)
+        .def_ro("session_idle_us", &Options::session_idle_us)
         .def_prop_ro("steps_in_flight_max", &Options::steps_in_flight_max)
         .def_prop_ro("deltas_per_step_max", &Options::deltas_per_step_max)
         .def_prop_ro("blocks_per_context", &Options::blocks_per_context);
@@ -329,7 +391,15 @@ void bind_plan(nb::module_& m) {
     plan.def_ro("step", &PlanView::step)
         .def_ro("rows", &PlanView::rows)
         .def_ro("decode_rows", &PlanView::decode_rows, "Rows of one token each that come first.")
-        .def_ro("samples", &PlanView::samples, "Rows that yield a token: the size of the result.");
+        .def_ro("samples", &PlanView::samples, "Rows that yield a token: the size of the result.")
+        .def_prop_ro(
+            "work",
+            [](const PlanView& view) {
+                return std::tuple(view.work.decode_rows, view.work.context_tokens, view.work.prefill_tokens,
+                                  view.work.prefill_pairs);
+            },
+            "What the step has to do: decode rows, tokens of KV they read, prefill tokens, pairs of a prefill "
+            "token and one it attends to. SchedulerOptions.cost prices them.");
 #define TS_ARRAY(index, name, type, doc)             \
     def_array<index, &PlanBuffer::name>(plan, #name, \
                                         "def " #name "(self) -> numpy.typing.NDArray[numpy." type "]", doc)
@@ -381,6 +451,28 @@ void bind_values(nb::module_& m) {
         .value("LENGTH", FinishReason::length)
         .value("CANCELLED", FinishReason::cancelled)
         .value("ERROR", FinishReason::error);
+    nb::enum_<IdleClass>(m, "IdleClass", "What a session waits for after a turn.")
+        .value("UNKNOWN", IdleClass::unknown)
+        .value("TOOL", IdleClass::tool)
+        .value("TURN", IdleClass::turn);
+    nb::enum_<Reason>(m, "Reason", nb::is_arithmetic(), "Why a decision was taken; in the event log.")
+        .value("NONE", Reason::none)
+        .value("QUEUE_FULL", Reason::queue_full)
+        .value("DOOR_FULL", Reason::door_full)
+        .value("NO_SLOT", Reason::no_slot)
+        .value("NO_BLOCKS", Reason::no_blocks)
+        .value("NO_ROOM", Reason::no_room)
+        .value("FLOOR_FULL", Reason::floor_full)
+        .value("AT_DOOR", Reason::at_door)
+        .value("LEAST_SLACK", Reason::least_slack)
+        .value("RETRACTED", Reason::retracted)
+        .value("DEADLINE_PASSED", Reason::deadline_passed)
+        .value("FLOOR_UNREACHABLE", Reason::floor_unreachable)
+        .value("SESSION_ADMITTED", Reason::session_admitted)
+        .value("SESSION_AGED", Reason::session_aged)
+        .value("SESSION_FINAL", Reason::session_final)
+        .value("SESSION_CLOSED", Reason::session_closed)
+        .value("SESSION_IDLE", Reason::session_idle);
     nb::class_<Stats> stats(m, "Stats", "Counts of this moment, and totals since the start.");
     stats.def_ro("waiting", &Stats::waiting)
         .def_ro("prefilling", &Stats::prefilling)
@@ -417,13 +509,21 @@ void bind_scheduler(nb::module_& m) {
         .def(nb::init<const Options&>(), "options"_a)
         .def("submit", &PyScheduler::submit, "request_id"_a, "tokens"_a, nb::kw_only(), "tokens_max"_a,
              "tokens_min"_a = 0, "stop_ids"_a, "salt"_a = nb::bytes("", 0), "priority"_a = 0, "now_us"_a,
-             "Offer a request; the answer is a value, never an exception.")
+             "session"_a = 0, "root"_a = 0, "tenant"_a = 0, "floor_mtps"_a = 0, "deadline_us"_a = 0,
+             "final"_a = false, "retain_us"_a = 0,
+             "Offer a request; the answer is a value, never an exception. 0 says nothing: no session, no tenant, "
+             "the floor of the options, no deadline.")
         .def("cancel", &PyScheduler::cancel, "request_id"_a,
              "End a request at any moment; False where it has ended already or never was.")
         .def("plan", &PyScheduler::plan, "now_us"_a, nb::sig("def plan(self, now_us: int) -> Plan | None"),
              "The next step to launch; None where nothing can run now.")
-        .def("commit", &PyScheduler::commit, "step"_a, "tokens"_a,
-             "Take the result of the oldest step in flight; a late or duplicated one changes nothing.")
+        .def("commit", &PyScheduler::commit, "step"_a, "tokens"_a, "now_us"_a = 0, "step_us"_a = 0,
+             "Take the result of the oldest step in flight; a late or duplicated one changes nothing. now_us: when "
+             "it was there; step_us: what the step took on the device; 0: unknown.")
+        .def("idle_session", &PyScheduler::idle_session, "session"_a, "idle"_a, "gap_key"_a = 0, "now_us"_a,
+             "A turn of a session has ended; gap_key names what its next waits for, 0 nothing.")
+        .def("close_session", &PyScheduler::close_session, "session"_a, "now_us"_a,
+             "No further request of a session will come.")
         .def("drain", &PyScheduler::drain, "Requests that were cancelled since the last commit or drain.")
         .def("tokens", &PyScheduler::tokens, "request_id"_a,
              nb::sig("def tokens(self, request_id: int) -> numpy.typing.NDArray[numpy.int32]"),

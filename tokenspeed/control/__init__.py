@@ -11,9 +11,11 @@ plans and commits; others may submit, cancel and look meanwhile. `read_log` deco
 
 from tokenspeed.control._control import (
     Finish,
+    IdleClass,
     InvariantError,
     Outcome,
     Plan,
+    Reason,
     Scheduler,
     SchedulerOptions,
     Stats,
@@ -25,9 +27,11 @@ __all__ = [
     "Event",
     "EventLog",
     "Finish",
+    "IdleClass",
     "InvariantError",
     "Outcome",
     "Plan",
+    "Reason",
     "Scheduler",
     "SchedulerOptions",
     "Stats",

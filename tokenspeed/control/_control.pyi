@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The C++ control plane."""
 
+from collections.abc import Sequence
 import enum
 from typing import Annotated
 
@@ -15,7 +16,7 @@ class InvariantError(RuntimeError):
 class SchedulerOptions:
     """Budgets of a scheduler; plain values, read once."""
 
-    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0) -> None: ...
+    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0, floor: bool = False, session_admission: bool = False, fair_share: bool = False, retention: bool = False, tiers: bool = False, floor_mtps: int = 0, cost: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0), cost_exact: bool = False, host_blocks: int = 0, disk_blocks: int = 0, sessions_max: int = 4096, door_max: int = 1024, session_tokens: int = 0, session_aging_us: int = 600000000, session_idle_us: int = 600000000) -> None: ...
 
     @property
     def blocks_total(self) -> int: ...
@@ -52,6 +53,54 @@ class SchedulerOptions:
 
     @property
     def seed(self) -> int: ...
+
+    @property
+    def floor(self) -> bool: ...
+
+    @property
+    def session_admission(self) -> bool: ...
+
+    @property
+    def fair_share(self) -> bool: ...
+
+    @property
+    def retention(self) -> bool: ...
+
+    @property
+    def tiers(self) -> bool: ...
+
+    @property
+    def floor_mtps(self) -> int: ...
+
+    @property
+    def cost(self) -> list[float]:
+        """
+        Prices in us: a step, a decode row, a token of KV read, a prefill token, a pair (Plan.work).
+        """
+
+    @property
+    def cost_exact(self) -> bool: ...
+
+    @property
+    def host_blocks(self) -> int: ...
+
+    @property
+    def disk_blocks(self) -> int: ...
+
+    @property
+    def sessions_max(self) -> int: ...
+
+    @property
+    def door_max(self) -> int: ...
+
+    @property
+    def session_tokens(self) -> int: ...
+
+    @property
+    def session_aging_us(self) -> int: ...
+
+    @property
+    def session_idle_us(self) -> int: ...
 
     @property
     def steps_in_flight_max(self) -> int: ...
@@ -94,6 +143,52 @@ class Finish(enum.IntEnum):
     CANCELLED = 3
 
     ERROR = 4
+
+class IdleClass(enum.Enum):
+    """What a session waits for after a turn."""
+
+    UNKNOWN = 0
+
+    TOOL = 1
+
+    TURN = 2
+
+class Reason(enum.IntEnum):
+    """Why a decision was taken; in the event log."""
+
+    NONE = 0
+
+    QUEUE_FULL = 1
+
+    DOOR_FULL = 2
+
+    NO_SLOT = 16
+
+    NO_BLOCKS = 17
+
+    NO_ROOM = 18
+
+    FLOOR_FULL = 19
+
+    AT_DOOR = 20
+
+    LEAST_SLACK = 32
+
+    RETRACTED = 48
+
+    DEADLINE_PASSED = 49
+
+    FLOOR_UNREACHABLE = 50
+
+    SESSION_ADMITTED = 64
+
+    SESSION_AGED = 65
+
+    SESSION_FINAL = 66
+
+    SESSION_CLOSED = 67
+
+    SESSION_IDLE = 68
 
 class Stats:
     """Counts of this moment, and totals since the start."""
@@ -193,6 +288,12 @@ class Plan:
         """Rows that yield a token: the size of the result."""
 
     @property
+    def work(self) -> tuple[int, int, int, int]:
+        """
+        What the step has to do: decode rows, tokens of KV they read, prefill tokens, pairs of a prefill token and one it attends to. SchedulerOptions.cost prices them.
+        """
+
+    @property
     def request_ids(self) -> numpy.typing.NDArray[numpy.uint64]:
         """[R] the request of each row"""
 
@@ -274,8 +375,10 @@ class Scheduler:
 
     def __init__(self, options: SchedulerOptions) -> None: ...
 
-    def submit(self, request_id: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, tokens_max: int, tokens_min: int = 0, stop_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], salt: bytes = ..., priority: int = 0, now_us: int) -> SubmitStatus:
-        """Offer a request; the answer is a value, never an exception."""
+    def submit(self, request_id: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], *, tokens_max: int, tokens_min: int = 0, stop_ids: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], salt: bytes = ..., priority: int = 0, now_us: int, session: int = 0, root: int = 0, tenant: int = 0, floor_mtps: int = 0, deadline_us: int = 0, final: bool = False, retain_us: int = 0) -> SubmitStatus:
+        """
+        Offer a request; the answer is a value, never an exception. 0 says nothing: no session, no tenant, the floor of the options, no deadline.
+        """
 
     def cancel(self, request_id: int) -> bool:
         """
@@ -285,10 +388,18 @@ class Scheduler:
     def plan(self, now_us: int) -> Plan | None:
         """The next step to launch; None where nothing can run now."""
 
-    def commit(self, step: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> Outcome:
+    def commit(self, step: int, tokens: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], now_us: int = 0, step_us: int = 0) -> Outcome:
         """
-        Take the result of the oldest step in flight; a late or duplicated one changes nothing.
+        Take the result of the oldest step in flight; a late or duplicated one changes nothing. now_us: when it was there; step_us: what the step took on the device; 0: unknown.
         """
+
+    def idle_session(self, session: int, idle: IdleClass, gap_key: int = 0, now_us: int) -> None:
+        """
+        A turn of a session has ended; gap_key names what its next waits for, 0 nothing.
+        """
+
+    def close_session(self, session: int, now_us: int) -> None:
+        """No further request of a session will come."""
 
     def drain(self) -> Outcome:
         """Requests that were cancelled since the last commit or drain."""

@@ -21,9 +21,16 @@ _FIELDS: Final = {
     4: ("bind", ("request_id", "slot", "cached_tokens")),
     5: ("retract", ("request_id",)),
     6: ("finish", ("request_id", "reason")),
-    7: ("commit", ("step", "samples", "digest")),
+    7: ("commit", ("step", "samples", "digest", "now_us", "step_us")),
     8: ("late", ("step",)),
     9: ("flush", ("blocks",)),
+    10: (
+        "terms",
+        ("request_id", "session", "root", "tenant", "floor_mtps", "deadline_us", "retain_us", "final"),
+    ),
+    11: ("idle_session", ("session", "idle", "gap_key", "now_us")),
+    12: ("close_session", ("session", "now_us")),
+    13: ("decision", ("reason", "subject", "value")),
 }
 
 

@@ -125,17 +125,16 @@ class Desk:
                 slot, request.sampling, tokens[: request.prompt_tokens], tokens[request.prompt_tokens :]
             )
 
-    def commit(self, plan: Plan, result: StepResult) -> wire.Deltas:
-        """Tell the scheduler what `plan` yielded, and say what that means to each request."""
+    def commit(self, plan: Plan, result: StepResult, now_us: int = 0) -> wire.Deltas:
+        """Tell the scheduler what `plan` yielded and when, and say what that means to each request."""
         logprobs: dict[int, TokenLogprob | None] = {}
         if result.logprobs is not None:
             sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
             logprobs = dict(zip(sampled_ids, result.logprobs, strict=True))
         for row in result.faults:
             self._fail(int(plan.request_ids[row]))
-        return wire.Deltas(
-            self._deltas(self._scheduler.commit(result.step, result.tokens), logprobs), result.step
-        )
+        outcome = self._scheduler.commit(result.step, result.tokens, now_us, result.device_us)
+        return wire.Deltas(self._deltas(outcome, logprobs), result.step)
 
     def sample(self, timeline: Timeline) -> CoreSample:
         """What the core says of itself now."""

@@ -101,7 +101,7 @@ class Loop:
         waiting_us = self._clock.now_us()
         result = self._executor.retire(running.flight)
         read_us = self._clock.now_us()
-        self._outbox.send(self._desk.commit(running.plan, result))
+        self._outbox.send(self._desk.commit(running.plan, result, read_us))
         self._quiet = False
         plan = running.plan
         retired_us = self._clock.now_us()

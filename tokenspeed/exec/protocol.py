@@ -24,6 +24,8 @@ class StepResult:
     """[S] where any row asked for them, else None."""
     faults: tuple[int, ...] = ()
     """Rows of the plan that failed and are not sampled, so that no token can say so."""
+    device_us: int = 0
+    """What the step took on the device; 0 where nobody measured it."""
 
 
 class Executor(Protocol):

@@ -80,6 +80,7 @@ class Flight:
 
     step: int
     end_us: int = 0
+    device_us: int = 0
     tokens: list[int] = field(default_factory=list)
     failed: dict[int, Row] = field(default_factory=dict)  # by place in the plan
     slots: frozenset[int] = frozenset()
@@ -170,7 +171,8 @@ class SimExecutor:
             self._trace.reached["rows not finite"] += 1
             self._faulted(row.occupant.request_id)
         faults = tuple(index for index, row in flight.failed.items() if not row.sampled)
-        return StepResult(flight.step, np.array(flight.tokens, dtype=np.int32), faults=faults)
+        tokens = np.array(flight.tokens, dtype=np.int32)
+        return StepResult(flight.step, tokens, faults=faults, device_us=flight.device_us)
 
     def _bind_slots(self, plan: Plan) -> None:
         slots = plan.bound_slots.tolist()
@@ -379,7 +381,8 @@ class SimExecutor:
         tokens = sum(len(row.tokens) for row in rows)
         context = sum(row.start for row in rows)
         begin_us = max([self._clock.now_us()] + [other.end_us for other in self._flights])
-        flight.end_us = begin_us + self._cost.step_us(tokens, context, self._random)
+        flight.device_us = self._cost.step_us(tokens, context, self._random)
+        flight.end_us = begin_us + flight.device_us
 
     def _count(self, plan: Plan, rows: list[Row]) -> None:
         reached = self._trace.reached

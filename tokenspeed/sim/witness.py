@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -84,6 +84,7 @@ class Witness(Scheduler):
         salt: bytes = b"",
         priority: int = 0,
         now_us: int,
+        **terms: Any,
     ) -> SubmitStatus:
         """As `Scheduler.submit`."""
         due = self._status_due(request_id, len(tokens), tokens_max)
@@ -96,6 +97,7 @@ class Witness(Scheduler):
             salt=salt,
             priority=priority,
             now_us=now_us,
+            **terms,
         )
         self._trace.note(
             "submit {}: {} tokens, {} new at most: {}", request_id, len(tokens), tokens_max, status.name
@@ -139,7 +141,7 @@ class Witness(Scheduler):
         self._progress_law.check(self._open_ids(), self._bound, busy_ids)
         return plan
 
-    def commit(self, step: int, tokens: np.ndarray) -> Outcome:
+    def commit(self, step: int, tokens: np.ndarray, now_us: int = 0, step_us: int = 0) -> Outcome:
         """As `Scheduler.commit`."""
         launched = self._launched[0]
         if launched.step != step:
@@ -150,7 +152,7 @@ class Witness(Scheduler):
             self.oracle.leave(request_id, "error", must=False)
         if self._is_strange():
             self._commit_strangely()
-        outcome = super().commit(step, tokens)
+        outcome = super().commit(step, tokens, now_us, step_us)
         self._launched.popleft()
         self._committed = step
         self.check()

@@ -8,8 +8,13 @@
 namespace tokenspeed {
 
 Ledger::Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt,
-               std::uint64_t arrival_us)
-    : id_(id), rank_(rank), ask_(std::move(ask)), arrival_us_(arrival_us), prompt_tokens_(count_of(prompt)) {
+               std::uint64_t arrival_us, const Terms& terms)
+    : id_(id),
+      rank_(rank),
+      ask_(std::move(ask)),
+      terms_(terms),
+      arrival_us_(arrival_us),
+      prompt_tokens_(count_of(prompt)) {
     tokens_.reserve(prompt.size() + static_cast<std::size_t>(ask_.tokens_max));
     tokens_.assign(prompt.begin(), prompt.end());
 }

@@ -22,6 +22,12 @@ std::string Options::fault() const {
         below("waiting_max", waiting_max, 1),
         below("context_tokens_max", context_tokens_max, 2),
         below("log_bytes", log_bytes, 1024),
+        below("floor_mtps", floor_mtps, 0),
+        below("host_blocks", host_blocks, 0),
+        below("disk_blocks", disk_blocks, 0),
+        below("sessions_max", sessions_max, 1),
+        below("door_max", door_max, 1),
+        below("session_tokens", session_tokens, 0),
     };
     for (const std::string& each : faults) {
         if (!each.empty()) {

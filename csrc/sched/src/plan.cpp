@@ -8,6 +8,7 @@ namespace tokenspeed {
 void PlanBuffer::clear() {
     step = StepId{};
     decode_rows = samples = 0;
+    work = Work{};
     request_ids.clear();
     slots.clear();
     starts.clear();

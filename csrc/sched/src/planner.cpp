@@ -79,6 +79,7 @@ void Planner::plan_decode(PlanBuffer& plan, Seat seat) {
         }
     }
     const std::int32_t token = request.samples_in_flight > 0 ? -1 : request.token_last;
+    plan.work.add_decode(request.residence.planned + 1);
     add_row(plan, ledger, request.residence, std::span(&token, 1), true);
     ++request.samples_in_flight;
 }
@@ -141,6 +142,7 @@ bool Planner::plan_chunk(PlanBuffer& plan, Seat seat) {
     prefill_tokens_ += length;
     const auto tokens = request.ledger->tokens().subspan(static_cast<std::size_t>(request.residence.planned),
                                                          static_cast<std::size_t>(length));
+    plan.work.add_chunk(request.residence.planned, length);
     add_row(plan, *request.ledger, request.residence, tokens, is_last);
     if (is_last) {
         holdings_.enter(on(holdings_.prefilling.extract(seat), LastChunk{}));

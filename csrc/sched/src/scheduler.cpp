@@ -35,6 +35,7 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
                                                                 : SubmitStatus::accepted;
     };
     const SubmitStatus status = judge();
+    log_terms(submission);
     holdings_.log.add(EventKind::submit, {submission.id.value, static_cast<std::uint64_t>(prompt_tokens),
                                           static_cast<std::uint64_t>(submission.ask.tokens_max),
                                           static_cast<std::uint64_t>(status), digest_of(0, submission.prompt),
@@ -44,7 +45,8 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
     }
     const Rank rank = policy::rank(++sequence_, submission.priority);
     auto ledger =
-        std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt, submission.now_us);
+        std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt,
+                                 submission.now_us, submission.terms);
     if (options_.prefix_cache) {
         ledger->hash_blocks(options_.hash_key, hash_salt(options_.hash_key, submission.salt),
                             options_.block_tokens);
@@ -55,6 +57,27 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
     }
     ++holdings_.counters.accepted;
     return SubmitStatus::accepted;
+}
+
+void Scheduler::log_terms(const Submission& submission) {
+    const Terms& terms = submission.terms;
+    const bool spoken = terms.session.value != 0 || terms.root.value != 0 || terms.tenant.value != 0 ||
+                        terms.floor_mtps != 0 || terms.deadline_us != 0 || terms.retain_us != 0 || terms.final;
+    if (spoken) {
+        holdings_.log.add(EventKind::terms,
+                          {submission.id.value, terms.session.value, terms.root.value, terms.tenant.value,
+                           static_cast<std::uint64_t>(terms.floor_mtps), terms.deadline_us, terms.retain_us,
+                           terms.final ? 1U : 0U});
+    }
+}
+
+void Scheduler::idle_session(SessionId session, IdleClass idle, std::uint64_t gap_key, std::uint64_t now_us) {
+    holdings_.log.add(EventKind::idle_session,
+                      {session.value, static_cast<std::uint64_t>(idle), gap_key, now_us});
+}
+
+void Scheduler::close_session(SessionId session, std::uint64_t now_us) {
+    holdings_.log.add(EventKind::close_session, {session.value, now_us});
 }
 
 bool Scheduler::cancel(RequestId id) {
@@ -112,7 +135,8 @@ bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
     return true;
 }
 
-CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome) {
+CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome,
+                               std::uint64_t now_us, std::uint64_t step_us) {
     outcome.clear();
     Flights& flights = holdings_.flights;
     if (planted(Plant::unordered_commit) && flights.size() == 2 && flights[1].step() == step) {
@@ -126,7 +150,7 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
         return CommitStatus::wrong_size;
     }
     holdings_.log.add(EventKind::commit,
-                      {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens)});
+                      {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens), now_us, step_us});
     InFlight& flight = flights.take_oldest();
     std::size_t sample = 0;
     for (const InFlight::Row& row : flight.rows()) {

@@ -28,6 +28,10 @@ using BlockId = Id<struct BlockTag, std::int32_t>;
 // One per admission of a request to a slot: a result of an earlier binding is told from one of this binding.
 using BindingId = Id<struct BindingTag, std::uint64_t>;
 
+// A caller's name of a run of requests that share a growing history, and of who pays for it; 0 names none.
+using SessionId = Id<struct SessionTag, std::uint64_t>;
+using TenantId = Id<struct TenantTag, std::uint64_t>;
+
 inline constexpr BlockId kNoBlock{-1};
 
 }  // namespace tokenspeed

@@ -32,13 +32,26 @@ struct Ask {
     std::vector<std::int32_t> stop_ids;
 };
 
+// Whose request it is, what it was promised, and what its caller knows of what comes after it.
+struct Terms {
+    SessionId session{};            // none: the request is a session of its own
+    SessionId root{};               // the session that this one is a sub-agent of; none: it is its own root
+    TenantId tenant{};
+    std::int32_t floor_mtps = 0;    // least rate of its output, in thousandths of a token per second; 0: none
+    std::uint64_t deadline_us = 0;  // of no use if it has not begun by then; 0: none
+    std::uint64_t retain_us = 0;    // wished stay of its KV after it ends: a lower bound, priced
+    bool final = false;             // no further request of its session will come
+};
+
 class Ledger {
  public:
-    Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt, std::uint64_t arrival_us);
+    Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt, std::uint64_t arrival_us,
+           const Terms& terms = {});
 
     [[nodiscard]] RequestId id() const { return id_; }
     [[nodiscard]] Rank rank() const { return rank_; }
     [[nodiscard]] const Ask& ask() const { return ask_; }
+    [[nodiscard]] const Terms& terms() const { return terms_; }
     [[nodiscard]] std::uint64_t arrival_us() const { return arrival_us_; }
     [[nodiscard]] std::span<const std::int32_t> tokens() const { return tokens_; }
     [[nodiscard]] std::int32_t tokens_known() const { return count_of(tokens_); }
@@ -56,6 +69,7 @@ class Ledger {
     RequestId id_;
     Rank rank_;
     Ask ask_;
+    Terms terms_;
     std::uint64_t arrival_us_;
     std::int32_t prompt_tokens_;
     std::vector<std::int32_t> tokens_;

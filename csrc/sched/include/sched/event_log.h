@@ -19,9 +19,13 @@ enum class EventKind : std::uint8_t {
     bind = 4,     // request, slot, cached tokens
     retract = 5,  // request
     finish = 6,   // request, reason
-    commit = 7,   // step, samples, digest of the tokens
+    commit = 7,   // step, samples, digest of the tokens, now_us, step_us
     late = 8,     // step of a result that nobody waits for
     flush = 9,    // blocks freed
+    terms = 10,   // request, session, root, tenant, floor_mtps, deadline_us, retain_us, final; before its submit
+    idle_session = 11,   // session, idle class, gap key, now_us
+    close_session = 12,  // session, now_us
+    decision = 13,       // reason, what it is about (a request, a root session), a number
 };
 
 class EventLog {

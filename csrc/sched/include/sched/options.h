@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/hash.h"
+#include "sched/step_cost.h"
 
 namespace tokenspeed {
 
@@ -26,6 +27,25 @@ struct Options {
     HashKey hash_key{};
     std::int32_t log_bytes = 1 << 20;
     std::uint64_t seed = 0;  // names the run in logs and failures
+
+    // Policies: with all of them off, requests run first come, first served, over an LRU of blocks.
+    bool floor = false;              // keep everybody's floor: size steps by slack, admit by the worst step
+    bool session_admission = false;  // admit sessions, not requests, to the KV there is
+    bool fair_share = false;         // order requests by what their tenants have used
+    bool retention = false;          // keep idle KV by how likely its session is to come back
+    bool tiers = false;              // move idle KV to the host and to disk
+    std::int32_t floor_mtps = 0;     // of requests that name none; thousandths of a token per second
+    // What a step takes: exact where somebody knows, else where the fit begins.
+    StepCost cost{};
+    bool cost_exact = false;
+    std::int32_t host_blocks = 0;  // blocks of the host tier
+    std::int32_t disk_blocks = 0;
+    std::int32_t sessions_max = 4096;  // sessions remembered
+    std::int32_t door_max = 1024;      // requests that wait for their session to be admitted
+    // KV that a session is expected to come to need; 0: learned from sessions that ended.
+    std::int32_t session_tokens = 0;
+    std::uint64_t session_aging_us = 600'000'000;  // no session waits longer for its admission
+    std::uint64_t session_idle_us = 600'000'000;   // an admitted session idle for so long gives way
 
     [[nodiscard]] std::int32_t steps_in_flight_max() const { return overlap ? 2 : 1; }
     // The longest table there can be.

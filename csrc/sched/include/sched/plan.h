@@ -12,6 +12,7 @@
 #include "base/bounded.h"
 #include "base/ids.h"
 #include "sched/options.h"
+#include "sched/step_cost.h"
 
 namespace tokenspeed {
 
@@ -19,6 +20,7 @@ struct PlanBuffer {
     StepId step{};
     std::int32_t decode_rows = 0;
     std::int32_t samples = 0;
+    Work work{};  // what the step has to do
     // per row
     Bounded<std::uint64_t> request_ids;
     Bounded<std::int32_t> slots;

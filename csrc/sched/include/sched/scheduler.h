@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Scheduler: the only mutable object of the control plane. A function of (options, events): submit, cancel,
-// plan, commit, flush come in; plans and outcomes go out. Same events, same decisions: it reads no clock, no
+// plan, commit, flush, word of sessions come in; plans and outcomes go out. Same events, same decisions: it reads no clock, no
 // environment, and draws no random number. One thread at a time.
 //
 // Not its business: tensors, text, sampling, stop strings (the front cancels), what a slot means on the
@@ -34,11 +34,15 @@ enum class CommitStatus : std::uint8_t {
     wrong_size,  // not one token per sampled row: ignored, the step is still in flight
 };
 
+// What is known of how long a session will be silent, from how its turn ended.
+enum class IdleClass : std::uint8_t { unknown = 0, tool = 1, turn = 2 };
+
 struct Submission {
     RequestId id;
     std::span<const std::int32_t> prompt;
     Ask ask;
     std::span<const std::uint8_t> salt;
+    Terms terms{};
     std::int32_t priority = 0;
     std::uint64_t now_us = 0;
 };
@@ -65,7 +69,13 @@ class Scheduler {
     bool plan(PlanBuffer& plan, std::uint64_t now_us);
     // Take the result of the oldest step in flight: one token per sampled row, negative where the row failed.
     // `outcome` gets a row per token and per request that ended since the last commit or drain.
-    CommitStatus commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome);
+    // `now_us` is when the result was there, `step_us` what the step took on the device; 0 where unknown.
+    CommitStatus commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome,
+                        std::uint64_t now_us = 0, std::uint64_t step_us = 0);
+    // A turn of `session` has ended and its next is not here yet; `gap_key` names what it waits for, 0 nothing.
+    void idle_session(SessionId session, IdleClass idle, std::uint64_t gap_key, std::uint64_t now_us);
+    // No further request of `session` will come; what is admitted for it is free again.
+    void close_session(SessionId session, std::uint64_t now_us);
     // The requests that ended without a step (cancelled) since the last commit or drain.
     void drain(OutcomeBuffer& outcome);
     // Drop every cached block that no request uses; returns how many.
@@ -88,6 +98,7 @@ class Scheduler {
         FinishReason reason;
     };
 
+    void log_terms(const Submission& submission);
     void commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome);
     template <class State>
     void commit_computed(State& request, std::int32_t tokens);
