@@ -20,13 +20,13 @@ import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.control import Finish, Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
+from tokenspeed.control import Finish, IdleClass, Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
 from tokenspeed.sim.device import DeviceModel, Noise, Step
 from tokenspeed.sim.sessions import CHAIN_TOKENS, Call, Session
 
@@ -40,16 +40,17 @@ STAGGER_US: Final = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is played. A lane belongs to tenant `tenants[lane]`; `final` sessions say which turn is their last."""
+    """What is played. A lane belongs to tenant `tenants[lane]`; With `final` a
+    session says which turn is its last, with `closes` it says so afterwards."""
 
     seed: int
     lanes: int
     duration_us: int
     warm_up_us: int
-    floor_tps: int
     noise: Noise
     tokens_max: int = 32_768
     final: bool = False
+    closes: bool = False
     tenants: tuple[int, ...] = ()
 
 
@@ -212,7 +213,9 @@ class Agents:
             tokens_max=max(tokens_max, call.output_tokens),
             stop_ids=np.array([STOP], np.int32),
             now_us=self._now_us,
-            **self._facts(lane, session),
+            session=lane.session_id,
+            tenant=self._tenant(lane),
+            final=self._setting.final and lane.call + 1 == len(session.calls),
         )
         if status == SubmitStatus.QUEUE_FULL:
             self.record.refusals += 1
@@ -242,23 +245,30 @@ class Agents:
         if request_id >= len(self._emitted):
             self._emitted = np.concatenate([self._emitted, np.zeros_like(self._emitted)])
 
-    def _facts(self, lane: _Lane, session: Session) -> dict[str, Any]:
-        """What else a front would say of the turn."""
-        return {}
+    def _tenant(self, lane: _Lane) -> int:
+        return self._setting.tenants[lane.index] if self._setting.tenants else 0
 
     def _tokens(self, lane: _Lane, count: int) -> NDArray[np.int32]:
-        chain = self._sessions[lane.session_index].chain[: -(-count // CHAIN_TOKENS)] + lane.round_ * self._names
+        chain = (
+            self._sessions[lane.session_index].chain[: -(-count // CHAIN_TOKENS)] + lane.round_ * self._names
+        )
         whole = (chain[:, None] * CHAIN_TOKENS + np.arange(CHAIN_TOKENS)).astype(np.int32)
         return whole.reshape(-1)[:count]
 
     def _ended(self, turn: Turn) -> None:
-        lane, call = self._calls.pop(turn.request_id)
+        lane, _ = self._calls.pop(turn.request_id)
         calls = self._sessions[lane.session_index].calls
         lane.call += 1
         if lane.call == len(calls):
             self.record.sessions_ended += 1
+            if self._setting.closes:
+                self.scheduler.close_session(lane.session_id, self._now_us)
             self._begin(lane)
             return
+        idle = IdleClass.TURN if calls[lane.call].human else IdleClass.TOOL
+        self.scheduler.idle_session(
+            lane.session_id, idle, gap_key=calls[lane.call].gap_key, now_us=self._now_us
+        )
         self._post(self._now_us + calls[lane.call].gap_us, lambda: self._submit(lane))
 
     # --- steps
@@ -268,7 +278,7 @@ class Agents:
         if plan is None:
             return None
         self._bind(plan)
-        exact_us = self._device.step_us(self._step(plan))
+        exact_us = self._device.step_us(Step(*plan.work))
         step_us = self._setting.noise.apply(exact_us, self._noise_random)
         start_us = self._now_us + round(self._device.host_us)
         if running is not None:
@@ -278,15 +288,6 @@ class Agents:
             self.record.busy_us += step_us
             self.record.prefill_tokens += len(plan.tokens) - plan.decode_rows
         return _Running(plan.step, start_us + step_us, step_us, self._sample(plan))
-
-    def _step(self, plan: Plan) -> Step:
-        rows = plan.decode_rows
-        starts, lengths = plan.starts, plan.lengths
-        tokens = pairs = 0
-        for start, length in zip(starts[rows:].tolist(), lengths[rows:].tolist(), strict=True):
-            tokens += length
-            pairs += length * (start + length // 2)
-        return Step(rows, int(starts[:rows].sum()) + rows, tokens, pairs)
 
     def _bind(self, plan: Plan) -> None:
         bound = zip(
@@ -320,7 +321,7 @@ class Agents:
 
     def _retire(self, running: _Running) -> None:
         self._now_us = max(self._now_us, running.end_us)
-        self._take(self.scheduler.commit(running.step, running.tokens))
+        self._take(self.scheduler.commit(running.step, running.tokens, self._now_us, running.step_us))
 
     def _take(self, outcome: Outcome) -> None:
         ids = outcome.request_ids

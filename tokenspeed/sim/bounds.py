@@ -79,7 +79,9 @@ def _found(turn: Turn, touched: list[tuple[Name, int, int]], held: dict[Name, in
     return min(found, turn.input_tokens - 1)
 
 
-def _belady(turns: Sequence[Turn], names: Sequence[list[tuple[Name, int, int]]], pool_tokens: int) -> list[int]:
+def _belady(
+    turns: Sequence[Turn], names: Sequence[list[tuple[Name, int, int]]], pool_tokens: int
+) -> list[int]:
     """Tokens found by turn when the pool drops what is needed last."""
     uses: dict[Name, list[int]] = {}
     for i in range(len(turns) - 1, -1, -1):

@@ -4,13 +4,14 @@
 In: the shape of a step (`Step`). Out: microseconds. A formula is fitted to measurements that its provenance
 names; it is exact in a simulation unless `Noise` is asked for. Knows no scheduler and no plan.
 
-    base + expert * (experts that the tokens touch - those of one token) + token * new prompt tokens
-         + context * KV entries that decode rows read + pair * (new prompt tokens x context they attend to)
+    base + row * decode rows + context * KV entries they read + token * new prompt tokens
+         + pair * (new prompt token, token it attends to) pairs
+         + expert * (experts that the tokens touch - those of one token)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
@@ -32,6 +33,7 @@ class DeviceModel:
     name: str
     provenance: str
     base_us: float
+    row_us: float
     expert_us: float
     experts: int
     experts_per_token: int
@@ -49,11 +51,17 @@ class DeviceModel:
         touched = self.experts * (1 - idle_share) - self.experts_per_token
         return round(
             self.base_us
+            + self.row_us * step.decode_rows
             + self.expert_us * max(0.0, touched)
             + self.token_us * step.prefill_tokens
             + self.context_us * step.decode_context
             + self.pair_us * step.prefill_pairs
         )
+
+    @property
+    def prices(self) -> tuple[float, float, float, float, float]:
+        """The linear part, as `SchedulerOptions.cost` takes it."""
+        return self.base_us, self.row_us, self.context_us, self.token_us, self.pair_us
 
     def alone_us(self, input_tokens: int, new_tokens: int, output_tokens: int) -> int:
         """A turn that has the device to itself and finds all it has said before in KV."""
@@ -82,25 +90,39 @@ class Noise:
 
 NOISES: Final = {"exact": Noise(), "noisy": Noise(share=0.15, late_share=0.01)}
 
-_MOONLIGHT_H200: Final = DeviceModel(
-    name="moonlight-16b-a3b on h200",
+_MOONLIGHT: Final = DeviceModel(
+    name="moonlight-16b-a3b on h200, linear",
     provenance=(
-        "parts measured, sum modelled: step of 1 x 2k and prefill of 8k and 51k from "
-        "benchmarks/results/h200-decode-grid.json, KV reads from h200-mla-decode.json (16 x 64k, 27 layers), "
-        "experts from h200-moe.json (26 layers)"
+        "least squares of relative error over benchmarks/results/h200-decode-grid.json (commit of 2026-11-23): "
+        "decode within 12%, prefill of 8k and 51k exact"
     ),
-    base_us=2_500.0,
-    expert_us=100.0,
+    base_us=2_350.0,
+    row_us=79.9,
+    expert_us=0.0,
     experts=64,
     experts_per_token=6,
-    token_us=7.9,
-    context_us=0.0101,
-    pair_us=0.00046,
-    host_us=300.0,
+    token_us=8.72,
+    context_us=0.01119,
+    pair_us=0.000476,
+    host_us=500.0,
     kv_token_bytes=27 * 576 * 2,
     kv_bytes=98_000_000_000,
     copy_us=27 * 576 * 2 / 50_000,  # 50 GB/s over PCIe 5 x16
 )
+_MOONLIGHT_EXPERTS: Final = replace(
+    _MOONLIGHT,
+    name="moonlight-16b-a3b on h200, by experts touched",
+    provenance="as the linear one, with the experts a step touches as a term: decode within 5%",
+    base_us=2_404.0,
+    row_us=19.6,
+    expert_us=100.1,
+    token_us=8.02,
+    context_us=0.00742,
+    pair_us=0.000472,
+)
 
-DEVICES: Final[dict[tuple[str, str], DeviceModel]] = {("moonlight", "h200"): _MOONLIGHT_H200}
-"""By names of model and device."""
+DEVICES: Final[dict[tuple[str, str], DeviceModel]] = {
+    ("moonlight", "h200"): _MOONLIGHT,
+    ("moonlight-experts", "h200"): _MOONLIGHT_EXPERTS,
+}
+"""By names of model and device. The scheduler's own prices have the form of the linear one."""

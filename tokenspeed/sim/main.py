@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tokenspeed.sim import report
+from tokenspeed.sim import report, traced
 from tokenspeed.sim.search import Cut, quiet, run_seed, run_seeds, shrink
 from tokenspeed.sim.workload import FEATURES
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments (without the program's name)."""
+    if any(word == "--trace" or word.startswith("--trace=") for word in argv) and not _is_flag(argv):
+        return traced.main(argv)
     args = _parser().parse_args(argv)
     unknown = args.without - set(FEATURES)
     if unknown:
@@ -29,6 +31,12 @@ def main(argv: Sequence[str]) -> int:
     if args.seed is not None:
         return _one(args.seed, cut, aloud=args.trace)
     return _many(args.first, args.seeds, cut, jobs=args.jobs)
+
+
+def _is_flag(argv: Sequence[str]) -> bool:
+    """Whether `--trace` stands alone: with a seed it prints events; with a file it names the sessions to play."""
+    after = [*argv, ""][list(argv).index("--trace") + 1] if "--trace" in argv else "file"
+    return after == "" or after.startswith("-")
 
 
 def _one(seed: int, cut: Cut, *, aloud: bool) -> int:

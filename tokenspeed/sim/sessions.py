@@ -84,7 +84,9 @@ def _session(entry: dict[str, Any], tools: Sequence[int], private: int, gap_scal
     end = 0
     for number, (gap_s, kind, input_tokens, _, output_tokens) in enumerate(entry["turns"]):
         if input_tokens <= end - (number == 0):
-            raise SetupError(f"--trace: session {entry['id']}: call {number} does not append to the one before")
+            raise SetupError(
+                f"--trace: session {entry['id']}: call {number} does not append to the one before"
+            )
         gap_us = round(min(gap_s or 0.0, GAP_MAX_S[kind]) * gap_scale * 1e6)
         human = kind == "human"
         gap_key = tools[number - 1] if number and not human and number <= len(tools) else 0
