@@ -124,7 +124,11 @@ def options_of(case: Case, sessions: Sequence[Session]) -> SchedulerOptions:
         cost=device_of(case).prices,
         cost_exact=case.noise == "exact" and device_of(case).expert_us == 0,
         host_blocks=round(held * case.host) // BLOCK_TOKENS if "tiers" in switches else 0,
-        **{name: name in switches for name in SWITCHES},
+        floor="floor" in switches,
+        session_admission="session_admission" in switches,
+        fair_share="fair_share" in switches,
+        retention="retention" in switches,
+        tiers="tiers" in switches,
     )
 
 
