@@ -89,32 +89,71 @@ std::optional<BlockLease> PrefixTree::freeze(PathLease& path, Hash128 hash, Bloc
     return std::nullopt;
 }
 
-bool PrefixTree::evict_one() {
-    if (oldest_ == kNoBlock) {
-        return false;
+BlockId PrefixTree::victim() const {
+    if (climbing_ != kNoBlock) {
+        return climbing_;
     }
-    BlockId victim = oldest_;
-    if (planted(Plant::parent_evicted)) {
-        const BlockId parent = node(victim).parent;
-        if (parent != kNoBlock && node(parent).uses == 0 && pool_->state(parent) == BlockState::frozen) {
-            victim = parent;
+    BlockId least = kNoBlock;
+    std::uint64_t least_worth = 0;
+    for (const List& list : lists_) {
+        if (list.oldest == kNoBlock) {
+            continue;
+        }
+        const Node& oldest = node(list.oldest);
+        const std::uint64_t worth =
+            appraiser_ == nullptr ? 0 : appraiser_->worth(RestClass{static_cast<std::uint8_t>(oldest.rest)},
+                                                          now_ - oldest.rested);
+        if (least == kNoBlock || worth < least_worth) {
+            least = list.oldest;
+            least_worth = worth;
         }
     }
-    if (node(victim).children == 0) {
-        unlink(victim);
+    return least;
+}
+
+bool PrefixTree::evict_one() {
+    BlockId evicted = victim();
+    if (evicted == kNoBlock) {
+        return false;
     }
-    index_erase(victim);
-    const BlockId parent = node(victim).parent;
-    if (parent != kNoBlock) {
+    if (planted(Plant::parent_evicted)) {
+        const BlockId parent = node(evicted).parent;
+        if (parent != kNoBlock && node(parent).uses == 0 && pool_->state(parent) == BlockState::frozen) {
+            evicted = parent;
+        }
+    }
+    const Node& at = node(evicted);
+    if (at.children == 0) {
+        unlink(evicted);
+    }
+    index_erase(evicted);
+    climbing_ = kNoBlock;
+    if (at.parent != kNoBlock) {
         // A parent without children was used no later than they were, so it leaves next.
-        if (--node(parent).children == 0 && node(parent).uses == 0) {
-            link(parent, End::oldest);
+        Node& parent = node(at.parent);
+        if (--parent.children == 0 && parent.uses == 0) {
+            parent.rest = at.rest;
+            parent.rested = at.rested;
+            link_oldest(at.parent);
+            climbing_ = at.parent;
         }
     }
     --frozen_;
     ++evictions_;
-    pool_->change(victim, BlockState::free);
+    pool_->change(evicted, BlockState::free);
     return true;
+}
+
+void PrefixTree::classify(BlockId block, RestClass rest) noexcept {
+    Node& at = node(block);
+    const bool resting = at.uses == 0 && at.children == 0;
+    if (resting) {
+        unlink(block);
+    }
+    at.rest = static_cast<std::uint32_t>(rest);
+    if (resting) {
+        link_youngest(block);
+    }
 }
 
 void PrefixTree::use(BlockId block) noexcept {
@@ -127,6 +166,7 @@ void PrefixTree::use(BlockId block) noexcept {
         if (at.children == 0) {
             unlink(block);
         }
+        at.rest = static_cast<std::uint32_t>(kRestUnknown);
         block = at.parent;
     }
 }
@@ -142,7 +182,7 @@ void PrefixTree::unuse(BlockId block) noexcept {
         }
         --in_use_;
         if (at.children == 0) {
-            link(block, End::youngest);
+            link_youngest(block);
         }
         block = at.parent;
     }
@@ -182,24 +222,40 @@ void PrefixTree::index_erase(BlockId block) {
     index_[hole] = -1;
 }
 
-void PrefixTree::link(BlockId block, End end) noexcept {
+void PrefixTree::link_youngest(BlockId block) noexcept {
     Node& at = node(block);
-    at.older = end == End::oldest ? kNoBlock : youngest_;
-    at.younger = end == End::oldest ? oldest_ : kNoBlock;
-    (at.older == kNoBlock ? oldest_ : node(at.older).younger) = block;
-    (at.younger == kNoBlock ? youngest_ : node(at.younger).older) = block;
+    List& list = list_of(at);
+    at.rested = now_;
+    at.older = std::exchange(list.youngest, block);
+    at.younger = kNoBlock;
+    (at.older == kNoBlock ? list.oldest : node(at.older).younger) = block;
+}
+
+void PrefixTree::link_oldest(BlockId block) noexcept {
+    Node& at = node(block);
+    List& list = list_of(at);
+    at.older = kNoBlock;
+    at.younger = std::exchange(list.oldest, block);
+    (at.younger == kNoBlock ? list.youngest : node(at.younger).older) = block;
 }
 
 void PrefixTree::unlink(BlockId block) noexcept {
     Node& at = node(block);
-    (at.older == kNoBlock ? oldest_ : node(at.older).younger) = at.younger;
-    (at.younger == kNoBlock ? youngest_ : node(at.younger).older) = at.older;
+    List& list = list_of(at);
+    (at.older == kNoBlock ? list.oldest : node(at.older).younger) = at.younger;
+    (at.younger == kNoBlock ? list.youngest : node(at.younger).older) = at.older;
     at.older = at.younger = kNoBlock;
+    if (climbing_ == block) {
+        climbing_ = kNoBlock;
+    }
 }
 
 std::uint64_t PrefixTree::digest(std::uint64_t seed) const {
-    for (BlockId block = oldest_; block != kNoBlock; block = node(block).younger) {
-        seed = digest_of(seed, std::span<const BlockId>(&block, 1));  // the order of eviction
+    for (const List& list : lists_) {
+        for (BlockId block = list.oldest; block != kNoBlock; block = node(block).younger) {
+            seed = digest_of(seed, std::span<const BlockId>(&block, 1));  // the order of eviction
+        }
+        seed = digest_of(seed, std::span<const BlockId>(&climbing_, 1));
     }
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
         if (pool_->state(BlockId{static_cast<std::int32_t>(i)}) == BlockState::frozen) {
@@ -246,12 +302,15 @@ void PrefixTree::check_tree(std::span<const std::int32_t> paths_ending) const {
     check(frozen == pool_->blocks_in(BlockState::frozen), Invariant::I1,
           "tree and pool disagree on frozen blocks");
     std::int32_t listed = 0;
-    for (BlockId block = oldest_; block != kNoBlock && listed <= leaves_idle; block = node(block).younger) {
-        ++listed;
-        check(node(block).uses == 0 && node(block).children == 0, Invariant::I3,
-              "a node in use may be evicted");
+    for (const List& list : lists_) {
+        for (BlockId block = list.oldest; block != kNoBlock && listed <= leaves_idle;
+             block = node(block).younger) {
+            ++listed;
+            check(node(block).uses == 0 && node(block).children == 0, Invariant::I3,
+                  "a node in use may be evicted");
+        }
     }
-    check(listed == leaves_idle, Invariant::I3, "the LRU list disagrees with the idle leaves");
+    check(listed == leaves_idle, Invariant::I3, "the lists of resting leaves disagree with the idle leaves");
 }
 
 }  // namespace tokenspeed

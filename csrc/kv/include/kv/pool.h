@@ -34,6 +34,9 @@ class PrefixTree;
 
 class Pool {
  public:
+    static constexpr std::size_t kBytesPerBlock = sizeof(BlockState) + sizeof(BlockId);
+    static constexpr std::int32_t kBlocksMost = (1 << 24) - 1;  // a node counts its children in 24 bits
+
     Pool(KvKind kind, std::int32_t blocks_total, std::int32_t block_tokens);
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;

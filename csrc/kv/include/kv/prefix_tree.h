@@ -4,15 +4,21 @@
 //
 //   salt A --- b7 --- b2 --- b9        a node is one frozen block and is named by its block id
 //                \                     uses = paths that end on it + its children in use
-//                 +-- b4               uses 0 and no child: in the LRU list, the next to be evicted
+//                 +-- b4               uses 0 and no child: it rests, in the list of its class
 //   salt B --- b1
 //
 // A path holds its last node only: a node in use keeps its parent in use, so taking the next block of a path,
 // or ending a request whose history others share, costs O(1). Frozen blocks are read-only: there is no
 // function that writes one. Control state of a block: 40 bytes of node, at most 12 of index, 5 in the pool: 57.
 // Does not know requests, tokens or salts: hashes come in ready made.
+//
+// Eviction takes the oldest leaf of the class whose oldest is worth least (kv/rest.h), then climbs: a parent left
+// without children inherits the rest of its last child, so a history leaves from its end, whole, before the next
+// choice is made. O(classes) a choice, O(1) a block; no scan. Without an appraiser every leaf is of one class:
+// the least recently used goes first.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -22,6 +28,7 @@
 #include "base/hash.h"
 #include "base/ids.h"
 #include "kv/pool.h"
+#include "kv/rest.h"
 
 namespace tokenspeed {
 
@@ -74,8 +81,23 @@ class PrefixTree {
     // an equal block is known already, the path ends on that one and the caller's lease comes back.
     [[nodiscard]] std::optional<BlockLease> freeze(PathLease& path, Hash128 hash, BlockLease lease);
 
-    // Free the least recently used block that nobody holds; false where there is none.
+    // Free the block that is worth least of those nobody holds; false where there is none.
     bool evict_one();
+    // What the tree goes by when it chooses; the appraiser must outlive it.
+    void appraise_by(const Appraiser& appraiser) { appraiser_ = &appraiser; }
+    // The time of what happens next.
+    void at(std::uint64_t now_us) {
+        if (const Ticks now = ticks_of(now_us); now != now_) {
+            now_ = now;
+            climbing_ = kNoBlock;  // another may be worth less by now
+        }
+    }
+    // The end of a path rests in this class from now on, or will once nobody uses it. Taking it up again undoes it.
+    void classify(BlockId block, RestClass rest) noexcept;
+    [[nodiscard]] bool holds(BlockId block, Hash128 hash) const {
+        return block != kNoBlock && pool_->state(block) == BlockState::frozen && node(block).hash == hash;
+    }
+    [[nodiscard]] Hash128 hash(BlockId block) const { return node(block).hash; }
 
     [[nodiscard]] std::int32_t evictable() const { return frozen_ - in_use_; }
     [[nodiscard]] std::int32_t frozen() const { return frozen_; }
@@ -90,11 +112,16 @@ class PrefixTree {
         Hash128 hash;
         BlockId parent = kNoBlock;
         std::int32_t uses = 0;
-        std::int32_t children = 0;
+        std::uint32_t children : 24 = 0;
+        std::uint32_t rest : 8 = static_cast<std::uint32_t>(kRestUnknown);
         BlockId older = kNoBlock;
         BlockId younger = kNoBlock;
+        Ticks rested = 0;  // when it came to rest
     };
     static_assert(sizeof(Node) <= 40, "a node is compact");
+    // Index entries of a block: bit_ceil of 1.5 to a block is less than 3.
+    static_assert(sizeof(Node) + 3 * sizeof(std::int32_t) + Pool::kBytesPerBlock <= 64,
+                  "a cached block costs at most 64 bytes, all told");
 
     Node& node(BlockId block) { return nodes_[block.index()]; }
     [[nodiscard]] const Node& node(BlockId block) const { return nodes_[block.index()]; }
@@ -105,16 +132,25 @@ class PrefixTree {
     void index_insert(BlockId block);
     void index_erase(BlockId block);
 
-    enum class End : std::uint8_t { oldest, youngest };
-    void link(BlockId block, End end) noexcept;
+    struct List {  // of resting leaves, by age
+        BlockId oldest = kNoBlock;
+        BlockId youngest = kNoBlock;
+    };
+    List& list_of(const Node& at) { return lists_[at.rest]; }
+    void link_youngest(BlockId block) noexcept;
+    void link_oldest(BlockId block) noexcept;
     void unlink(BlockId block) noexcept;
+    // The leaf to evict; nothing where none rests.
+    [[nodiscard]] BlockId victim() const;
 
     Pool* pool_;
     std::vector<Node> nodes_;          // by block id
     std::vector<std::int32_t> index_;  // open addressing, linear probing: a block id or -1
     std::uint64_t index_mask_;
-    BlockId oldest_ = kNoBlock;
-    BlockId youngest_ = kNoBlock;
+    std::array<List, kRestClasses> lists_;
+    const Appraiser* appraiser_ = nullptr;
+    BlockId climbing_ = kNoBlock;  // the parent of the block evicted last, where that left it a leaf
+    Ticks now_ = 0;
     std::int32_t frozen_ = 0;
     std::int32_t in_use_ = 0;
     std::int64_t evictions_ = 0;
