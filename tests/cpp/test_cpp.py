@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "control-sanitized"
-FLOORS = ("base", "kv", "request", "sched")
+FLOORS = ("base", "kv", "request", "sched", "retention")
 PLANTS = range(1, 17)
 CAUGHT = 1  # the exit status of a violation; a crash has another
 

@@ -174,9 +174,64 @@ TEST(a_table_lists_path_then_tail) {
     kv.check({});
 }
 
+namespace {
+
+// Worth by class alone: the class is its own worth.
+struct ByClass final : Appraiser {
+    [[nodiscard]] std::uint64_t worth(RestClass rest, Ticks /*age*/) const override {
+        return static_cast<std::uint64_t>(rest);
+    }
+};
+
+RestClass rest(std::uint8_t value) { return RestClass{value}; }
+
+}  // namespace
+
+TEST(eviction_takes_the_class_worth_least_and_leaves_none_of_its_history) {
+    Kv kv(8);
+    const ByClass by_class;
+    kv.tree.appraise_by(by_class);
+    PathLease a = kv.path(1, 3);
+    PathLease b = kv.path(11, 2);
+    kv.tree.classify(a.last(), rest(3));
+    kv.tree.classify(b.last(), rest(7));
+    b.clear();  // rests first: least recently used, but worth more
+    a.clear();
+    kv.check({});
+    const std::vector<Hash128> chain_a{hash_of(1), hash_of(2), hash_of(3)};
+    const std::vector<Hash128> chain_b{hash_of(11), hash_of(12)};
+    EXPECT(kv.tree.evict_one() && kv.tree.match(chain_a).size == 2);
+    EXPECT(kv.tree.evict_one() && kv.tree.evict_one() && kv.tree.match(chain_a).size == 0);
+    EXPECT(kv.tree.match(chain_b).size == 2);
+    kv.check({});
+}
+
+TEST(a_class_is_changed_at_rest_and_undone_by_use) {
+    Kv kv(8);
+    const ByClass by_class;
+    kv.tree.appraise_by(by_class);
+    PathLease a = kv.path(1, 1);
+    PathLease b = kv.path(11, 1);
+    a.clear();
+    b.clear();
+    const std::vector<Hash128> chain_a{hash_of(1)};
+    const std::vector<Hash128> chain_b{hash_of(11)};
+    const BlockId block_a = kv.tree.match(chain_a).last;
+    const BlockId block_b = kv.tree.match(chain_b).last;
+    EXPECT(kv.tree.holds(block_a, hash_of(1)) && !kv.tree.holds(block_a, hash_of(11)));
+    kv.tree.classify(block_a, rest(5));
+    kv.tree.classify(block_b, rest(4));
+    kv.tree.lease(kv.tree.match(chain_a)).clear();  // used again: of no known class
+    kv.check({});
+    EXPECT(kv.tree.evict_one() && kv.tree.match(chain_a).size == 0 && kv.tree.match(chain_b).size == 1);
+    kv.check({});
+}
+
 TEST(random_paths_keep_the_tree_whole) {
     Random random(5);
     Kv kv(24);
+    const ByClass by_class;
+    kv.tree.appraise_by(by_class);
     std::vector<std::unique_ptr<PathLease>> paths;
     for (int turn = 0; turn < 20000; ++turn) {
         const std::uint64_t dice = random.below(10);
@@ -193,6 +248,12 @@ TEST(random_paths_keep_the_tree_whole) {
                 (void)kv.tree.freeze(*path, hashes[at], std::move(*lease));
             }
             paths.push_back(std::move(path));
+        } else if (dice < 6 && !paths.empty()) {
+            const PathLease& path = *paths[random.below(paths.size())];
+            if (path.size() > 0) {
+                kv.tree.classify(path.last(), rest(static_cast<std::uint8_t>(random.below(kRestClasses))));
+            }
+            kv.tree.at(1024 * static_cast<std::uint64_t>(turn / 4));
         } else if (dice < 8 && !paths.empty()) {
             paths.erase(paths.begin() + static_cast<std::ptrdiff_t>(random.below(paths.size())));
         } else {

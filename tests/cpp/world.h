@@ -37,6 +37,7 @@ struct Request {
     Ask ask;
     std::string salt;
     std::int32_t priority = 0;
+    Terms terms{};
 };
 
 inline constexpr std::int32_t kVocab = 5;
@@ -89,7 +90,9 @@ class World {
                                                       .prompt = request.prompt,
                                                       .ask = request.ask,
                                                       .salt = {salt, request.salt.size()},
-                                                      .priority = request.priority});
+                                                      .terms = request.terms,
+                                                      .priority = request.priority,
+                                                      .now_us = now_us});
         if (status == SubmitStatus::accepted) {
             require(state_[i] == State::unborn, "a request is accepted twice");
             state_[i] = State::alive;
@@ -109,7 +112,7 @@ class World {
     // Plan and launch; false where nothing can run.
     bool plan() {
         PlanBuffer& plan = plans_[plan_next_]->buffer;
-        if (!scheduler.plan(plan, 0)) {
+        if (!scheduler.plan(plan, now_us)) {
             return false;
         }
         plan_next_ = (plan_next_ + 1) % plans_.size();
@@ -185,6 +188,7 @@ class World {
     }
 
     Scheduler scheduler;
+    std::uint64_t now_us = 0;
 
  private:
     struct Slot {

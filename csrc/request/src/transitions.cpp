@@ -6,7 +6,7 @@ namespace tokenspeed {
 Prefilling on(Waiting&& from, Admit event) { return {std::move(from.ledger), std::move(event.residence)}; }
 
 Finished on(Waiting&& from, Cancel /*event*/) {
-    return {from.ledger->id(), FinishReason::cancelled, -1, std::nullopt};
+    return {from.ledger->id(), from.ledger->terms(), FinishReason::cancelled, -1, std::nullopt};
 }
 
 Decoding on(Prefilling&& from, LastChunk /*event*/) {
@@ -19,7 +19,7 @@ Prefilling&& on(Prefilling&& from, Computed event) {
 }
 
 Finished on(Prefilling&& from, Cancel /*event*/) {
-    return {from.ledger->id(), FinishReason::cancelled, -1, std::move(from.residence)};
+    return {from.ledger->id(), from.ledger->terms(), FinishReason::cancelled, -1, std::move(from.residence)};
 }
 
 Retracted on(Prefilling&& from, Retract /*event*/) {
@@ -39,15 +39,15 @@ Decoding&& on(Decoding&& from, Token event) {
 }
 
 Finished on(Decoding&& from, Stop event) {
-    return {from.ledger->id(), event.reason, event.token, std::move(from.residence)};
+    return {from.ledger->id(), from.ledger->terms(), event.reason, event.token, std::move(from.residence)};
 }
 
 Finished on(Decoding&& from, Fail /*event*/) {
-    return {from.ledger->id(), FinishReason::error, -1, std::move(from.residence)};
+    return {from.ledger->id(), from.ledger->terms(), FinishReason::error, -1, std::move(from.residence)};
 }
 
 Finished on(Decoding&& from, Cancel /*event*/) {
-    return {from.ledger->id(), FinishReason::cancelled, -1, std::move(from.residence)};
+    return {from.ledger->id(), from.ledger->terms(), FinishReason::cancelled, -1, std::move(from.residence)};
 }
 
 Retracted on(Decoding&& from, Retract /*event*/) {

@@ -12,7 +12,8 @@
 namespace tokenspeed {
 
 Holdings::Holdings(const Options& options)
-    : pool(KvKind::full_attention, options.blocks_total, options.block_tokens),
+    : retention(options.sessions_max),
+      pool(KvKind::full_attention, options.blocks_total, options.block_tokens),
       tree(pool),
       slots(options.slots_max),
       waiting(options.waiting_max + options.slots_max),
@@ -20,6 +21,9 @@ Holdings::Holdings(const Options& options)
       decoding(options.slots_max),
       sharing(options),
       log(options.log_bytes, options.seed) {
+    if (options.retention) {
+        tree.appraise_by(retention);
+    }
     places.reserve(static_cast<std::size_t>(options.waiting_max + 2 * options.slots_max));
 }
 

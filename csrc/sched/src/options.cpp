@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "sched/options.h"
 
+#include "kv/pool.h"
+
 namespace tokenspeed {
 
 std::string Options::fault() const {
@@ -9,6 +11,14 @@ std::string Options::fault() const {
         if (value < least) {
             text.append(name).append(" is ").append(std::to_string(value));
             text.append("; the least is ").append(std::to_string(least));
+        }
+        return text;
+    };
+    const auto above = [](const char* name, std::int32_t value, std::int32_t most) {
+        std::string text;
+        if (value > most) {
+            text.append(name).append(" is ").append(std::to_string(value));
+            text.append("; the most is ").append(std::to_string(most));
         }
         return text;
     };
@@ -28,6 +38,9 @@ std::string Options::fault() const {
         below("sessions_max", sessions_max, 1),
         below("door_max", door_max, 1),
         below("session_tokens", session_tokens, 0),
+        above("blocks_total", blocks_total, Pool::kBlocksMost),
+        above("host_blocks", host_blocks, Pool::kBlocksMost),
+        above("disk_blocks", disk_blocks, Pool::kBlocksMost),
     };
     for (const std::string& each : faults) {
         if (!each.empty()) {

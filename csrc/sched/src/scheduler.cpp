@@ -16,6 +16,7 @@ Scheduler::Scheduler(const Options& options)
     : options_(options), holdings_(options_), planner_(options_, holdings_) {}
 
 SubmitStatus Scheduler::submit(const Submission& submission) {
+    holdings_.at(submission.now_us);
     const std::int32_t prompt_tokens = count_of(submission.prompt);
     const auto judge = [&] {
         if (prompt_tokens == 0 || submission.ask.tokens_max < 1) {
@@ -56,6 +57,9 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
         holdings_.wake();  // another request is the first of those waiting
     }
     ++holdings_.counters.accepted;
+    if (options_.retention) {
+        holdings_.retention.resume(submission.terms.session, submission.now_us);
+    }
     return SubmitStatus::accepted;
 }
 
@@ -74,10 +78,24 @@ void Scheduler::log_terms(const Submission& submission) {
 void Scheduler::idle_session(SessionId session, IdleClass idle, std::uint64_t gap_key, std::uint64_t now_us) {
     holdings_.log.add(EventKind::idle_session,
                       {session.value, static_cast<std::uint64_t>(idle), gap_key, now_us});
+    holdings_.at(now_us);
+    if (options_.retention) {
+        classify(holdings_.retention.idle(session, idle, gap_key, now_us));
+    }
 }
 
 void Scheduler::close_session(SessionId session, std::uint64_t now_us) {
     holdings_.log.add(EventKind::close_session, {session.value, now_us});
+    holdings_.at(now_us);
+    if (options_.retention) {
+        classify(holdings_.retention.close(session));
+    }
+}
+
+void Scheduler::classify(const std::optional<Retention::Leaf>& leaf) {
+    if (leaf && holdings_.tree.holds(leaf->block, leaf->hash)) {
+        holdings_.tree.classify(leaf->block, leaf->rest);
+    }
 }
 
 bool Scheduler::cancel(RequestId id) {
@@ -113,11 +131,19 @@ void Scheduler::finish(Finished&& finished) {
     ++holdings_.counters.finished;
     holdings_.log.add(EventKind::finish, {finished.id.value, static_cast<std::uint64_t>(finished.reason)});
     if (finished.leavings) {
+        const BlockId last = finished.leavings->table.path().last();
+        if (options_.retention && last != kNoBlock) {
+            const Hash128 hash = holdings_.tree.hash(last);
+            const RestClass rest =
+                holdings_.retention.end(finished.terms, last, hash, holdings_.now_us);
+            holdings_.tree.classify(last, rest);
+        }
         holdings_.release(std::move(*finished.leavings));
     }
 }
 
 bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
+    holdings_.at(now_us);
     if (holdings_.flights.size() == options_.steps_in_flight_max()) {
         return false;
     }
@@ -138,6 +164,7 @@ bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
 CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome,
                                std::uint64_t now_us, std::uint64_t step_us) {
     outcome.clear();
+    holdings_.at(now_us);
     Flights& flights = holdings_.flights;
     if (planted(Plant::unordered_commit) && flights.size() == 2 && flights[1].step() == step) {
         flights.swap_order();

@@ -17,8 +17,8 @@ inline constexpr RestClass kRestUnknown{1};  // of a block that nobody has class
 using Ticks = std::uint32_t;
 constexpr Ticks ticks_of(std::uint64_t us) { return static_cast<Ticks>(us >> 10U); }
 
-// What keeping a resting block is worth, per block and time, in any unit: the least is evicted first. Falls with
-// age, so that within a class the oldest is the least.
+// What keeping a resting block is worth, per block and time, in any unit: the least is evicted first. Within a
+// class the oldest stands for all: worths fall with age, bar small steps.
 class Appraiser {
  public:
     [[nodiscard]] virtual std::uint64_t worth(RestClass rest, Ticks age) const = 0;

@@ -60,6 +60,7 @@ struct Decoding {
 
 struct Finished {
     RequestId id;
+    Terms terms;
     FinishReason reason = FinishReason::none;
     std::int32_t token = -1;            // the last token, -1 where the end came without one
     std::optional<Residence> leavings;  // to the step in flight, or given back at once

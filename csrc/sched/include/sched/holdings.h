@@ -17,6 +17,7 @@
 #include "sched/event_log.h"
 #include "sched/in_flight.h"
 #include "sched/options.h"
+#include "sched/retention.h"
 #include "sched/roster.h"
 #include "sched/sharing.h"
 
@@ -112,6 +113,16 @@ struct Holdings {
         BlockId block;
     };
 
+    // The time of the events that follow; 0 says nothing.
+    void at(std::uint64_t now) {
+        if (now != 0) {
+            now_us = now;
+            tree.at(now);
+        }
+    }
+
+    std::uint64_t now_us = 0;
+    Retention retention;
     // Order matters: what holds leases dies before what they lease from.
     Pool pool;
     PrefixTree tree;

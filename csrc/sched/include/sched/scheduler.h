@@ -15,6 +15,7 @@
 #include "sched/options.h"
 #include "sched/plan.h"
 #include "sched/planner.h"
+#include "sched/retention.h"
 
 namespace tokenspeed {
 
@@ -33,9 +34,6 @@ enum class CommitStatus : std::uint8_t {
     late,        // a duplicate, or a step nobody knows: ignored
     wrong_size,  // not one token per sampled row: ignored, the step is still in flight
 };
-
-// What is known of how long a session will be silent, from how its turn ended.
-enum class IdleClass : std::uint8_t { unknown = 0, tool = 1, turn = 2 };
 
 struct Submission {
     RequestId id;
@@ -98,6 +96,8 @@ class Scheduler {
         FinishReason reason;
     };
 
+    // The session's leaf rests in another class.
+    void classify(const std::optional<Retention::Leaf>& leaf);
     void log_terms(const Submission& submission);
     void commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome);
     template <class State>
