@@ -18,8 +18,9 @@ constexpr RestClass kRetainedHour = rest_class(5);
 constexpr std::uint64_t kMinutesUs = 300'000'000;  // the two ttl that callers name
 constexpr std::uint64_t kHourUs = 3'600'000'000;
 
-constexpr std::uint32_t kWeight = 8;            // of an observation; a prior weighs 256
-constexpr std::uint32_t kTotalMost = 1U << 16;  // beyond, older observations count half
+constexpr std::uint32_t kPriorWeight = 16;      // counts of a share, so that thin shares spread evenly
+constexpr std::uint32_t kWeight = 128;          // of an observation; a whole prior weighs 32 of them
+constexpr std::uint32_t kTotalMost = 1U << 20;  // beyond, older observations count half
 constexpr std::uint32_t kFreshMost = 8;         // observations between two weighings
 constexpr unsigned kScale = 40;                 // worths are returns per 2^40 ticks
 
@@ -52,13 +53,14 @@ void Gaps::begin(std::span<const Share> prior, std::uint32_t never) {
         const auto bins = static_cast<std::uint32_t>(last - first + 1);
         for (std::size_t b = first; b <= last; ++b) {
             const auto behind = static_cast<std::uint32_t>(b - first);
-            counts_[b] += share.weight * (behind + 1) / bins - share.weight * behind / bins;
+            const std::uint32_t weight = kPriorWeight * share.weight;
+            counts_[b] += weight * (behind + 1) / bins - weight * behind / bins;
         }
-        total_ += share.weight;
+        total_ += kPriorWeight * share.weight;
         first = last + 1;
     }
-    never_ = never;
-    total_ += never;
+    never_ = kPriorWeight * never;
+    total_ += never_;
     weigh();
 }
 
