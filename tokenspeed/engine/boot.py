@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """From a configuration to a core that can run: one way, each part built from those before it.
 
-    config -> device -> model (no memory yet) -> does it fit? -> kernels compiled -> weights -> what a step takes
+    config -> device -> model (no memory yet) -> does it fit? -> weights -> kernels compiled -> what a step takes
            -> free memory -> Resolved -> arena -> executor -> graphs -> Scheduler, last
 
 In: an `EngineConfig`. Out: a `Core`; or `SetupError`. Used by the core process, and in-process by tests and
-benchmarks. With `--device null` there are no weights and no arena, and the executor computes nothing.
+benchmarks. A core process has its kernels compiled by processes of their own (`engine.compilers`) while weights are
+read, and then finds them in Triton's cache. With `--device null` there are no weights and no arena, and the
+executor computes nothing.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from tokenspeed.exec.batch import Batch, BatchLimits
 from tokenspeed.exec.executor import DeviceExecutor
 from tokenspeed.exec.null import NullExecutor
 from tokenspeed.exec.protocol import Executor
+from tokenspeed.kernels.compiling import ALL, Share
 from tokenspeed.sampling import Sampler
 
 _log = get_logger("engine")
@@ -80,45 +83,76 @@ class Core:
         )
 
 
-def boot(config: EngineConfig) -> Core:
-    """Build a core; `SetupError` says what is wrong and what would work."""
-    if config.device.device == "null":
-        return _boot_null(config)
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What is known before anything takes memory."""
+
+    config: EngineConfig
+    directory: Path
+    hf_config: dict[str, Any]
+    device: torch.device
+    found: DeviceFacts
+    threads: int
+    graph_rows_max: int
+    model: models.Model
+    """Without memory."""
+    about: ModelFacts
+    resolved: Resolved
+    """As if all that the device has free were free still."""
+
+    def shorter(self, layers: int) -> models.Model:
+        """The model with no more than so many layers."""
+        return _build(self.config, _with_layers(self.hf_config, layers), self.device, self.threads)
+
+
+def draw(config: EngineConfig) -> Blueprint:
+    """Look at the checkpoint and the device; `SetupError` where the one is not for the other."""
     directory = source.locate(config.model.model)
     hf_config = _read_config(directory, config.model)
     device = facts.choose_device(config.device.device)
     found = facts.measure(device)
     threads, _ = resolve_threads(config.device, found.cores)
-    dtype, _ = resolve_dtype(config.model, models.checkpoint_dtype(hf_config))
-    torch.set_num_threads(threads)
-
-    def build(hf_config: dict[str, Any]) -> models.Model:
-        with kernels.overriding(*config.device.kernel):
-            return models.build(
-                hf_config,
-                dtype=dtype,
-                device=_described(device, threads),
-                quantization=None if config.model.quantization == "none" else config.model.quantization,
-                block_tokens=config.cache.block_tokens,
-                context_tokens=config.model.max_model_len,
-            )
-
-    model = build(hf_config)
+    graph_rows_max, _ = resolve_graphs(config, found)
+    model = _build(config, hf_config, device, threads)
     about = _model_facts(model, hf_config, config.model)
     resolved = resolve(config, found, about)  # refuse what cannot fit before reading it
-    graph_rows_max, _ = resolve_graphs(config, found)
+    return Blueprint(
+        config, directory, hf_config, device, found, threads, graph_rows_max, model, about, resolved
+    )
+
+
+def boot(config: EngineConfig, compiled: Callable[[], None] | None = None) -> Core:
+    """Build a core; `SetupError` says what is wrong and what would work.
+
+    `compiled` returns when those who compile kernels meanwhile are done, and is called once weights are there.
+    """
+    if config.device.device == "null":
+        return _boot_null(config)
+    laps = _Laps()
+    try:
+        blueprint = draw(config)
+    except SetupError:
+        if compiled is None:
+            raise
+        compiled()  # what they took for a moment may be what was missing
+        blueprint = draw(config)
+    device, model, found = blueprint.device, blueprint.model, blueprint.found
+    torch.set_num_threads(blueprint.threads)
+    laps.end("model")
+    _load(model, blueprint.directory, config.model)
+    laps.end("weights")
+    if compiled is not None:
+        compiled()
     if device.type == "cuda":
-        rows_max = graph_rows_max or resolved.slots_max
-        _compile_kernels(
-            model, lambda n: build(_with_layers(hf_config, n)), _limits(resolved), rows_max, threads
-        )
-    _load(model, directory, config.model)
-    torch.set_num_threads(_torch_threads(config, model, threads))
-    about = dataclasses.replace(about, weight_bytes=0)
+        compile_kernels(blueprint)
+        laps.end("kernels")
+    torch.set_num_threads(_torch_threads(config, model, blueprint.threads))
+    about = dataclasses.replace(blueprint.about, weight_bytes=0)
     resolved = resolve(config, facts.measure(device), about)
     if device.type == "cuda":
-        measured = probe.step_bytes(model, _limits(resolved), graph_rows_max=graph_rows_max)
+        measured = probe.step_bytes(model, _limits(resolved), graph_rows_max=blueprint.graph_rows_max)
         resolved = resolve(config, facts.measure(device), dataclasses.replace(about, step_bytes=measured))
+        laps.end("largest step")
     arena = Arena(
         model.kv_spec,
         blocks=resolved.blocks_total,
@@ -129,10 +163,45 @@ def boot(config: EngineConfig) -> Core:
     limits = _limits(resolved)
     sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
     executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
-    if graph_rows_max:
-        resolved = _record_graphs(executor, device, graph_rows_max, resolved)
+    laps.end("KV")
+    if blueprint.graph_rows_max:
+        resolved = _record_graphs(executor, device, blueprint.graph_rows_max, resolved)
+        laps.end("graphs")
     scheduler = Scheduler(_scheduler_options(config, resolved))
+    _log.info("booted in %s", laps)
     return Core(resolved, f"{found.type}: {found.name}", model.facts, scheduler, executor)
+
+
+class _Laps:
+    """What a start took, part by part."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[str, float]] = []
+        self._begun_s = self._last_s = time.monotonic()
+
+    def end(self, part: str) -> None:
+        """What went on until now was this."""
+        now_s = time.monotonic()
+        self._parts.append((part, now_s - self._last_s))
+        self._last_s = now_s
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self._parts)
+        return f"{self._last_s - self._begun_s:.1f} s: {parts}"
+
+
+def _build(
+    config: EngineConfig, hf_config: dict[str, Any], device: torch.device, threads: int
+) -> models.Model:
+    with kernels.overriding(*config.device.kernel):
+        return models.build(
+            hf_config,
+            dtype=resolve_dtype(config.model, models.checkpoint_dtype(hf_config))[0],
+            device=_described(device, threads),
+            quantization=None if config.model.quantization == "none" else config.model.quantization,
+            block_tokens=config.cache.block_tokens,
+            context_tokens=config.model.max_model_len,
+        )
 
 
 def _limits(resolved: Resolved) -> BatchLimits:
@@ -145,18 +214,19 @@ def _limits(resolved: Resolved) -> BatchLimits:
     )
 
 
-def _compile_kernels(
-    model: models.Model,
-    shorter: Callable[[int], models.Model],
-    limits: BatchLimits,
-    rows_max: int,
-    threads: int,
-) -> None:
-    """Compile a GPU's kernels side by side; `shorter` builds the model with fewer layers."""
+def compile_kernels(blueprint: Blueprint, share: Share = ALL) -> None:
+    """Compile a GPU's kernels side by side, or a share of them; takes a little of its memory until it returns."""
     started = time.monotonic()
     try:
-        count = rehearsal.compile_kernels(model, shorter, limits, rows_max=rows_max, threads=threads)
-        _log.info("kernels: %d compiled in %.1f s", count, time.monotonic() - started)
+        count = rehearsal.compile_kernels(
+            blueprint.model,
+            blueprint.shorter,
+            _limits(blueprint.resolved),
+            rows_max=blueprint.graph_rows_max or blueprint.resolved.slots_max,
+            threads=max(1, blueprint.threads // share.count),
+            share=share,
+        )
+        _log.info("kernels: 1/%d of %d compiled in %.1f s", share.count, count, time.monotonic() - started)
     except Exception as error:  # noqa: BLE001 - whatever it is: the step that meets it again will say so
         _log.warning("kernels are compiled as steps need them: %s: %s", type(error).__name__, error)
     torch.cuda.empty_cache()

@@ -29,6 +29,7 @@ from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.engine import launch, wire
 from tokenspeed.engine.boot import Core, boot
+from tokenspeed.engine.compilers import Compilers
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import STATS_EVERY_US, Loop
 from tokenspeed.obs.timeline import Timeline
@@ -80,10 +81,11 @@ def main(directory: Path) -> int:
     tether = _adopt_stdin()
     config = msgspec.msgpack.decode(_read_document(tether), type=EngineConfig)
     log.configure(config.server.log_level)
+    compilers = Compilers(config, close=(tether.fileno(),))  # before there is a thread
     threading.Thread(target=_die_with_front, args=(tether, directory), daemon=True, name="tether").start()
     link = Link(directory)
     try:
-        core = boot(config)
+        core = boot(config, compilers.wait)
     except SetupError as error:
         link.send(wire.Failed(str(error)))
         link.close()

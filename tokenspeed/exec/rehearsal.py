@@ -46,11 +46,18 @@ class Rehearsal:
 
 @torch.inference_mode()
 def compile_kernels(
-    model: Model, shorter: Callable[[int], Model], limits: BatchLimits, *, rows_max: int, threads: int
+    model: Model,
+    shorter: Callable[[int], Model],
+    limits: BatchLimits,
+    *,
+    rows_max: int,
+    threads: int,
+    share: compiling.Share = compiling.ALL,
 ) -> int:
-    """Compile what steps of `model` launch, with up to `rows_max` decode rows; how many kernels.
+    """Compile what steps of `model` launch, with up to `rows_max` decode rows; how many kernels there are.
 
     `model` is only looked at; `shorter(n)` builds it with n layers. Takes the memory of a twin until it returns.
+    With a `share`, the others are left to those who compile them.
     """
     twin = twin_of(model, shorter)
     weights.load_dummy(twin)
@@ -64,7 +71,7 @@ def compile_kernels(
     batch = Batch(replace(limits, rows=rows_max), twin.device)
     sampler = Sampler(slots=limits.slots, vocab=twin.facts.vocab, device=twin.device)
     executor = DeviceExecutor(twin, arena, batch, sampler)
-    with compiling.side_by_side(threads) as gathered:
+    with compiling.side_by_side(threads, share) as gathered:
         for tokens in _PROMPTS:
             step = replace(limits, tokens=limits.rows + min(tokens, limits.tokens - limits.rows))
             with suppress(

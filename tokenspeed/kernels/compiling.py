@@ -37,6 +37,17 @@ _ALLOCATE: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """Every `count`-th kernel from the `index`-th on: what one of several processes compiles."""
+
+    index: int = 0
+    count: int = 1
+
+
+ALL: Final = Share()
+
+
+@dataclass(frozen=True, slots=True)
 class Gathered:
     """What was noted; Triton's view of it is `submit`."""
 
@@ -53,12 +64,17 @@ class Gathered:
         keep(instead)  # found again in microseconds; going by here takes Triton a hundred times that
         return instead
 
-    def compile(self, threads: int) -> None:
-        """Compile all, and have Triton keep them."""
+    def compile(self, threads: int, share: Share) -> None:
+        """Compile this share and have Triton keep it; the rest is left to its launches."""
+        jobs = list(self.jobs.values())
+        mine = jobs[share.index :: share.count]
         with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
-            running = [(job, pool.submit(job.compile_kernel)) for job in self.jobs.values()]
+            running = [(job, pool.submit(job.compile_kernel)) for job in mine]
             for job, compiled in running:
                 job.keep(None if compiled.exception() else compiled.result())
+        for job in jobs:
+            if job not in mine:
+                job.keep(None)
 
     def forget(self) -> None:
         """Have Triton compile them when they are launched."""
@@ -66,7 +82,7 @@ class Gathered:
             job.keep(None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     """A kernel to compile, and where Triton keeps it: a place for each way in which it was called."""
 
@@ -102,8 +118,8 @@ class _Zeroed(TorchFunctionMode):
 
 
 @contextmanager
-def side_by_side(threads: int) -> Generator[Gathered]:
-    """Note the kernels of the work inside; at the end of it, compile them with so many threads."""
+def side_by_side(threads: int, share: Share = ALL) -> Generator[Gathered]:
+    """Note the kernels of the work inside; at the end of it, compile a share of them with so many threads."""
     gathered = Gathered()
     mode = _triton_mode()
     if mode is None:
@@ -118,7 +134,7 @@ def side_by_side(threads: int) -> Generator[Gathered]:
         raise
     finally:
         mode.reset(token)
-    gathered.compile(threads)
+    gathered.compile(threads, share)
 
 
 def _triton_mode() -> ContextVar[Any] | None:

@@ -69,6 +69,19 @@ def test_missing_kernels_are_compiled_once_each_and_kept() -> None:
 
 
 @pytest.mark.usefixtures("hopper")
+def test_shares_are_whole_together_and_the_rest_is_left_to_its_launch() -> None:
+    compiled: list[int] = []
+    for index in range(2):
+        _scaled.device_caches.clear()
+        with compiling.side_by_side(2, compiling.Share(index, 2)) as gathered:
+            for block in (64, 128, 256):
+                launch(block)
+        assert len(gathered.jobs) == 3
+        compiled.append(sum(kernel is not None for kernel in _scaled.device_caches[0][0].values()))
+    assert compiled == [2, 1]
+
+
+@pytest.mark.usefixtures("hopper")
 def test_a_kernel_that_does_not_compile_is_left_to_its_launch() -> None:
     with compiling.side_by_side(2) as gathered:
         launch(96)  # no power of two
