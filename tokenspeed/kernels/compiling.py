@@ -17,7 +17,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Generator, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -69,7 +69,7 @@ class Gathered:
         jobs = list(self.jobs.values())
         mine = jobs[share.index :: share.count]
         with ThreadPoolExecutor(threads, thread_name_prefix="compile") as pool:
-            running = [(job, pool.submit(job.compile_kernel)) for job in mine]
+            running = [(job, pool.submit(job.build)) for job in mine]
             for job, compiled in running:
                 job.keep(None if compiled.exception() else compiled.result())
         for job in jobs:
@@ -88,6 +88,13 @@ class _Job:
 
     compile_kernel: Callable[[], Any]
     keeps: list[Callable[[Any], None]] = field(default_factory=list[Callable[[Any], None]])
+
+    def build(self) -> Any:
+        """The kernel, and the function in C that launches it, which takes a compiler as long again."""
+        kernel = self.compile_kernel()
+        with suppress(Exception):  # whatever it is, a launch meets it too
+            _ = kernel.run
+        return kernel
 
     def keep(self, kernel: Any) -> None:
         for keep in self.keeps:
