@@ -72,6 +72,7 @@ class ChatTemplate:
         self.takes_parts = self._equal([user], [user | {"content": [{"type": "text", "text": _PROBE}]}])
         self.takes_null = self._accepts_null_content()
         self.takes_thinking, self.takes_thinking_beside_content = self._accepts_thinking()
+        self.takes_systems, self.takes_later_system = self._accepts_systems()
         self.takes_tools = _PROBE in (self._try([user | {"content": "x"}], _OPEN, tools=[_PROBE_TOOL]) or "")
 
     @classmethod
@@ -104,7 +105,7 @@ class ChatTemplate:
                 code="invalid_value",
                 param="chat_template_kwargs",
             )
-        shaped = [self._shape(message) for message in messages]
+        shaped = [self._shape(message) for message in self.placed(messages)]
         extra = {"add_generation_prompt": add_generation_prompt} | (variables or {})
         try:
             return self._render(shaped, tools, extra)
@@ -122,6 +123,26 @@ class ChatTemplate:
             code="invalid_messages",
             param="messages",
         ) from failure
+
+    def placed(self, messages: list[Message], *, later: bool = False) -> list[Message]:
+        """The same with system messages only where the template takes them: others become the user's.
+
+        Several at the head are joined where it takes one. With `later`, none of these is the first message. What
+        becomes of a message does not depend on those after it, and only at the head on those before.
+        """
+        placed: list[Message] = []
+        for message in messages:
+            if message["role"] != "system":
+                later = True
+                placed.append(message)
+            elif later:
+                placed.append(message if self.takes_later_system else message | {"role": "user"})
+            elif placed and not self.takes_systems:
+                both = (_text(placed[0]["content"]), _text(message["content"]))
+                placed[0] = placed[0] | {"content": "\n\n".join(both)}
+            else:
+                placed.append(message)
+        return placed
 
     def attempt(
         self,
@@ -155,7 +176,7 @@ class ChatTemplate:
         """A message as this template wants it."""
         content = message.get("content")
         if isinstance(content, list) and not self.takes_parts:
-            content = "\n".join(part["text"] for part in content)
+            content = _text(content)
         if content is None and not self.takes_null:
             content = ""
         shaped = message | {"content": content}
@@ -174,6 +195,14 @@ class ChatTemplate:
         empty = {"role": "assistant", "content": "", "tool_calls": [call]}
         user = {"role": "user", "content": "x"}
         return self._equal([user, empty], [user, empty | {"content": None}])
+
+    def _accepts_systems(self) -> tuple[bool, bool]:
+        """Whether a second system message is written at the head, and a later one where it stands."""
+        user, system = {"role": "user", "content": "x"}, {"role": "system", "content": _PROBE}
+        head = self._try([system | {"content": "x"}, system, user], _OPEN) or ""
+        answer = {"role": "assistant", "content": "words before it"}
+        later = self._try([user, answer, system, user], _OPEN) or ""
+        return _PROBE in head, 0 <= later.find("words before it") < later.find(_PROBE)
 
     def _accepts_thinking(self) -> tuple[bool, bool]:
         """Whether reasoning beside calls is written where it is named `thinking`, and there beside content too."""
@@ -213,6 +242,10 @@ def _sources(directory: Path, config: dict[str, Any]) -> dict[str, str]:
     if isinstance(field, list):
         return {entry["name"]: entry["template"] for entry in field}
     return {}
+
+
+def _text(content: str | list[dict[str, Any]] | None) -> str:
+    return "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
 
 
 def _shape_call(call: dict[str, Any]) -> dict[str, Any]:

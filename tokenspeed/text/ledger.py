@@ -75,13 +75,15 @@ class Asked:
     """The JSON of its tools; empty if there are none."""
     variables: bytes = b"{}"
     """The template's variables, as canonical JSON."""
+    context: bytes = b""
+    """What stands before the messages, and how the dialect of the request spells them."""
     salt: bytes = b""
     session: str | None = None
 
     @property
-    def way(self) -> tuple[bytes, bytes]:
+    def way(self) -> tuple[bytes, bytes, bytes]:
         """What the text depends on, beside the messages."""
-        return self.tools, self.variables
+        return self.context, self.tools, self.variables
 
     @property
     def span(self) -> memoryview:
@@ -132,7 +134,8 @@ class Record:
 
     @property
     def bytes_held(self) -> int:
-        return len(self.asked.data) + len(self.asked.tools) + self.encoded.bytes_held + _RECORD_BYTES
+        asked = len(self.asked.data) + len(self.asked.tools) + len(self.asked.context)
+        return asked + self.encoded.bytes_held + _RECORD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +189,7 @@ class Writer:
         """The turn that adds `messages` at the mark found; None where the whole history must be rendered."""
         record, mark = found.record, found.mark
         lint = self._lint(asked.variables)
+        messages = messages if lint is None else self._template.placed(messages, later=True)
         if mark is None or lint is None or self._template.times() != record.times or self._watched(messages):
             return None
         known = record.encoded
@@ -222,6 +226,7 @@ class Writer:
     ) -> Turn:
         """The turn of a whole history; `RequestError` where the model cannot express it."""
         times = () if self._plane.template is None else self._template.times()
+        messages = messages if self._plane.template is None else self._template.placed(messages)
         whole = self._plane.text_of_chat(messages, tools=tools, variables=variables).encode()
         text = Rope().plus(whole)
         system = messages[0]["role"] == "system"

@@ -195,3 +195,24 @@ def test_true_template_renders_as_the_reference_does(path, with_tools, monkeypat
             ours.render(sent, tools=tools, variables={"enable_thinking": True})
     else:
         assert ours.render(sent, tools=tools, variables={"enable_thinking": True}) == expected
+
+
+SYSTEM_FIRST = (
+    "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
+    "{{ raise_exception('system first') }}{% endif %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+)
+HOISTS = (
+    "{% for m in messages if m.role == 'system' %}{{ m.content }}\n{% endfor %}"
+    "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("source", [SYSTEM_FIRST, HOISTS])
+def test_system_messages_stand_where_the_template_takes_them(source):
+    template = ChatTemplate({"default": source}, {})
+    system, user = {"role": "system", "content": "S"}, {"role": "user", "content": "U"}
+    late = [{"type": "text", "text": "T"}]
+    text = template.render([system, system, user, {"role": "system", "content": late}])
+    assert text.endswith("[user] U\n[user] T\n")
+    assert text.count("S") == 2
+    assert template.placed([system], later=True) == [system | {"role": "user"}]
