@@ -3,6 +3,7 @@
 
     TokenSpeedError
     |- RequestError      the caller can fix it: HTTP 4xx
+    |  `- PromptTooLongError   by a shorter prompt
     |- CapacityError     nobody did wrong, try later: HTTP 429 or 503 with Retry-After
     |- SetupError        the operator can fix it, before serving: exit code 2, one line, no traceback
     `- EngineDeadError   the core process is gone: every stream ends with it, /health fails
@@ -31,6 +32,19 @@ class RequestError(TokenSpeedError):
         self.code = code
         self.param = param
         self.status = status
+
+
+class PromptTooLongError(RequestError):
+    """A prompt of `prompt_tokens` where at most `tokens_max` fit; each API dialect has its own words for it."""
+
+    def __init__(self, prompt_tokens: int, tokens_max: int, *, param: str = "prompt") -> None:
+        super().__init__(
+            f"prompt is too long: {prompt_tokens} tokens > {tokens_max} maximum",
+            code="context_length_exceeded",
+            param=param,
+        )
+        self.prompt_tokens = prompt_tokens
+        self.tokens_max = tokens_max
 
 
 class CapacityError(TokenSpeedError):

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import msgspec
 import numpy as np
 
-from tokenspeed.base.errors import RequestError
+from tokenspeed.base.errors import PromptTooLongError, RequestError
 from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, TOKENS_FIT, SamplingParams
 from tokenspeed.engine import wire
 
@@ -25,11 +25,7 @@ def check(prompt: np.ndarray, sampling: SamplingParams, *, vocab_size: int, cont
     if not len(prompt):
         raise RequestError("the prompt is empty", code="empty_prompt", param="prompt")
     if len(prompt) >= context_tokens_max:
-        raise RequestError(
-            f"prompt is too long: {len(prompt)} tokens > {context_tokens_max - 1} maximum",
-            code="context_length_exceeded",
-            param="prompt",
-        )
+        raise PromptTooLongError(len(prompt), context_tokens_max - 1)
     if len(prompt) + sampling.forced_tokens > context_tokens_max:
         raise RequestError(
             f"forced holds {sampling.forced_tokens} tokens, which with a prompt of {len(prompt)} "

@@ -25,7 +25,13 @@ import numpy as np
 
 from tokenspeed.base.clock import Clock, MonotonicClock
 from tokenspeed.base.config import EngineConfig
-from tokenspeed.base.errors import CapacityError, EngineDeadError, RequestError, TokenSpeedError
+from tokenspeed.base.errors import (
+    CapacityError,
+    EngineDeadError,
+    PromptTooLongError,
+    RequestError,
+    TokenSpeedError,
+)
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.engine import admission, launch, wire
@@ -353,9 +359,13 @@ class AsyncEngine:
     def _refusal(self, reason: wire.Refusal, stream: Stream) -> TokenSpeedError:
         if reason == "queue_full":
             return self._capacity_error()
+        if reason in ("too_long", "exceeds_pool"):
+            pool_tokens = self.ready.blocks_total * self.ready.block_tokens
+            tokens_max = min(self.ready.context_tokens_max, pool_tokens) - 1
+            return PromptTooLongError(stream.prompt_tokens, tokens_max)
         return RequestError(
             f"the engine refused a prompt of {stream.prompt_tokens} tokens: {reason.replace('_', ' ')}",
-            code="context_length_exceeded" if reason in ("too_long", "exceeds_pool") else "invalid_value",
+            code="invalid_value",
             param="prompt",
         )
 
