@@ -40,9 +40,10 @@ from tokenspeed.bench.provenance import commit, machine
 from tokenspeed.engine import wire
 from tokenspeed.engine.front import AsyncEngine, Core, Stream
 from tokenspeed.engine.source import BUNDLED
-from tokenspeed.serve.openai.chat_request import Asking, Prompt, prompt_of, read
+from tokenspeed.serve.openai.chat_request import SPELLING
 from tokenspeed.serve.openai.messages import plain_messages
 from tokenspeed.serve.openai.schema import ChatBody
+from tokenspeed.serve.reading import Asking, Prompt, prompt_of, read
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
 from tokenspeed.text.ledger import Turn
@@ -198,8 +199,8 @@ class Bench:
             if prompt.turn.replaced is not None:
                 ledger.keep(prompt.turn.replaced)
 
-    async def read(self, data: bytes) -> Asking:
-        return read(_request(), self.service, data)
+    async def read(self, data: bytes) -> Asking[ChatBody]:
+        return read(_request(), self.service, data, SPELLING)
 
     async def answered(self, turn: Turn, ids: list[int]) -> None:
         self.service.turns.answered(turn, ids)
@@ -211,8 +212,8 @@ class Bench:
 
     async def whole(self, data: bytes) -> list[int]:
         """What a server without a ledger does."""
-        body, raw = self.service.bodies.parse(data, ChatBody)
-        messages = plain_messages(body.messages, raw, self.service.bodies)
+        _, raw = self.service.bodies.parse(data, ChatBody)
+        messages = plain_messages(raw["messages"], self.service.bodies)
         ids = self.service.text.prompt_of_chat(messages, variables={}).ids
         (await self.send(ids)).abort()
         return ids

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from tokenspeed.base.sampling import TokenLogprob
 from tokenspeed.serve.generation import Generation, Update
-from tokenspeed.serve.sse import DONE, EventStream, abort_on_disconnect, frame
+from tokenspeed.serve.sse import EventStream, abort_on_disconnect
 from tokenspeed.text.events import Event
 from tokenspeed.text.output import OutputFinish
 
@@ -32,12 +32,14 @@ class Collected:
     ids: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     finish: OutputFinish | None = None
+    stop_string: str | None = None
 
     def add(self, update: Update) -> None:
         self.events += update.events
         self.ids += update.ids
         self.logprobs += update.logprobs
         self.finish = update.finish
+        self.stop_string = update.stop_string
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Usage:
     completion_tokens: int
     cached_tokens: int
 
-    def body(self) -> dict[str, Any]:
+    def openai(self) -> dict[str, Any]:
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -58,24 +60,33 @@ class Usage:
 
 
 class Writer(Protocol):
-    """One dialect's way to say what was generated."""
+    """One dialect's way to say what was generated. Frames are bytes of a stream, possibly none."""
 
     prompt_tokens: int
+    headers: dict[str, str]
 
-    def opening(self) -> list[dict[str, Any]]:
-        """Events that can be sent before anything is generated."""
+    def opening(self) -> bytes:
+        """Frames that can be sent before the engine has done anything; at least one."""
         ...
 
-    def update(self, update: Update) -> list[dict[str, Any]]:
-        """Events of one update."""
+    def started(self, cached_tokens: int) -> bytes:
+        """Frames of the moment before the first update: it is known now what was cached."""
         ...
 
-    def heartbeat(self) -> dict[str, Any]:
+    def update(self, update: Update) -> bytes:
+        """Frames of one update."""
+        ...
+
+    def heartbeat(self) -> bytes:
         """A real event that says nothing."""
         ...
 
-    def closing(self, usage: Usage) -> list[dict[str, Any]]:
-        """Events after the last update."""
+    def closing(self, usage: Usage) -> bytes:
+        """Frames after the last update, with the terminal one."""
+        ...
+
+    def failure(self, error: BaseException) -> bytes:
+        """Frames that end a stream early."""
         ...
 
     def whole(self, choices: list[Collected], usage: Usage) -> dict[str, Any]:
@@ -94,30 +105,37 @@ async def respond(
 ) -> Response:
     """Answer a request whose generation has been admitted; `note_error` is told what ends a stream early."""
     if stream:
-        return EventStream(generation, _frames(generation, writer), note_error)
+
+        def failure(error: BaseException) -> bytes:
+            note_error(error)
+            return writer.failure(error)
+
+        return EventStream(generation, _frames(generation, writer), failure, writer.headers)
     collected = [Collected() for _ in range(choices)]
     async with generation, abort_on_disconnect(request.receive, generation.abort):
         async for update in generation.updates():
             if update is not None:
                 collected[update.index].add(update)
     usage = Usage(writer.prompt_tokens, sum(len(c.ids) for c in collected), generation.cached_tokens)
-    return json_response(writer.whole(collected, usage))
+    return json_response(writer.whole(collected, usage), writer.headers)
 
 
 async def _frames(generation: Generation, writer: Writer) -> AsyncIterator[bytes]:
     completion_tokens = 0
-    yield b"".join(map(frame, writer.opening()))
+    has_started = False
+    yield writer.opening()
     async for update in generation.updates(HEARTBEAT_S):
         if update is None:
-            yield frame(writer.heartbeat())
+            yield writer.heartbeat()
             continue
+        data = b"" if has_started else writer.started(generation.cached_tokens)
+        has_started = True
+        data += writer.update(update)
         completion_tokens += len(update.ids)
-        events = writer.update(update)
-        if events:
-            yield b"".join(map(frame, events))
-    usage = Usage(writer.prompt_tokens, completion_tokens, generation.cached_tokens)
-    yield b"".join(map(frame, writer.closing(usage))) + DONE
+        if data:
+            yield data
+    yield writer.closing(Usage(writer.prompt_tokens, completion_tokens, generation.cached_tokens))
 
 
-def json_response(document: Any) -> Response:
-    return Response(msgspec.json.encode(document), media_type="application/json")
+def json_response(document: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(document), headers=headers, media_type="application/json")

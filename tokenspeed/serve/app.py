@@ -23,8 +23,9 @@ from tokenspeed.base.log import get_logger
 from tokenspeed.obs.metrics import CONTENT_TYPE
 from tokenspeed.serve import dashboard, debug
 from tokenspeed.serve.answer import json_response
+from tokenspeed.serve.anthropic import messages
 from tokenspeed.serve.auth import guard
-from tokenspeed.serve.errors import ApiError
+from tokenspeed.serve.errors import ApiError, answer_of
 from tokenspeed.serve.openai import chat, completions, tokens
 from tokenspeed.serve.service import Service
 
@@ -35,6 +36,8 @@ _Handler = Callable[[Request, Service, bytes], Awaitable[Response]]
 POSTS: Final[dict[str, _Handler]] = {
     "/v1/chat/completions": chat.handle,
     "/v1/completions": completions.handle,
+    "/v1/messages": messages.handle,
+    "/v1/messages/count_tokens": messages.count_tokens,
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
 }
@@ -115,7 +118,7 @@ def _health(request: Request, service: Service) -> Response:
     """200 only while the core reports: it does so twice a second, at work or idle."""
     if service.engine.healthy:
         return json_response({"status": "ok"})
-    return ApiError(503, "the engine has not reported lately", "unhealthy").response()
+    return answer_of(request.scope, ApiError(503, "the engine has not reported lately", "unhealthy"))
 
 
 def _ready(request: Request, service: Service) -> Response:
@@ -123,7 +126,8 @@ def _ready(request: Request, service: Service) -> Response:
     if service.engine.healthy and not service.draining:
         return json_response({"status": "ready"})
     reason = "the server is shutting down" if service.draining else "the engine has not reported lately"
-    return ApiError(503, reason, "not_ready", headers={"Retry-After": "1"}).response()
+    error = ApiError(503, reason, "not_ready", headers={"Retry-After": "1"})
+    return answer_of(request.scope, error)
 
 
 def _metrics(request: Request, service: Service) -> Response:
@@ -137,7 +141,7 @@ def _version(request: Request, service: Service) -> Response:
 def _noting(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def on_error(request: Request, error: Exception) -> Response:
         service.note_error(error)
-        return ApiError.of(error).response()
+        return answer_of(request.scope, error)
 
     return on_error
 
@@ -155,10 +159,11 @@ class _Unrouted:
             allowed = (error.headers or {}).get("Allow", "")
             verb = "POST" if "POST" in allowed else "GET"
             message = f"{request.method} {path[:100]} is not served; use {verb}"
-            return ApiError(405, message, "method_not_allowed", headers=dict(error.headers or {})).response()
+            wrong = ApiError(405, message, "method_not_allowed", headers=dict(error.headers or {}))
+            return answer_of(request.scope, wrong)
         if error.status_code == 404:
             near = difflib.get_close_matches(path, self._paths, n=1, cutoff=_NEAR)
             hint = f"did you mean {near[0]}?" if near else f"served: {', '.join(self._paths)}"
             unknown = RequestError(f"no route {path[:100]!r}; {hint}", code="unknown_route", status=404)
-            return ApiError.of(unknown).response()
-        return ApiError.of(error).response()
+            return answer_of(request.scope, unknown)
+        return answer_of(request.scope, error)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tokenspeed.base.config import ServerConfig
 from tokenspeed.base.errors import RequestError, SetupError
-from tokenspeed.serve.errors import ApiError
+from tokenspeed.serve.errors import answer_of
 
 OPEN_PATHS: Final = frozenset({"/health", "/ready", "/dashboard"})  # the last is a page without data
 
@@ -66,7 +66,7 @@ class KeyCheck:
             code="invalid_api_key",
             status=401,
         )
-        await ApiError.of(error).response()(scope, receive, send)
+        await answer_of(scope, error)(scope, receive, send)
 
     def _admits(self, headers: Headers) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -90,7 +90,7 @@ class HostCheck:
             code="unknown_host",
             status=403,
         )
-        await ApiError.of(error).response()(scope, receive, send)
+        await answer_of(scope, error)(scope, receive, send)
 
 
 def _is_local_name(host: str) -> bool:

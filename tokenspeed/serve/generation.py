@@ -108,6 +108,8 @@ class Update:
     ids: list[int]
     logprobs: list[TokenLogprob]
     finish: OutputFinish | None
+    stop_string: str | None = None
+    """With `finish`: the stop string that ended it, if one did."""
 
 
 class Generation:
@@ -225,4 +227,5 @@ class Generation:
 def _read(index: int, reader: OutputReader, delta: wire.Delta) -> Update:
     ids: list[int] = wire.ids_array(delta.ids).tolist()
     events, taken = reader.read(ids, delta.finish)
-    return Update(index, events, ids[:taken], (delta.logprobs or [])[:taken], reader.finish)
+    logprobs = (delta.logprobs or [])[:taken]
+    return Update(index, events, ids[:taken], logprobs, reader.finish, reader.stop_string)

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from tokenspeed.base.config import EngineConfig
-from tokenspeed.base.errors import CapacityError, RequestError
+from tokenspeed.base.errors import CapacityError, PromptTooLongError, RequestError
 from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import ApiError, ErrorNote
 from tokenspeed.serve.generation import Choice, Engine, Generation, Origin
 from tokenspeed.serve.request_log import RequestLog
+from tokenspeed.serve.seal import Seal
 from tokenspeed.serve.turns import Turns
 from tokenspeed.text.plane import TextPlane
 
@@ -40,6 +41,7 @@ class Service:
         self.started_s = int(time.time())
         self.draining = False
         self.bodies = BodyReader(config.server.body_bytes_max)
+        self.seal = Seal(config.server.api_key)
         directory = config.server.log_requests
         self.request_log = None if directory is None else RequestLog(Path(directory))
         self.errors: deque[ErrorNote] = deque(maxlen=ERRORS_KEPT)
@@ -84,13 +86,7 @@ class Service:
     def check_length(self, prompt_tokens: int, param: str) -> None:
         """Refuse a prompt that leaves no room for an answer, before it is queued (rule R3)."""
         if prompt_tokens >= self.context_tokens_max:
-            raise RequestError(
-                f"This model's maximum context length is {self.context_tokens_max} tokens. "
-                f"However, your {param} resulted in {prompt_tokens} tokens. "
-                f"Please reduce the length of the {param}.",
-                code="context_length_exceeded",
-                param=param,
-            )
+            raise PromptTooLongError(prompt_tokens, self.context_tokens_max - 1, param=param)
 
     def generate(
         self,

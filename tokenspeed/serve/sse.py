@@ -2,8 +2,8 @@
 """Server-sent events, and noticing that the reader has gone.
 
 `EventStream` sends its headers at once (rule R1), then frames as they come, and always a terminal frame (rule
-R2): when the frames raise, the error's own event and the dialect's end. A client that leaves aborts what it
-asked for (rule R9). Knows no dialect: frames are bytes.
+R2): when the frames raise, what the dialect says of the error. A client that leaves aborts what it asked for
+(rule R9). Knows no dialect: frames are bytes.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ from starlette.types import Receive, Scope, Send
 
 from tokenspeed.base.errors import TokenSpeedError
 from tokenspeed.base.log import get_logger
-from tokenspeed.serve.errors import ApiError
 from tokenspeed.serve.generation import Generation
 
 _log = get_logger("serve")
-_encode = msgspec.json.Encoder().encode
-DONE: Final = b"data: [DONE]\n\n"
+encode = msgspec.json.Encoder().encode
 HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def frame(event: Any) -> bytes:
     """One `data:` event."""
-    return b"data: " + _encode(event) + b"\n\n"
+    return b"data: " + encode(event) + b"\n\n"
+
+
+def named_frame(event: dict[str, Any]) -> bytes:
+    """One event named by its own `type`."""
+    return b"event: " + event["type"].encode() + b"\ndata: " + encode(event) + b"\n\n"
 
 
 class EventStream(Response):
@@ -42,13 +45,14 @@ class EventStream(Response):
         self,
         generation: Generation,
         frames: AsyncIterator[bytes],
-        note_error: Callable[[BaseException], None],
+        failure: Callable[[BaseException], bytes],
+        headers: dict[str, str],
     ) -> None:
-        super().__init__(None, headers=HEADERS)
+        super().__init__(None, headers=HEADERS | headers)
         del self.headers["content-length"]
         self._generation = generation
         self._frames = frames
-        self._note_error = note_error
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._generation, abort_on_disconnect(receive, self._generation.abort):
@@ -64,9 +68,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_error(self, send: Send, error: Exception) -> None:
-        self._note_error(error)
-        data = frame(ApiError.of(error).body()) + DONE
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": self._failure(error), "more_body": True})
 
 
 @contextlib.asynccontextmanager

@@ -163,7 +163,7 @@ def test_huge_bodies_are_refused_declared_or_not(http):
         ("POST", "/v1/models", 405, "use GET"),
         ("POST", "/chat/completions", 404, "/v1/chat/completions"),
         ("GET", "/nowhere/at/all", 404, "served:"),
-        ("POST", "/v1/messages", 404, "served:"),
+        ("POST", "/v1/edits", 404, "served:"),
         ("GET", "/v1/models/other", 404, "'demo'"),
     ],
 )

@@ -11,10 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted import Script
 
+from tokenspeed.serve.anthropic.schema import CountBody, MessagesBody
 from tokenspeed.serve.openai.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 
-REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "http.md"
+REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
+PAGES = {MessagesBody: "messages.md", CountBody: "messages.md"}
 LEAST = {
+    "/v1/messages": (MessagesBody, {"messages": [{"role": "user", "content": "hi"}]}),
+    "/v1/messages/count_tokens": (CountBody, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/chat/completions": (ChatBody, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/completions": (CompletionBody, {"prompt": "hi"}),
     "/tokenize": (TokenizeBody, {"prompt": "hi"}),
@@ -57,13 +61,16 @@ def test_no_pair_of_fields_is_a_server_error(http, server, one, value, other, ot
     assert answer.status_code < 500, answer.text
 
 
+def page(body: type[msgspec.Struct]) -> str:
+    return (REFERENCE / PAGES.get(body, "http.md")).read_text()
+
+
 @pytest.mark.parametrize(("path", "name"), FIELDS)
 def test_every_field_is_in_the_reference(path, name):
-    assert name in REFERENCE.read_text()
+    assert name in page(LEAST[path][0])
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, MessagesBody])
 def test_every_ignored_field_is_in_the_reference_and_no_field_of_the_body(body):
-    page = REFERENCE.read_text()
-    assert all(name in page for name in body.ignored)
+    assert all(name in page(body) for name in body.ignored)
     assert not body.ignored & set(body.__struct_encode_fields__)

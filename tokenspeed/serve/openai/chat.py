@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,20 +19,26 @@ from tokenspeed.base.sampling import LOGPROBS_MAX, TokenLogprob
 from tokenspeed.serve.answer import Collected, Usage, respond
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Update
-from tokenspeed.serve.openai.chat_request import prompt_of, read
+from tokenspeed.serve.openai.chat_request import SPELLING
 from tokenspeed.serve.openai.logprobs import chat_logprobs
-from tokenspeed.serve.openai.sampling import check_common, choices_of, options_of, origin_of, params_of
+from tokenspeed.serve.openai.sampling import check_common, options_of, origin_of, params_of
 from tokenspeed.serve.openai.schema import ChatBody
+from tokenspeed.serve.openai.stream import DONE, failure, frames
+from tokenspeed.serve.reading import prompt_of, read
+from tokenspeed.serve.sampling import choices_of
 from tokenspeed.serve.service import Service
+from tokenspeed.serve.sse import encode, frame
 from tokenspeed.text.events import ArgumentsDelta, CallStart, Content, Event, Reasoning
 from tokenspeed.text.output import OutputOptions
 from tokenspeed.text.tokenizer import Tokenizer
 from tokenspeed.text.tools.schema import ArgumentTypes
 
+_HOLE: Final = {"a delta": "stands here"}
+
 
 async def handle(request: Request, service: Service, data: bytes) -> Response:
     """Answer one request."""
-    asking = read(request, service, data)
+    asking = read(request, service, data, SPELLING)
     body = asking.body
     service.check_model(body.model)
     check_common(body, asking.raw, service.bodies)
@@ -40,8 +46,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     tokens_max = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     params = params_of(
         body,
-        service.text.defaults,
-        service.text.stop_ids,
+        service.text,
         tokens_max=tokens_max,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
@@ -51,7 +56,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
         calls=asking.tools is not None,
-        types=ArgumentTypes(asking.tools),
+        types=ArgumentTypes(None if asking.tools is None else asking.tools.plain),
         one_call=body.parallel_tool_calls is False,
     )
     n = body.n or 1
@@ -103,16 +108,23 @@ class ChatWriter:
         self._n = body.n or 1
         self.answer_id = f"chatcmpl-{secrets.token_hex(12)}"
         self._head = {"id": self.answer_id, "created": int(time.time()), "model": model}
+        self.headers = {"x-request-id": self.answer_id}
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         self._tokenizer = tokenizer
         self._with_ids = body.return_token_ids
         self._with_logprobs = bool(body.logprobs)
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
 
-    def opening(self) -> list[dict[str, Any]]:
-        return [self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._n)]
+    def opening(self) -> bytes:
+        return frames(self._chunk(index, {"role": "assistant", "content": ""}) for index in range(self._n))
 
-    def update(self, update: Update) -> list[dict[str, Any]]:
-        chunks = [self._chunk(update.index, delta) for delta in _deltas(update.events)]
+    def started(self, cached_tokens: int) -> bytes:
+        return b""
+
+    def update(self, update: Update) -> bytes:
+        if update.finish is None and not self._with_ids and not self._with_logprobs:
+            return b"".join(self._delta(update.index, event) for event in update.events)
+        chunks = [self._chunk(update.index, delta) for delta in map(_delta, update.events) if delta]
         carries = (
             update.finish is not None or (self._with_ids and update.ids) or self._logprobs(update.logprobs)
         )
@@ -128,21 +140,25 @@ class ChatWriter:
             if chunks[-1]["choices"][0]["delta"]:
                 chunks.append(self._chunk(update.index, {}))
             chunks[-1]["choices"][0]["finish_reason"] = update.finish
-        return chunks
+        return frames(chunks)
 
-    def heartbeat(self) -> dict[str, Any]:
-        return self._chunk(0, {})
+    def heartbeat(self) -> bytes:
+        return frame(self._chunk(0, {}))
 
-    def closing(self, usage: Usage) -> list[dict[str, Any]]:
+    def closing(self, usage: Usage) -> bytes:
         if not self._with_usage:
-            return []
-        return [self._head | {"object": "chat.completion.chunk", "choices": [], "usage": usage.body()}]
+            return DONE
+        last = self._head | {"object": "chat.completion.chunk", "choices": [], "usage": usage.openai()}
+        return frame(last) + DONE
+
+    def failure(self, error: BaseException) -> bytes:
+        return failure(error)
 
     def whole(self, choices: list[Collected], usage: Usage) -> dict[str, Any]:
         return self._head | {
             "object": "chat.completion",
             "choices": [self._choice(index, choice) for index, choice in enumerate(choices)],
-            "usage": usage.body(),
+            "usage": usage.openai(),
         }
 
     def _choice(self, index: int, choice: Collected) -> dict[str, Any]:
@@ -154,6 +170,17 @@ class ChatWriter:
         }
         return document | ({"token_ids": choice.ids} if self._with_ids else {})
 
+    def _delta(self, index: int, event: Event) -> bytes:
+        """The frame of one event, for the many that carry nothing else: cut out of a frame made before."""
+        delta = _delta(event)
+        if delta is None:
+            return b""
+        around = self._around.get(index)
+        if around is None:
+            before, after = frame(self._chunk(index, _HOLE)).split(encode(_HOLE))
+            around = self._around[index] = before, after
+        return around[0] + encode(delta) + around[1]
+
     def _chunk(self, index: int, delta: dict[str, Any]) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
         chunk = self._head | {"object": "chat.completion.chunk", "choices": [choice]}
@@ -163,22 +190,19 @@ class ChatWriter:
         return chat_logprobs(self._tokenizer, logprobs) if self._with_logprobs and logprobs else None
 
 
-def _deltas(events: list[Event]) -> list[dict[str, Any]]:
-    """Events as deltas of a stream."""
-    deltas: list[dict[str, Any]] = []
-    for event in events:
-        match event:
-            case Content(text):
-                deltas.append({"content": text})
-            case Reasoning(text):
-                deltas.append({"reasoning_content": text})
-            case CallStart():
-                deltas.append({"tool_calls": [{"index": event.index} | _call(event)]})
-            case ArgumentsDelta(index, text):
-                deltas.append({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
-            case _:
-                pass  # the end of a call has no spelling here
-    return deltas
+def _delta(event: Event) -> dict[str, Any] | None:
+    """An event as the delta of a chunk; the end of a call has no spelling here."""
+    match event:
+        case Content(text):
+            return {"content": text}
+        case Reasoning(text):
+            return {"reasoning_content": text}
+        case CallStart():
+            return {"tool_calls": [{"index": event.index} | _call(event)]}
+        case ArgumentsDelta(index, text):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+        case _:
+            return None
 
 
 def _message(events: list[Event]) -> dict[str, Any]:

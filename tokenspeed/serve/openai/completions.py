@@ -27,13 +27,15 @@ from tokenspeed.serve.openai.logprobs import completion_logprobs
 from tokenspeed.serve.openai.sampling import (
     CHOICES_MAX,
     check_common,
-    choices_of,
     options_of,
     origin_of,
     params_of,
 )
 from tokenspeed.serve.openai.schema import CompletionBody, TokenId
+from tokenspeed.serve.openai.stream import DONE, failure, frames
+from tokenspeed.serve.sampling import choices_of
 from tokenspeed.serve.service import Service
+from tokenspeed.serve.sse import frame
 from tokenspeed.text.output import OutputOptions, content_of
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -56,8 +58,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     only_echo = body.echo and body.max_tokens == 0
     params = params_of(
         body,
-        service.text.defaults,
-        service.text.stop_ids,
+        service.text,
         tokens_max=1 if only_echo else TOKENS_DEFAULT if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
     )
@@ -141,6 +142,7 @@ class CompletionWriter:
     ) -> None:
         self.prompt_tokens = prompt_tokens
         self.answer_id = f"cmpl-{secrets.token_hex(12)}"
+        self.headers = {"x-request-id": self.answer_id}
         self._head = {
             "id": self.answer_id,
             "object": "text_completion",
@@ -154,11 +156,14 @@ class CompletionWriter:
         self._with_logprobs = body.logprobs is not None
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opening(self) -> bytes:
         # Without an echo there is nothing to say yet; an empty piece of text is still a real event.
-        return [self._chunk(index, echo) for index, echo in enumerate(self._echoes)]
+        return frames(self._chunk(index, echo) for index, echo in enumerate(self._echoes))
 
-    def update(self, update: Update) -> list[dict[str, Any]]:
+    def started(self, cached_tokens: int) -> bytes:
+        return b""
+
+    def update(self, update: Update) -> bytes:
         text = content_of(update.events)
         if not (
             text
@@ -166,20 +171,25 @@ class CompletionWriter:
             or (self._with_ids and update.ids)
             or (self._with_logprobs and update.logprobs)
         ):
-            return []
+            return b""
         chunk = self._chunk(update.index, text)
         choice = chunk["choices"][0]
         choice["logprobs"] = self._logprobs(update.index, update.logprobs)
         choice["finish_reason"] = update.finish
         if self._with_ids:
             choice["token_ids"] = update.ids
-        return [chunk]
+        return frame(chunk)
 
-    def heartbeat(self) -> dict[str, Any]:
-        return self._chunk(0, "")
+    def heartbeat(self) -> bytes:
+        return frame(self._chunk(0, ""))
 
-    def closing(self, usage: Usage) -> list[dict[str, Any]]:
-        return [self._head | {"choices": [], "usage": usage.body()}] if self._with_usage else []
+    def closing(self, usage: Usage) -> bytes:
+        if not self._with_usage:
+            return DONE
+        return frame(self._head | {"choices": [], "usage": usage.openai()}) + DONE
+
+    def failure(self, error: BaseException) -> bytes:
+        return failure(error)
 
     def whole(self, choices: list[Collected], usage: Usage) -> dict[str, Any]:
         documents: list[dict[str, Any]] = []
@@ -191,7 +201,7 @@ class CompletionWriter:
                 "finish_reason": choice.finish,
             }
             documents.append(document | ({"token_ids": choice.ids} if self._with_ids else {}))
-        return self._head | {"choices": documents, "usage": usage.body()}
+        return self._head | {"choices": documents, "usage": usage.openai()}
 
     def _chunk(self, index: int, text: str) -> dict[str, Any]:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}

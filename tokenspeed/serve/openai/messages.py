@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.openai.schema import ChatMessage, ContentPart, Tool, ToolCall
@@ -18,21 +20,22 @@ from tokenspeed.text.chat_template import Message
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 
 
-def plain_messages(messages: list[ChatMessage], raw: dict[str, Any], bodies: BodyReader) -> list[Message]:
+def plain_messages(documents: list[dict[str, Any]], bodies: BodyReader) -> list[Message]:
     """Messages for the template; unknown fields of theirs are logged once per name."""
-    for message in raw["messages"]:
-        bodies.note_unknown(message, ChatMessage, "messages[].")
+    messages = msgspec.convert(documents, list[ChatMessage], str_keys=True)
+    for document in documents:
+        bodies.note_unknown(document, ChatMessage, "messages[].")
     return [_plain(message, f"messages[{index}]") for index, message in enumerate(messages)]
 
 
-def plain_tools(tools: list[Tool] | None, raw: dict[str, Any]) -> list[dict[str, Any]] | None:
+def plain_tools(documents: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     """Tools for the template, or None if there are none."""
-    for index, tool in enumerate(tools or ()):
+    for index, tool in enumerate(msgspec.convert(documents, list[Tool], str_keys=True)):
         if tool.type != "function":
             raise refused(f"tools[{index}].type", f"{tool.type!r} is not served; use 'function'")
         if tool.function is None:
             raise refused(f"tools[{index}].function", "missing; give an object with name and parameters")
-    return raw["tools"] if tools else None
+    return documents or None
 
 
 def _plain(message: ChatMessage, at: str) -> Message:

@@ -24,8 +24,8 @@ async def tokenize(request: Request, service: Service, data: bytes) -> Response:
         raise RequestError("send either prompt or messages", code="invalid_value", param="prompt")
     text = service.text
     if body.messages is not None:
-        messages = plain_messages(body.messages, raw, service.bodies)
-        tools = plain_tools(body.tools, raw)
+        messages = plain_messages(raw["messages"], service.bodies)
+        tools = plain_tools(raw.get("tools", []))
         prompt = await service.run_text(
             lambda: text.prompt_of_chat(
                 messages,

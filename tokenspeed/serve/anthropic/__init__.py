@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The Anthropic dialect: messages, and counting their tokens."""

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""How the Anthropic dialect spells a chat request, for `serve.reading`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from starlette.requests import Request
+
+from tokenspeed.serve.anthropic.blocks import plain_messages, plain_system, plain_tools
+from tokenspeed.serve.anthropic.schema import CountBody, MessagesBody
+from tokenspeed.serve.errors import out_of_range
+from tokenspeed.serve.generation import Origin
+from tokenspeed.serve.reading import Document, Fields, Tools, array_place
+from tokenspeed.serve.sampling import checked_name, checked_priority
+from tokenspeed.serve.service import Service
+from tokenspeed.text.chat_template import Message
+
+_THINKS: Final = {"enabled": True, "adaptive": True, "disabled": False}
+
+
+class MessagesSpelling:
+    """The system text stands before the history and beside it in the body."""
+
+    name = "messages"
+    history = "messages"
+
+    def __init__(self, body: type[MessagesBody] | type[CountBody]) -> None:
+        self.body = body
+
+    def place(self, data: bytes, fields: Fields) -> tuple[bytes, int, int]:
+        return array_place(data, fields["messages"])
+
+    def documents(self, body: MessagesBody | CountBody, raw: Document) -> list[Document]:
+        if not body.messages:
+            raise out_of_range("messages", "empty", "a list of at least one message")
+        return raw["messages"]
+
+    def messages(self, documents: list[Document], service: Service) -> list[Message]:
+        return plain_messages(documents, service.bodies, service.seal)
+
+    def leading(self, body: MessagesBody | CountBody) -> list[Message]:
+        return plain_system(body.system)
+
+    def tools(self, documents: list[Document]) -> Tools | None:
+        return plain_tools(documents)
+
+    def offers_tools(self, body: MessagesBody | CountBody) -> bool:
+        return body.tool_choice is None or body.tool_choice.type != "none"
+
+    def variables(self, body: MessagesBody | CountBody) -> dict[str, Any]:
+        """Templates ask for `enable_thinking` or for `thinking`; what one does not ask for it does not see."""
+        variables = dict(body.chat_template_kwargs or {})
+        if body.thinking is not None:
+            thinks = _THINKS.get(body.thinking.type)
+            if thinks is None:
+                raise out_of_range(
+                    "thinking.type", repr(body.thinking.type[:100]), f"one of {', '.join(_THINKS)}"
+                )
+            variables = {"enable_thinking": thinks, "thinking": thinks} | variables
+        if body.output_config is not None and body.output_config.effort is not None:
+            variables.setdefault("reasoning_effort", body.output_config.effort)
+        return variables
+
+    def origin(self, body: MessagesBody | CountBody, request: Request) -> Origin:
+        if isinstance(body, CountBody):
+            return Origin()
+        user = body.metadata.user_id if body.metadata is not None else None
+        headers = request.headers
+        named = headers.get("x-session-id") or headers.get("x-claude-code-session-id")
+        return Origin(
+            salt=checked_name("cache_salt", body.cache_salt).encode(),
+            priority=checked_priority(body.priority),
+            session=(named or checked_name("session_id", body.session_id) or user or "")[:256] or None,
+            received_us=request.state.received_us,
+            traceparent=headers.get("traceparent", "")[:256] or None,
+        )
+
+    def generates(self, body: MessagesBody | CountBody) -> bool:
+        return True
+
+
+MESSAGES: Final = MessagesSpelling(MessagesBody)
+COUNT: Final = MessagesSpelling(CountBody)
