@@ -226,6 +226,11 @@ class PyScheduler {
         return nb::bytes(bytes.data(), bytes.size());
     }
 
+    nb::tuple take_journal() {
+        const EventLog::Part part = locked([this] { return scheduler_.take_journal(); });
+        return nb::make_tuple(nb::bytes(part.bytes.data(), part.bytes.size()), part.records_before);
+    }
+
     std::int32_t flush_prefix() {
         return locked([this] { return scheduler_.flush_prefix(); });
     }
@@ -303,7 +308,7 @@ void bind_options(nb::module_& m) {
                bool tiers, std::int32_t floor_mtps, const Prices& cost, bool cost_exact,
                std::int32_t host_blocks, std::int32_t disk_blocks, std::int32_t sessions_max,
                std::int32_t door_max, std::int32_t session_tokens, std::uint64_t session_aging_us,
-               std::uint64_t session_idle_us) {
+               std::uint64_t session_idle_us, bool journal) {
                 new (self) Options{.blocks_total = blocks_total,
                                    .block_tokens = block_tokens,
                                    .slots_max = slots_max,
@@ -316,6 +321,7 @@ void bind_options(nb::module_& m) {
                                    .overlap = overlap,
                                    .hash_key = key_of(hash_key),
                                    .log_bytes = log_bytes,
+                                   .journal = journal,
                                    .seed = seed,
                                    .floor = floor,
                                    .session_admission = session_admission,
@@ -341,7 +347,8 @@ void bind_options(nb::module_& m) {
             "retention"_a = false, "tiers"_a = false, "floor_mtps"_a = 0, "cost"_a = nb::make_tuple(0.0, 0.0, 0.0, 0.0, 0.0),
             "cost_exact"_a = false, "host_blocks"_a = 0, "disk_blocks"_a = 0, "sessions_max"_a = Options{}.sessions_max,
             "door_max"_a = Options{}.door_max, "session_tokens"_a = 0,
-            "session_aging_us"_a = Options{}.session_aging_us, "session_idle_us"_a = Options{}.session_idle_us)
+            "session_aging_us"_a = Options{}.session_aging_us, "session_idle_us"_a = Options{}.session_idle_us,
+            "journal"_a = false)
         .def_ro("blocks_total", &Options::blocks_total)
         .def_ro("block_tokens", &Options::block_tokens)
         .def_ro("slots_max", &Options::slots_max)
@@ -353,6 +360,8 @@ void bind_options(nb::module_& m) {
         .def_ro("prefix_cache", &Options::prefix_cache)
         .def_ro("overlap", &Options::overlap)
         .def_ro("log_bytes", &Options::log_bytes)
+        .def_ro("journal", &Options::journal)
+        .def_prop_ro("text", &Options::text, "Lines of name=value, as a journal begins with; without the key.")
         .def_ro("seed", &Options::seed)
         .def_ro("floor", &Options::floor)
         .def_ro("session_admission", &Options::session_admission)
@@ -520,7 +529,8 @@ void bind_scheduler(nb::module_& m) {
         .def("commit", &PyScheduler::commit, "step"_a, "tokens"_a, "now_us"_a = 0, "step_us"_a = 0,
              "Take the result of the oldest step in flight; a late or duplicated one changes nothing. now_us: when "
              "it was there; step_us: what the step took on the device; 0: unknown.")
-        .def("idle_session", &PyScheduler::idle_session, "session"_a, "idle"_a, "gap_key"_a = 0, "now_us"_a,
+        .def("idle_session", &PyScheduler::idle_session, "session"_a, "idle"_a, nb::kw_only(),
+             "gap_key"_a = 0, "now_us"_a,
              "A turn of a session has ended; gap_key names what its next waits for, 0 nothing.")
         .def("close_session", &PyScheduler::close_session, "session"_a, "now_us"_a,
              "No further request of a session will come.")
@@ -533,7 +543,9 @@ void bind_scheduler(nb::module_& m) {
         .def_prop_ro("options", &PyScheduler::options)
         .def("stats", &PyScheduler::stats)
         .def("check", &PyScheduler::check, "Assert the invariants I1-I10; raises InvariantError.")
-        .def("log", &PyScheduler::log, "The event log: its last events, as bytes.");
+        .def("log", &PyScheduler::log, "The event log: its last events, as bytes.")
+        .def("take_journal", &PyScheduler::take_journal, nb::sig("def take_journal(self) -> tuple[bytes, int]"),
+             "Records of the journal since the last call, and how many there were before; options.journal keeps one.");
 }
 
 }  // namespace

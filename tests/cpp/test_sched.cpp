@@ -335,7 +335,7 @@ TEST(equal_events_make_equal_decisions_and_logs) {
 }
 
 TEST(the_log_keeps_the_last_events_whole) {
-    EventLog log(64, 5);
+    EventLog log(64, 5, false);
     for (std::uint64_t i = 0; i < 100; ++i) {
         log.add(EventKind::late, {1000 + i});
     }

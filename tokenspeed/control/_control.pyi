@@ -16,7 +16,7 @@ class InvariantError(RuntimeError):
 class SchedulerOptions:
     """Budgets of a scheduler; plain values, read once."""
 
-    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0, floor: bool = False, session_admission: bool = False, fair_share: bool = False, retention: bool = False, tiers: bool = False, floor_mtps: int = 0, cost: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0), cost_exact: bool = False, host_blocks: int = 0, disk_blocks: int = 0, sessions_max: int = 4096, door_max: int = 1024, session_tokens: int = 0, session_aging_us: int = 600000000, session_idle_us: int = 600000000) -> None: ...
+    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0, floor: bool = False, session_admission: bool = False, fair_share: bool = False, retention: bool = False, tiers: bool = False, floor_mtps: int = 0, cost: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0), cost_exact: bool = False, host_blocks: int = 0, disk_blocks: int = 0, sessions_max: int = 4096, door_max: int = 1024, session_tokens: int = 0, session_aging_us: int = 600000000, session_idle_us: int = 600000000, journal: bool = False) -> None: ...
 
     @property
     def blocks_total(self) -> int: ...
@@ -50,6 +50,13 @@ class SchedulerOptions:
 
     @property
     def log_bytes(self) -> int: ...
+
+    @property
+    def journal(self) -> bool: ...
+
+    @property
+    def text(self) -> str:
+        """Lines of name=value, as a journal begins with; without the key."""
 
     @property
     def seed(self) -> int: ...
@@ -393,7 +400,7 @@ class Scheduler:
         Take the result of the oldest step in flight; a late or duplicated one changes nothing. now_us: when it was there; step_us: what the step took on the device; 0: unknown.
         """
 
-    def idle_session(self, session: int, idle: IdleClass, gap_key: int = 0, now_us: int) -> None:
+    def idle_session(self, session: int, idle: IdleClass, *, gap_key: int = 0, now_us: int) -> None:
         """
         A turn of a session has ended; gap_key names what its next waits for, 0 nothing.
         """
@@ -424,3 +431,8 @@ class Scheduler:
 
     def log(self) -> bytes:
         """The event log: its last events, as bytes."""
+
+    def take_journal(self) -> tuple[bytes, int]:
+        """
+        Records of the journal since the last call, and how many there were before; options.journal keeps one.
+        """

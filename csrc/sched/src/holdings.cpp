@@ -20,7 +20,7 @@ Holdings::Holdings(const Options& options)
       prefilling(options.slots_max),
       decoding(options.slots_max),
       sharing(options),
-      log(options.log_bytes, options.seed) {
+      log(options.log_bytes, options.seed, options.journal) {
     if (options.retention) {
         tree.appraise_by(retention);
     }

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "sched/plan.h"
 
+#include <algorithm>
+#include <array>
+
 #include "base/hash.h"
 
 namespace tokenspeed {
@@ -38,7 +41,10 @@ std::uint64_t PlanBuffer::digest() const {
     digest = digest_of(digest, slots.values());
     digest = digest_of(digest, starts.values());
     digest = digest_of(digest, lengths.values());
-    digest = digest_of(digest, tokens.values());
+    // Which tokens is no decision; how many, and which of them are still in flight, is.
+    const auto in_flight = std::ranges::count(tokens.values(), -1);
+    const std::array<std::int64_t, 2> counts{static_cast<std::int64_t>(tokens.size()), in_flight};
+    digest = digest_of(digest, std::span<const std::int64_t>(counts));
     digest = digest_of(digest, table_slots.values());
     digest = digest_of(digest, table_indexes.values());
     digest = digest_of(digest, table_blocks.values());

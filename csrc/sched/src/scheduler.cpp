@@ -11,9 +11,21 @@
 #include "sched/policy.h"
 
 namespace tokenspeed {
+namespace {
+
+std::uint64_t zigzag(std::int32_t value) {
+    const auto wide = static_cast<std::int64_t>(value);
+    return static_cast<std::uint64_t>(wide < 0 ? -2 * wide - 1 : 2 * wide);
+}
+
+}  // namespace
 
 Scheduler::Scheduler(const Options& options)
-    : options_(options), holdings_(options_), planner_(options_, holdings_) {}
+    : options_(options), holdings_(options_), planner_(options_, holdings_) {
+    if (options_.journal) {
+        holdings_.log.note(EventKind::options, options_.text());
+    }
+}
 
 SubmitStatus Scheduler::submit(const Submission& submission) {
     holdings_.at(submission.now_us);
@@ -40,7 +52,9 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
     holdings_.log.add(EventKind::submit, {submission.id.value, static_cast<std::uint64_t>(prompt_tokens),
                                           static_cast<std::uint64_t>(submission.ask.tokens_max),
                                           static_cast<std::uint64_t>(status), digest_of(0, submission.prompt),
-                                          submission.now_us});
+                                          submission.now_us,
+                                          static_cast<std::uint64_t>(submission.ask.tokens_min),
+                                          zigzag(submission.priority), submission.ask.stop_ids.size()});
     if (status != SubmitStatus::accepted) {
         return status;
     }
@@ -52,6 +66,7 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
         ledger->hash_blocks(options_.hash_key, hash_salt(options_.hash_key, submission.salt),
                             options_.block_tokens);
     }
+    note_prompt(submission, *ledger);
     holdings_.enter(Waiting{std::move(ledger)});
     if (holdings_.waiting.rank(0) == rank) {
         holdings_.wake();  // another request is the first of those waiting
@@ -73,6 +88,18 @@ void Scheduler::log_terms(const Submission& submission) {
                            static_cast<std::uint64_t>(terms.floor_mtps), terms.deadline_us, terms.retain_us,
                            terms.final ? 1U : 0U});
     }
+}
+
+void Scheduler::note_prompt(const Submission& submission, const Ledger& ledger) {
+    if (!options_.journal) {
+        return;
+    }
+    const Hash128 salt = hash_salt(options_.hash_key, submission.salt);
+    noted_.assign({submission.id.value, EventLog::number_of(salt)});
+    for (const Hash128 hash : ledger.block_hashes()) {
+        noted_.push_back(EventLog::number_of(hash));
+    }
+    holdings_.log.note(EventKind::prompt, noted_);
 }
 
 void Scheduler::idle_session(SessionId session, IdleClass idle, std::uint64_t gap_key, std::uint64_t now_us) {
@@ -148,8 +175,10 @@ bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
         return false;
     }
     if (!planner_.plan(plan, StepId{steps_ + 1}, now_us)) {
+        holdings_.log.add(EventKind::no_plan, {now_us});
         return false;
     }
+    note_rows(plan);
     ++steps_;
     Counters& counters = holdings_.counters;
     ++counters.steps;
@@ -157,8 +186,27 @@ bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
     counters.tokens_computed += count_of(plan.tokens);
     holdings_.log.add(EventKind::plan, {plan.step.value, now_us, static_cast<std::uint64_t>(plan.rows()),
                                         static_cast<std::uint64_t>(plan.decode_rows),
-                                        static_cast<std::uint64_t>(plan.tokens.size()), plan.digest()});
+                                        static_cast<std::uint64_t>(plan.tokens.size()), plan.digest(),
+                                        static_cast<std::uint64_t>(plan.work.context_tokens),
+                                        static_cast<std::uint64_t>(plan.work.prefill_pairs)});
     return true;
+}
+
+void Scheduler::note_rows(const PlanBuffer& plan) {
+    if (!options_.journal) {
+        return;
+    }
+    noted_.assign({plan.step.value});
+    for (std::size_t row = 0; row < plan.request_ids.size(); ++row) {
+        const auto length = static_cast<std::uint64_t>(plan.lengths.values()[row]);
+        noted_.push_back(plan.request_ids.values()[row]);
+        noted_.push_back(2 * length + plan.sampled.values()[row]);
+    }
+    const auto rows = std::span<const std::uint64_t>(noted_).subspan(1);
+    if (!std::ranges::equal(rows, rows_noted_)) {
+        rows_noted_.assign(rows.begin(), rows.end());
+        holdings_.log.note(EventKind::rows, noted_);
+    }
 }
 
 CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens, OutcomeBuffer& outcome,
@@ -179,9 +227,15 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
     holdings_.log.add(EventKind::commit,
                       {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens), now_us, step_us});
     InFlight& flight = flights.take_oldest();
-    std::size_t sample = 0;
+    noted_.assign({step.value});
+    samples_committed_ = 0;
     for (const InFlight::Row& row : flight.rows()) {
-        commit_row(row, row.sampled ? tokens[sample++] : 0, outcome);
+        const auto sample = static_cast<std::size_t>(samples_committed_);
+        commit_row(row, row.sampled ? tokens[sample] : 0, outcome);
+        samples_committed_ += row.sampled ? 1 : 0;
+    }
+    if (noted_.size() > 1) {
+        holdings_.log.note(EventKind::results, noted_);
     }
     const bool freed = flight.retire();
     if (freed && !planted(Plant::lost_wakeup)) {
@@ -233,14 +287,33 @@ void Scheduler::commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outc
     outcome.finishes.push(static_cast<std::uint8_t>(reason));
     holdings_.counters.tokens_sampled += token < 0 ? 0 : 1;
     if (reason == FinishReason::none) {
-        (void)on(std::move(request), Token{token});
+        note_token(*on(std::move(request), Token{token}).ledger);
         return;
+    }
+    if (reason != FinishReason::length) {
+        note_said(reason == FinishReason::error ? Said::failed : Said::stop);
     }
     if (planted(Plant::double_finish) && reason == FinishReason::stop) {
         ended_.push_back({id, reason});
     }
     finish(reason == FinishReason::error ? on(holdings_.decoding.extract(seat), Fail{})
                                          : on(holdings_.decoding.extract(seat), Stop{token, reason}));
+}
+
+void Scheduler::note_token(Ledger& ledger) {
+    const std::int32_t known = ledger.tokens_known();
+    if (options_.journal && options_.prefix_cache && known % options_.block_tokens == 0) {
+        const std::int32_t block = known / options_.block_tokens - 1;
+        const Hash128 hash = ledger.block_hash(options_.hash_key, options_.block_tokens, block);
+        note_said(Said{static_cast<std::uint32_t>(Said::first) + EventLog::number_of(hash)});
+    }
+}
+
+void Scheduler::note_said(Said said) {
+    if (options_.journal) {
+        noted_.push_back(samples_committed_);
+        noted_.push_back(static_cast<std::uint64_t>(said));
+    }
 }
 
 void Scheduler::freeze_full(Ledger& ledger, Residence& residence) {

@@ -262,7 +262,7 @@ def test_equal_events_give_equal_logs() -> None:
             scheduler.commit(plan.step, np.zeros(plan.samples, np.int32))
         logs.append(scheduler.log())
     assert logs[0] == logs[1]
-    assert logs[0].startswith(b"TSL1\x03")
+    assert logs[0].startswith(b"TSL2\x03")
 
 
 def test_calls_from_many_threads_wait_for_each_other() -> None:

@@ -59,5 +59,5 @@ def test_a_full_ring_keeps_the_last_events_whole() -> None:
 
 
 def test_other_bytes_are_refused() -> None:
-    with pytest.raises(ValueError, match="TSL1"):
+    with pytest.raises(ValueError, match="TSL2"):
         read_log(b"nonsense")

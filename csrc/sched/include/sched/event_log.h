@@ -1,21 +1,31 @@
 // SPDX-License-Identifier: MIT
-// EventLog: the last events of a scheduler, always on, in a ring of bytes; a step costs at most 200.
+// EventLog: the events of a scheduler in order: what came in, what was decided. Always on, in a ring of bytes; a
+// step costs at most 200. With `journal`, the same and what replay needs besides goes to a buffer that somebody
+// takes away in time, from the first event on.
 //
-// Snapshot: "TSL1", seed u64, records dropped u64, then records: kind u8, payload length u8, payload of
-// LEB128 varints. With the prompts and results at hand (their digests are here) the events reproduce every
-// decision.
+//   snapshot, journal: "TSL2", seed u64, records before the first u64, then records
+//   record:            kind u8, length of the payload LEB128, payload: LEB128 varints, but for `options` (text)
+//
+// Format and fields: docs/reference/event-log.md. A journal reproduces every decision bit for bit and holds no
+// token: a full block is a number drawn from its keyed hash (31 bits), any other token is 0.
 #pragma once
 
 #include <cstdint>
 #include <initializer_list>
+#include <span>
+#include <string_view>
 #include <vector>
+
+#include "base/hash.h"
 
 namespace tokenspeed {
 
 enum class EventKind : std::uint8_t {
-    submit = 1,   // request, prompt tokens, tokens_max, status, digest of the prompt, now_us
+    // In the ring and in the journal. Signed numbers are zigzag.
+    submit = 1,   // request, prompt tokens, tokens_max, status, digest of the prompt, now_us, tokens_min, priority
+                  // (signed), stop ids
     cancel = 2,   // request, was it alive
-    plan = 3,     // step, now_us, rows, decode rows, tokens, digest of the plan
+    plan = 3,     // step, now_us, rows, decode rows, tokens, digest of the plan, context tokens, prefill pairs
     bind = 4,     // request, slot, cached tokens
     retract = 5,  // request
     finish = 6,   // request, reason
@@ -26,18 +36,55 @@ enum class EventKind : std::uint8_t {
     idle_session = 11,   // session, idle class, gap key, now_us
     close_session = 12,  // session, now_us
     decision = 13,       // reason, what it is about (a request, a root session), a number
+    no_plan = 14,        // now_us: nothing could run
+    // In the journal alone.
+    options = 64,  // text: a line "name=value" for each, first of all
+    prompt = 65,   // request, salt (a keyed number), then a number for each full block; after its submit
+    rows = 66,     // step, then request and 2 * new tokens + sampled for each row; where they are not those of the
+                   // plan before; before its plan
+    results = 67,  // step, then place among the samples and what it was (Said) for each that is not 0; after its
+                   // commit
+};
+
+// What a result means to the scheduler, without saying it.
+enum class Said : std::uint32_t {
+    token = 0,   // a token that ends no block
+    failed = 1,  // the row was not finite
+    stop = 2,    // one that ended its request
+    first = 3,   // from here on: 3 + the number of the block it completes
 };
 
 class EventLog {
  public:
-    EventLog(std::int32_t bytes_max, std::uint64_t seed);
+    EventLog(std::int32_t bytes_max, std::uint64_t seed, bool journal);
 
     void add(EventKind kind, std::initializer_list<std::uint64_t> fields);
+    // To the journal alone; nothing without one.
+    void note(EventKind kind, std::span<const std::uint64_t> fields);
+    void note(EventKind kind, std::string_view text);
+    [[nodiscard]] bool journals() const { return journals_; }
+
     [[nodiscard]] std::vector<std::uint8_t> snapshot() const;
+    // The journal's records since the last call; how many there were before the first of them.
+    struct Part {
+        std::vector<std::uint8_t> bytes;
+        std::uint64_t records_before;
+    };
+    Part take();
+
+    // The number that stands for a full block in a journal: equal blocks with equal history have equal ones.
+    static std::uint32_t number_of(Hash128 hash) {
+        constexpr std::uint64_t kNumbers = 0x7FFF'FFF0;  // a token id, and neither 0 nor one that is reserved
+        return static_cast<std::uint32_t>(1 + hash.low % kNumbers);
+    }
 
  private:
     [[nodiscard]] std::uint8_t byte(std::size_t at) const { return ring_[at & mask_]; }
     void put(std::uint8_t value) { ring_[(start_ + size_++) & mask_] = value; }
+    void ring(EventKind kind);
+    void journal(EventKind kind);
+    // The record at the start of the ring, in bytes.
+    [[nodiscard]] std::size_t oldest() const;
 
     std::vector<std::uint8_t> ring_;  // a power of two
     std::size_t mask_;
@@ -45,6 +92,11 @@ class EventLog {
     std::size_t size_ = 0;
     std::uint64_t seed_;
     std::uint64_t dropped_ = 0;
+    std::vector<std::uint8_t> payload_;  // scratch
+    bool journals_;
+    std::vector<std::uint8_t> journal_;
+    std::uint64_t journaled_ = 0;  // records, ever
+    std::uint64_t taken_ = 0;      // of these
 };
 
 }  // namespace tokenspeed

@@ -26,6 +26,7 @@ struct Options {
     std::int32_t shared_blocks_min = 8;
     HashKey hash_key{};
     std::int32_t log_bytes = 1 << 20;
+    bool journal = false;  // keep every event, and what replay needs, until somebody takes it
     std::uint64_t seed = 0;  // names the run in logs and failures
 
     // Policies: with all of them off, requests run first come, first served, over an LRU of blocks.
@@ -64,6 +65,8 @@ struct Options {
     [[nodiscard]] std::int32_t outcomes_max() const {
         return 2 * rows_per_step_max + 2 * slots_max + 2 * waiting_max;
     }
+    // As lines of name=value, by which another run can be given them; without the key of hashes.
+    [[nodiscard]] std::string text() const;
     // What is wrong with these options; empty where nothing is.
     [[nodiscard]] std::string fault() const;
 };

@@ -85,6 +85,7 @@ class Scheduler {
     // Prompt and output of a live request; empty for any other.
     [[nodiscard]] std::span<const std::int32_t> tokens(RequestId id) const;
     [[nodiscard]] std::vector<std::uint8_t> log() const { return holdings_.log.snapshot(); }
+    [[nodiscard]] EventLog::Part take_journal() { return holdings_.log.take(); }
     // Assert I1-I10; throws InvariantError.
     void check() const;
     // Equal digests: equal decisions from here on (step and request numbers aside).
@@ -103,6 +104,11 @@ class Scheduler {
     template <class State>
     void commit_computed(State& request, std::int32_t tokens);
     void commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outcome);
+    // To the journal: a prompt, the rows of a plan, what a result was.
+    void note_prompt(const Submission& submission, const Ledger& ledger);
+    void note_rows(const PlanBuffer& plan);
+    void note_token(Ledger& ledger);
+    void note_said(Said said);
     void freeze_full(Ledger& ledger, Residence& residence);
     void finish(Finished&& finished);
     // As many of ended_ as there is room for; the rest with the next outcome.
@@ -114,6 +120,9 @@ class Scheduler {
     std::uint64_t steps_ = 0;
     std::int64_t sequence_ = 0;
     std::vector<Ended> ended_;
+    std::vector<std::uint64_t> noted_;       // scratch: a record of the journal
+    std::vector<std::uint64_t> rows_noted_;  // of the last plan
+    std::uint64_t samples_committed_ = 0;    // of the step being committed
 };
 
 }  // namespace tokenspeed
