@@ -108,9 +108,9 @@ def replay(log: EventLog) -> Replay:
     scheduler = Scheduler(options)
     feeder = Feeder(scheduler, log.events, block_tokens=options.block_tokens)
     recorded = [event for event in log.events if event.kind not in NOT_COMPARED]
-    inputs = list(feeder.inputs())
+    inputs = sum(event.kind in INPUTS for event in log.events)
     place = steps = 0
-    for number, event in enumerate(inputs, 1):
+    for number, event in enumerate(feeder.inputs(), 1):
         steps += event.kind == "plan"
         feeder.feed(event)
         for mine in _journal_of(scheduler, log.seed):
@@ -118,13 +118,13 @@ def replay(log: EventLog) -> Replay:
                 continue
             theirs = recorded[place] if place < len(recorded) else None
             place += 1
-            if theirs is None and number == len(inputs):
+            if theirs is None and number == inputs:
                 break
             if theirs is None or _bare(theirs) != _bare(mine):
                 return Replay(len(log.events), number, steps, Difference(place, theirs, mine))
     left = next((event for event in recorded[place:] if event.kind not in PRELUDES), None)
     difference = None if left is None else Difference(place + 1, left, None)
-    return Replay(len(log.events), len(inputs), steps, difference)
+    return Replay(len(log.events), inputs, steps, difference)
 
 
 class Feeder:
