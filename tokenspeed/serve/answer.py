@@ -7,6 +7,7 @@ same events of the same path, so a streamed answer joined is the whole one.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from tokenspeed.base.sampling import TokenLogprob
 from tokenspeed.serve.generation import Generation, Update
 from tokenspeed.serve.sse import EventStream, abort_on_disconnect
-from tokenspeed.text.events import Event
+from tokenspeed.text.events import Event, Reasoning
 from tokenspeed.text.output import OutputFinish
 
 HEARTBEAT_S: Final = 10.0
@@ -33,6 +34,7 @@ class Collected:
     logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     finish: OutputFinish | None = None
     stop_string: str | None = None
+    reasoning_tokens: int = 0
 
     def add(self, update: Update) -> None:
         self.events += update.events
@@ -40,6 +42,7 @@ class Collected:
         self.logprobs += update.logprobs
         self.finish = update.finish
         self.stop_string = update.stop_string
+        self.reasoning_tokens += _reasoning_tokens(update)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int
+    reasoning_tokens: int = 0
+    """Of the completion: those that came as reasoning alone."""
 
     def openai(self) -> dict[str, Any]:
         return {
@@ -116,25 +121,43 @@ async def respond(
         async for update in generation.updates():
             if update is not None:
                 collected[update.index].add(update)
-    usage = Usage(writer.prompt_tokens, sum(len(c.ids) for c in collected), generation.cached_tokens)
+    usage = Usage(
+        writer.prompt_tokens,
+        sum(len(choice.ids) for choice in collected),
+        generation.cached_tokens,
+        sum(choice.reasoning_tokens for choice in collected),
+    )
     return json_response(writer.whole(collected, usage), writer.headers)
 
 
 async def _frames(generation: Generation, writer: Writer) -> AsyncIterator[bytes]:
-    completion_tokens = 0
+    """Frames as updates come, and after every `HEARTBEAT_S` without one, whatever the engine does meanwhile."""
+    completion_tokens = reasoning_tokens = 0
     has_started = False
+    now_s = asyncio.get_running_loop().time
     yield writer.opening()
+    said_s = now_s()
     async for update in generation.updates(HEARTBEAT_S):
-        if update is None:
-            yield writer.heartbeat()
-            continue
-        data = b"" if has_started else writer.started(generation.cached_tokens)
-        has_started = True
-        data += writer.update(update)
-        completion_tokens += len(update.ids)
+        data = b""
+        if update is not None:
+            if not has_started:
+                has_started = True
+                data = writer.started(generation.cached_tokens)
+            data += writer.update(update)
+            completion_tokens += len(update.ids)
+            reasoning_tokens += _reasoning_tokens(update)
+        if not data and (update is None or now_s() - said_s >= HEARTBEAT_S):
+            data = writer.heartbeat()
         if data:
             yield data
-    yield writer.closing(Usage(writer.prompt_tokens, completion_tokens, generation.cached_tokens))
+            said_s = now_s()
+    usage = Usage(writer.prompt_tokens, completion_tokens, generation.cached_tokens, reasoning_tokens)
+    yield writer.closing(usage)
+
+
+def _reasoning_tokens(update: Update) -> int:
+    events = update.events
+    return len(update.ids) if events and all(isinstance(event, Reasoning) for event in events) else 0
 
 
 def json_response(document: Any, headers: dict[str, str] | None = None) -> Response:

@@ -27,10 +27,12 @@ from tokenspeed.serve.anthropic import messages
 from tokenspeed.serve.auth import guard
 from tokenspeed.serve.errors import ApiError, answer_of
 from tokenspeed.serve.openai import chat, completions, tokens
+from tokenspeed.serve.responses import create
 from tokenspeed.serve.service import Service
 
 _log = get_logger("serve")
 _NEAR: Final = 0.75  # a slip of the path; /v1/messages is another API, no slip of /v1/models
+_RESPONSE: Final = "/v1/responses/{id}"
 _Handler = Callable[[Request, Service, bytes], Awaitable[Response]]
 
 POSTS: Final[dict[str, _Handler]] = {
@@ -38,6 +40,7 @@ POSTS: Final[dict[str, _Handler]] = {
     "/v1/completions": completions.handle,
     "/v1/messages": messages.handle,
     "/v1/messages/count_tokens": messages.count_tokens,
+    "/v1/responses": create.handle,
     "/tokenize": tokens.tokenize,
     "/detokenize": tokens.detokenize,
 }
@@ -48,6 +51,7 @@ def build(service: Service) -> Starlette:
     gets = {
         "/v1/models": _models,
         "/v1/models/{model:path}": _model,
+        _RESPONSE: create.retrieve,
         "/health": _health,
         "/ready": _ready,
         "/metrics": _metrics,
@@ -59,6 +63,7 @@ def build(service: Service) -> Starlette:
     }
     routes = [Route(path, _with_service(service, handler), methods=["GET"]) for path, handler in gets.items()]
     routes += [Route(path, _with_body(service, handler), methods=["POST"]) for path, handler in POSTS.items()]
+    routes.append(Route(_RESPONSE, _with_service(service, create.delete), methods=["DELETE"]))
     app = Starlette(
         routes=routes,
         middleware=guard(service.config.server),

@@ -116,9 +116,9 @@ class Parts:
         yield Opened(part)
 
 
-def parts_of(events: Iterable[Event]) -> list[Part]:
-    """All parts of a whole answer."""
+def parts_of(events: Iterable[Event], status: CallStatus = "complete") -> list[Part]:
+    """All parts of a whole answer; `status` is what becomes of one that is open at its end."""
     parts = Parts()
-    for _ in (*parts.changes(events), *parts.end()):
+    for _ in (*parts.changes(events), *parts.end(status)):
         pass
     return parts.all

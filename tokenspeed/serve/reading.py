@@ -62,11 +62,11 @@ class Spelling(Protocol[B]):
     history: str
     """The field that grows from turn to turn; it and `tools` are not decoded with the others."""
 
-    def place(self, data: bytes, fields: Fields) -> tuple[bytes, int, int] | None:
-        """Bytes, and where in them the history's array begins and its last element ends; None if there is none."""
+    def place(self, data: bytes, fields: Fields, service: Service) -> tuple[bytes, int, int]:
+        """Bytes, and where in them the history's array begins and its last element ends."""
         ...
 
-    def documents(self, body: B, raw: Document) -> list[Document]:
+    def documents(self, body: B, raw: Document, service: Service) -> list[Document]:
         """The history of a body that was read whole."""
         ...
 
@@ -161,7 +161,7 @@ async def prompt_of(asking: Asking[B], service: Service) -> Prompt:
         body, raw = service.bodies.parse(data, spelling.body)
     else:
         body, raw = asking.body, asking.raw
-    documents = spelling.documents(body, raw)
+    documents = spelling.documents(body, raw, service)
     messages = [*spelling.leading(body), *spelling.messages(documents, service)]
     tools = None if asking.tools is None else asking.tools.plain
     variables = spelling.variables(body)
@@ -209,9 +209,7 @@ def _read_part(request: Request, service: Service, data: bytes, spelling: Spelli
     apart = (spelling.history, "tools")
     try:
         fields = {name: field for name, field in _FIELDS.decode(data).items() if not _is_null(field)}
-        place = spelling.place(data, fields)
-        if place is None:
-            return None
+        where, begin, end = spelling.place(data, fields, service)
         raw = {name: msgspec.json.decode(field) for name, field in fields.items() if name not in apart}
         body = msgspec.convert(raw | {spelling.history: []}, spelling.body, str_keys=True)
         service.bodies.note_unknown(fields, spelling.body)
@@ -223,7 +221,6 @@ def _read_part(request: Request, service: Service, data: bytes, spelling: Spelli
         variables = msgspec.json.encode(spelling.variables(body), order="sorted")
     except (msgspec.MsgspecError, RequestError, UnicodeDecodeError, RecursionError, KeyError):
         return None
-    where, begin, end = place
     if not 0 <= begin < end or not where.startswith(b"[", begin) or not spelling.generates(body):
         return None
     asked = Asked(
@@ -257,7 +254,7 @@ def _full_ids(data: bytes, spelling: Spelling[B], service: Service) -> list[int]
     """The ids of a body by the slow true path."""
     body, raw = service.bodies.parse(data, spelling.body)
     tools = _tools_of(spelling, body, raw)
-    messages = spelling.messages(spelling.documents(body, raw), service)
+    messages = spelling.messages(spelling.documents(body, raw, service), service)
     return service.text.prompt_of_chat(
         [*spelling.leading(body), *messages],
         tools=None if tools is None else tools.plain,

@@ -21,6 +21,7 @@ from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import ApiError, ErrorNote
 from tokenspeed.serve.generation import Choice, Engine, Generation, Origin
 from tokenspeed.serve.request_log import RequestLog
+from tokenspeed.serve.responses.store import Store
 from tokenspeed.serve.seal import Seal
 from tokenspeed.serve.turns import Turns
 from tokenspeed.text.plane import TextPlane
@@ -41,6 +42,7 @@ class Service:
         self.started_s = int(time.time())
         self.draining = False
         self.bodies = BodyReader(config.server.body_bytes_max)
+        self.responses = Store()
         self.seal = Seal(config.server.api_key)
         directory = config.server.log_requests
         self.request_log = None if directory is None else RequestLog(Path(directory))

@@ -13,10 +13,12 @@ from scripted import Script
 
 from tokenspeed.serve.anthropic.schema import CountBody, MessagesBody
 from tokenspeed.serve.openai.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from tokenspeed.serve.responses.schema import ResponsesBody
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference"
-PAGES = {MessagesBody: "messages.md", CountBody: "messages.md"}
+PAGES = {MessagesBody: "messages.md", CountBody: "messages.md", ResponsesBody: "responses.md"}
 LEAST = {
+    "/v1/responses": (ResponsesBody, {"input": "hi"}),
     "/v1/messages": (MessagesBody, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/messages/count_tokens": (CountBody, {"messages": [{"role": "user", "content": "hi"}]}),
     "/v1/chat/completions": (ChatBody, {"messages": [{"role": "user", "content": "hi"}]}),
@@ -70,7 +72,7 @@ def test_every_field_is_in_the_reference(path, name):
     assert name in page(LEAST[path][0])
 
 
-@pytest.mark.parametrize("body", [ChatBody, CompletionBody, MessagesBody])
+@pytest.mark.parametrize("body", [ChatBody, CompletionBody, MessagesBody, ResponsesBody])
 def test_every_ignored_field_is_in_the_reference_and_no_field_of_the_body(body):
     assert all(name in page(body) for name in body.ignored)
     assert not body.ignored & set(body.__struct_encode_fields__)

@@ -28,10 +28,10 @@ class MessagesSpelling:
     def __init__(self, body: type[MessagesBody] | type[CountBody]) -> None:
         self.body = body
 
-    def place(self, data: bytes, fields: Fields) -> tuple[bytes, int, int]:
+    def place(self, data: bytes, fields: Fields, service: Service) -> tuple[bytes, int, int]:
         return array_place(data, fields["messages"])
 
-    def documents(self, body: MessagesBody | CountBody, raw: Document) -> list[Document]:
+    def documents(self, body: MessagesBody | CountBody, raw: Document, service: Service) -> list[Document]:
         if not body.messages:
             raise out_of_range("messages", "empty", "a list of at least one message")
         return raw["messages"]

@@ -24,10 +24,10 @@ class ChatSpelling:
     body = ChatBody
     history = "messages"
 
-    def place(self, data: bytes, fields: Fields) -> tuple[bytes, int, int]:
+    def place(self, data: bytes, fields: Fields, service: Service) -> tuple[bytes, int, int]:
         return array_place(data, fields["messages"])
 
-    def documents(self, body: ChatBody, raw: Document) -> list[Document]:
+    def documents(self, body: ChatBody, raw: Document, service: Service) -> list[Document]:
         if not body.messages:
             raise out_of_range("messages", "empty", "a list of at least one message")
         return raw["messages"]
