@@ -36,6 +36,8 @@ using namespace nb::literals;
 namespace tokenspeed {
 namespace {
 
+using Numbers = nb::ndarray<const std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 std::span<const std::int32_t> view(const Tokens& array) { return {array.data(), array.shape(0)}; }
@@ -202,6 +204,31 @@ class PyScheduler {
         locked([&] { scheduler_.close_session(SessionId{session}, now_us); });
     }
 
+    void transferred(const Numbers& copies, const Bytes& results, std::uint64_t now_us) {
+        if (copies.shape(0) != results.shape(0)) {
+            throw nb::value_error("transferred takes one result per copy");
+        }
+        locked([&] {
+            scheduler_.transferred({copies.data(), copies.shape(0)}, {results.data(), results.shape(0)}, now_us);
+        });
+    }
+
+    void corrupt(const Tokens& blocks, std::uint64_t now_us) {
+        locked([&] { scheduler_.corrupt(view(blocks), now_us); });
+    }
+
+    std::int32_t adopt(TierKind tier, const Tokens& blocks, const Numbers& hashes, const Numbers& parents) {
+        if (hashes.shape(0) != 2 * blocks.shape(0) || parents.shape(0) != hashes.shape(0)) {
+            throw nb::value_error("adopt takes two words of hash, and two of the one before, per block");
+        }
+        const auto words = [](const Numbers& array) {
+            std::vector<Hash128> all(array.shape(0) / 2);
+            std::memcpy(all.data(), array.data(), all.size() * sizeof(Hash128));
+            return all;
+        };
+        return locked([&] { return scheduler_.adopt(tier, view(blocks), words(hashes), words(parents)); });
+    }
+
     OutcomeView drain() {
         locked([this] { scheduler_.drain(outcome_.buffer); });
         return copy_outcome();
@@ -308,7 +335,8 @@ void bind_options(nb::module_& m) {
                bool tiers, std::int32_t floor_mtps, const Prices& cost, bool cost_exact,
                std::int32_t host_blocks, std::int32_t disk_blocks, std::int32_t sessions_max,
                std::int32_t door_max, std::int32_t session_tokens, std::uint64_t session_aging_us,
-               std::uint64_t session_idle_us, bool journal) {
+               std::uint64_t session_idle_us, bool journal, bool stamps,
+               std::int32_t copies_per_step_max, std::uint64_t copy_late_us) {
                 new (self) Options{.blocks_total = blocks_total,
                                    .block_tokens = block_tokens,
                                    .slots_max = slots_max,
@@ -333,6 +361,9 @@ void bind_options(nb::module_& m) {
                                    .cost_exact = cost_exact,
                                    .host_blocks = host_blocks,
                                    .disk_blocks = disk_blocks,
+                                   .stamps = stamps,
+                                   .copies_per_step_max = copies_per_step_max,
+                                   .copy_late_us = copy_late_us,
                                    .sessions_max = sessions_max,
                                    .door_max = door_max,
                                    .session_tokens = session_tokens,
@@ -348,7 +379,8 @@ void bind_options(nb::module_& m) {
             "cost_exact"_a = false, "host_blocks"_a = 0, "disk_blocks"_a = 0, "sessions_max"_a = Options{}.sessions_max,
             "door_max"_a = Options{}.door_max, "session_tokens"_a = 0,
             "session_aging_us"_a = Options{}.session_aging_us, "session_idle_us"_a = Options{}.session_idle_us,
-            "journal"_a = false)
+            "journal"_a = false, "stamps"_a = false, "copies_per_step_max"_a = Options{}.copies_per_step_max,
+            "copy_late_us"_a = Options{}.copy_late_us)
         .def_ro("blocks_total", &Options::blocks_total)
         .def_ro("block_tokens", &Options::block_tokens)
         .def_ro("slots_max", &Options::slots_max)
@@ -378,6 +410,9 @@ void bind_options(nb::module_& m) {
         .def_ro("cost_exact", &Options::cost_exact)
         .def_ro("host_blocks", &Options::host_blocks)
         .def_ro("disk_blocks", &Options::disk_blocks)
+        .def_ro("stamps", &Options::stamps)
+        .def_ro("copies_per_step_max", &Options::copies_per_step_max)
+        .def_ro("copy_late_us", &Options::copy_late_us)
         .def_ro("sessions_max", &Options::sessions_max)
         .def_ro("door_max", &Options::door_max)
         .def_ro("session_tokens", &Options::session_tokens)
@@ -428,6 +463,15 @@ void bind_plan(nb::module_& m) {
     TS_ARRAY(12, group_rows, "int32", "[M] decode rows that share leading blocks, group after group");
     TS_ARRAY(13, group_sizes, "int32", "[G] rows of each group");
     TS_ARRAY(14, group_blocks, "int32", "[G] leading blocks the rows of each group have in common");
+    TS_ARRAY(15, copy_ids, "uint64", "[C] copies between tiers, to be made beside the step and reported by these");
+    TS_ARRAY(16, copy_from_tiers, "uint8", "[C] Tier each comes from");
+    TS_ARRAY(17, copy_to_tiers, "uint8", "[C] Tier each goes to");
+    TS_ARRAY(18, copy_from, "int32", "[C] block of the one tier");
+    TS_ARRAY(19, copy_to, "int32", "[C] block of the other");
+    TS_ARRAY(20, copy_hashes, "uint64", "[4 C] two words of its hash, two of that of the block before it");
+    TS_ARRAY(21, frozen_blocks, "int32", "[F] blocks that will not be written again (options.stamps)");
+    TS_ARRAY(22, frozen_names, "uint64", "[F] what each is found by");
+    TS_ARRAY(23, cached_names, "uint64", "[U] what the cached blocks of bound requests are found by, in order");
 #undef TS_ARRAY
 }
 
@@ -481,7 +525,25 @@ void bind_values(nb::module_& m) {
         .value("SESSION_AGED", Reason::session_aged)
         .value("SESSION_FINAL", Reason::session_final)
         .value("SESSION_CLOSED", Reason::session_closed)
-        .value("SESSION_IDLE", Reason::session_idle);
+        .value("SESSION_IDLE", Reason::session_idle)
+        .value("FETCHED", Reason::fetched)
+        .value("FETCH_LATE", Reason::fetch_late)
+        .value("QUARANTINED", Reason::quarantined);
+    nb::enum_<TierKind>(m, "Tier", nb::is_arithmetic(), "Where KV is.")
+        .value("DEVICE", TierKind::device)
+        .value("HOST", TierKind::host)
+        .value("DISK", TierKind::disk);
+    nb::enum_<CopyResult>(m, "CopyResult", nb::is_arithmetic(), "What became of a copy between tiers.")
+        .value("FAILED", CopyResult::failed, "nothing is known of the target; the source is as it was")
+        .value("DONE", CopyResult::done)
+        .value("CORRUPT", CopyResult::corrupt, "the source does not hold what was stored");
+    nb::class_<TierStats>(m, "TierStats", "Blocks of a lower tier, by what they are.")
+        .def_ro("blocks_total", &TierStats::blocks_total)
+        .def_ro("blocks_free", &TierStats::blocks_free)
+        .def_ro("blocks_held", &TierStats::blocks_held)
+        .def_ro("blocks_in_flight", &TierStats::blocks_in_flight)
+        .def_ro("blocks_quarantined", &TierStats::blocks_quarantined)
+        .def_ro("evictions", &TierStats::evictions);
     nb::class_<Stats> stats(m, "Stats", "Counts of this moment, and totals since the start.");
     stats.def_ro("waiting", &Stats::waiting)
         .def_ro("prefilling", &Stats::prefilling)
@@ -495,7 +557,16 @@ void bind_values(nb::module_& m) {
         .def_ro("blocks_evictable", &Stats::blocks_evictable)
         .def_ro("slots_free", &Stats::slots_free)
         .def_ro("steps_in_flight", &Stats::steps_in_flight)
-        .def_ro("evictions", &Stats::evictions);
+        .def_ro("evictions", &Stats::evictions)
+        .def_ro("blocks_quarantined", &Stats::blocks_quarantined)
+        .def_ro("host", &Stats::host)
+        .def_ro("disk", &Stats::disk)
+        .def_ro("transfers", &Stats::transfers, "Ways between tiers with copies that are not all reported.")
+        .def_prop_ro("blocks_demoted", [](const Stats& s) { return s.moved.blocks_demoted; })
+        .def_prop_ro("blocks_promoted", [](const Stats& s) { return s.moved.blocks_promoted; })
+        .def_prop_ro("copies_failed", [](const Stats& s) { return s.moved.copies_failed; })
+        .def_prop_ro("copies_corrupt", [](const Stats& s) { return s.moved.copies_corrupt; })
+        .def_prop_ro("fetches_late", [](const Stats& s) { return s.moved.fetches_late; });
 #define TS_COUNTER(name) stats.def_prop_ro(#name, [](const Stats& s) { return s.counters.name; })
     TS_COUNTER(accepted);
     TS_COUNTER(finished);
@@ -508,6 +579,8 @@ void bind_values(nb::module_& m) {
     TS_COUNTER(retractions);
     TS_COUNTER(blocks_deduplicated);
     TS_COUNTER(results_late);
+    TS_COUNTER(blocks_corrupt);
+    TS_COUNTER(scrubs);
     TS_COUNTER(queue_us);
 #undef TS_COUNTER
 }
@@ -534,6 +607,12 @@ void bind_scheduler(nb::module_& m) {
              "A turn of a session has ended; gap_key names what its next waits for, 0 nothing.")
         .def("close_session", &PyScheduler::close_session, "session"_a, "now_us"_a,
              "No further request of a session will come.")
+        .def("transferred", &PyScheduler::transferred, "copy_ids"_a, "results"_a, "now_us"_a,
+             "What became of copies (CopyResult each); in any order, at any time, once or more.")
+        .def("corrupt", &PyScheduler::corrupt, "blocks"_a, "now_us"_a,
+             "These blocks of the device do not hold what was stored; before the commit of the step that found it.")
+        .def("adopt", &PyScheduler::adopt, "tier"_a, "blocks"_a, "hashes"_a, "parents"_a,
+             "Blocks that a tier has held since before this scheduler; how many could be placed.")
         .def("drain", &PyScheduler::drain, "Requests that were cancelled since the last commit or drain.")
         .def("tokens", &PyScheduler::tokens, "request_id"_a,
              nb::sig("def tokens(self, request_id: int) -> numpy.typing.NDArray[numpy.int32]"),

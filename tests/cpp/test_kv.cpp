@@ -251,7 +251,7 @@ TEST(random_paths_keep_the_tree_whole) {
         } else if (dice < 6 && !paths.empty()) {
             const PathLease& path = *paths[random.below(paths.size())];
             if (path.size() > 0) {
-                kv.tree.classify(path.last(), rest(static_cast<std::uint8_t>(random.below(kRestClasses))));
+                kv.tree.classify(path.last(), rest(static_cast<std::uint8_t>(random.below(static_cast<std::uint64_t>(kRestCondemned)))));
             }
             kv.tree.at(1024 * static_cast<std::uint64_t>(turn / 4));
         } else if (dice < 8 && !paths.empty()) {

@@ -81,7 +81,7 @@ TEST(tools_beyond_the_most_share_a_class) {
         seen.push_back(rest_after(retention, SessionId{key}, IdleClass::tool, key));
         EXPECT(static_cast<std::size_t>(seen.back()) < kRestClasses);
     }
-    EXPECT(seen[0] != seen[25] && seen[26] == seen[39]);
+    EXPECT(seen[0] != seen[22] && seen[23] == seen[39]);
     EXPECT(rest_after(retention, SessionId{50}, IdleClass::tool, 3) == seen[2]);
 }
 

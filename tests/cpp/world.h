@@ -73,9 +73,11 @@ class World {
           requests_(std::move(requests)),
           emitted_(requests_.size()),
           state_(requests_.size(), State::unborn),
-          arena_(static_cast<std::size_t>(options.blocks_total * options.block_tokens), 0),
           slots_(static_cast<std::size_t>(options.slots_max)),
           outcome_(options) {
+        for (const std::int32_t blocks : {options.blocks_total, options.host_blocks, options.disk_blocks}) {
+            tiers_.emplace_back(static_cast<std::size_t>(blocks * options.block_tokens), 0);
+        }
         for (std::int32_t i = 0; i <= options.steps_in_flight_max(); ++i) {
             plans_.push_back(std::make_unique<Owned<PlanBuffer>>(options));
         }
@@ -112,7 +114,12 @@ class World {
     // Plan and launch; false where nothing can run.
     bool plan() {
         PlanBuffer& plan = plans_[plan_next_]->buffer;
-        if (!scheduler.plan(plan, now_us)) {
+        const bool planned = scheduler.plan(plan, now_us);
+        if (scheduler.stats().counters.scrubs != scrubs_) {
+            scrubs_ = scheduler.stats().counters.scrubs;
+            quarantined_.clear();
+        }
+        if (!planned) {
             return false;
         }
         plan_next_ = (plan_next_ + 1) % plans_.size();
@@ -151,6 +158,42 @@ class World {
         require(scheduler.digest() == before, "a late result changes the state");
     }
 
+    // A copy comes to its end: the target holds what the source holds, or anything at all.
+    void land(std::size_t i, CopyResult result) {
+        const Copy copy = copies_.at(i);
+        copies_.erase(copies_.begin() + static_cast<std::ptrdiff_t>(i));
+        for (std::int32_t token = 0; token < scheduler.options().block_tokens; ++token) {
+            const std::uint64_t value = held(copy.from_tier, copy.from, token);
+            require(value == copy.content[static_cast<std::size_t>(token)], "I11: the source of a copy has changed");
+            require(held(copy.to_tier, copy.to, token) == kGarbage, "I11: the target of a copy was written");
+            if (result == CopyResult::done) {
+                held(copy.to_tier, copy.to, token) = value;
+            }
+        }
+        if (result == CopyResult::corrupt && copy.from_tier == 0) {
+            result = CopyResult::failed;
+        }
+        report(copy.id, result);
+    }
+
+    // Reports that were heard before, and of copies that never were.
+    void report_again() {
+        for (const std::uint64_t id : reported_) {
+            report(id, CopyResult::done);
+        }
+        report(0, CopyResult::done);
+        report(std::uint64_t{1} << 40U, CopyResult::corrupt);
+    }
+
+    // The memory of a block is found not to hold what was stored.
+    void find_corrupt(std::int32_t block) {
+        const std::int32_t before = scheduler.stats().blocks_quarantined;
+        scheduler.corrupt(std::span<const std::int32_t>(&block, 1), now_us);
+        if (scheduler.stats().blocks_quarantined > before) {
+            quarantined_.insert(block);
+        }
+    }
+
     void drain() {
         scheduler.drain(outcome_.buffer);
         hear(false);
@@ -161,7 +204,12 @@ class World {
         for (int turn = 0; !scheduler.idle(); ++turn) {
             require(turn < 2000, "the scheduler does not come to an end");
             const bool planned = plan();
-            require(planned || !flights_.empty(), "requests wait, nothing runs, nothing is in flight");
+            require(planned || !flights_.empty() || !copies_.empty(),
+                    "requests wait, nothing runs, nothing is in flight");
+            if (!copies_.empty() && (turn % 3 == 0 || (!planned && flights_.empty()))) {
+                land(0, CopyResult::done);
+                continue;
+            }
             if (!planned ||
                 static_cast<std::int32_t>(flights_.size()) == scheduler.options().steps_in_flight_max()) {
                 commit();
@@ -169,17 +217,34 @@ class World {
             scheduler.check();
         }
         drain();
+        for (int turn = 0; plan() || !copies_.empty() || !flights_.empty(); ++turn) {
+            require(turn < 2000, "the tiers do not come to rest");
+            while (!flights_.empty()) {
+                commit();
+            }
+            while (!copies_.empty()) {
+                land(copies_.size() - 1, CopyResult::done);
+            }
+            scheduler.check();
+        }
         for (const State state : state_) {
             require(state == State::unborn || state == State::finished, "a request never finishes");
         }
         const Stats stats = scheduler.stats();
-        require(stats.blocks_free + stats.blocks_evictable == stats.blocks_total, "blocks are lost");
+        require(stats.transfers == 0, "a transfer never lands");
+        require(stats.blocks_free + stats.blocks_evictable + stats.blocks_quarantined == stats.blocks_total,
+                "blocks are lost");
         require(stats.slots_free == scheduler.options().slots_max, "slots are lost");
         (void)scheduler.flush_prefix();
-        require(scheduler.stats().blocks_free == stats.blocks_total, "a flush leaves blocks behind");
+        const Stats flushed = scheduler.stats();
+        require(flushed.blocks_free + flushed.blocks_quarantined == stats.blocks_total, "a flush leaves blocks behind");
+        for (const TierStats& tier : {flushed.host, flushed.disk}) {
+            require(tier.blocks_free + tier.blocks_quarantined == tier.blocks_total, "a flush leaves blocks below");
+        }
     }
 
     [[nodiscard]] State state(std::size_t i) const { return state_[i]; }
+    [[nodiscard]] std::size_t copies() const { return copies_.size(); }
     [[nodiscard]] std::size_t flights() const { return flights_.size(); }
     [[nodiscard]] std::size_t requests() const { return requests_.size(); }
     [[nodiscard]] const std::vector<std::int32_t>& emitted(std::size_t i) const { return emitted_[i]; }
@@ -204,11 +269,50 @@ class World {
         std::map<std::int32_t, std::size_t> rows;     // slot -> request
     };
 
+    struct Copy {
+        std::uint64_t id;
+        std::uint8_t from_tier, to_tier;
+        std::int32_t from, to;
+        std::vector<std::uint64_t> content;
+    };
+    static constexpr std::uint64_t kGarbage = 0xbad;
+
+    std::uint64_t& held(std::uint8_t tier, std::int32_t block, std::int32_t token) {
+        return tiers_[tier].at(static_cast<std::size_t>(block * scheduler.options().block_tokens + token));
+    }
+
+    void report(std::uint64_t id, CopyResult result) {
+        const auto value = static_cast<std::uint8_t>(result);
+        scheduler.transferred(std::span<const std::uint64_t>(&id, 1), std::span<const std::uint8_t>(&value, 1), now_us);
+        if (reported_.size() == 8) {
+            reported_.erase(reported_.begin());
+        }
+        reported_.push_back(id);
+    }
+
+    // Copies run beside the step: what they read stays, what they write is anything until they are reported.
+    void start_copies(const PlanBuffer& plan) {
+        for (std::size_t i = 0; i < plan.copy_ids.size(); ++i) {
+            Copy copy{plan.copy_ids.values()[i],
+                      plan.copy_from_tiers.values()[i],
+                      plan.copy_to_tiers.values()[i],
+                      plan.copy_from.values()[i],
+                      plan.copy_to.values()[i],
+                      {}};
+            for (std::int32_t token = 0; token < scheduler.options().block_tokens; ++token) {
+                copy.content.push_back(held(copy.from_tier, copy.from, token));
+                require(copy.content.back() != kGarbage, "a copy reads what no copy has brought yet");
+                held(copy.to_tier, copy.to, token) = kGarbage;
+            }
+            copies_.push_back(std::move(copy));
+        }
+    }
+
     std::uint64_t& kv(Slot& slot, std::int32_t position) {
         const std::int32_t block_tokens = scheduler.options().block_tokens;
         const auto entry = slot.table.find(position / block_tokens);
         require(entry != slot.table.end(), "a position has no table entry");
-        return arena_[static_cast<std::size_t>(entry->second * block_tokens + position % block_tokens)];
+        return tiers_[0][static_cast<std::size_t>(entry->second * block_tokens + position % block_tokens)];
     }
 
     void launch(const PlanBuffer& plan) {
@@ -225,7 +329,9 @@ class World {
         for (std::size_t i = 0; i < plan.table_slots.size(); ++i) {
             Slot& slot = slots_[static_cast<std::size_t>(plan.table_slots.values()[i])];
             slot.table[plan.table_indexes.values()[i]] = plan.table_blocks.values()[i];
+            require(!quarantined_.contains(plan.table_blocks.values()[i]), "a quarantined block is used again");
         }
+        start_copies(plan);
         Flight flight{plan.step, {}, {}, {}};
         std::size_t token = 0;
         for (std::size_t row = 0; row < plan.request_ids.size(); ++row) {
@@ -365,7 +471,11 @@ class World {
     std::vector<Request> requests_;
     std::vector<std::vector<std::int32_t>> emitted_;
     std::vector<State> state_;
-    std::vector<std::uint64_t> arena_;
+    std::vector<std::vector<std::uint64_t>> tiers_;  // KV of the device, the host, the disk
+    std::vector<Copy> copies_;                       // asked for and not reported, oldest first
+    std::vector<std::uint64_t> reported_;            // the last reports, to be repeated
+    std::set<std::int32_t> quarantined_;
+    std::int64_t scrubs_ = 0;
     std::vector<Slot> slots_;
     std::vector<std::unique_ptr<Owned<PlanBuffer>>> plans_;
     std::size_t plan_next_ = 0;

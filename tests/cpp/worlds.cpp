@@ -20,7 +20,19 @@ using world::Request;
 using world::World;
 
 // What an event is depends on the state it meets: an index into the menu of that state.
-enum class Kind : std::uint8_t { submit, cancel, plan, commit, commit_failed, commit_late, drain };
+enum class Kind : std::uint8_t {
+    submit,
+    cancel,
+    plan,
+    commit,
+    commit_failed,
+    commit_late,
+    drain,
+    copied,
+    copy_failed,
+    copy_corrupt,
+    corrupt
+};
 struct Event {
     Kind kind;
     std::uint8_t request;
@@ -28,7 +40,8 @@ struct Event {
 
 const char* name(Kind kind) {
     constexpr const char* kNames[] = {"submit",        "cancel",      "plan", "commit",
-                                      "commit_failed", "commit_late", "drain"};
+                                      "commit_failed", "commit_late", "drain", "copied", "copy_failed",
+                                      "copy_corrupt",  "corrupt"};
     return kNames[static_cast<std::size_t>(kind)];
 }
 
@@ -56,6 +69,18 @@ void apply(World& world, Event event) {
         case Kind::drain:
             world.drain();
             break;
+        case Kind::copied:
+            world.land(0, CopyResult::done);
+            break;
+        case Kind::copy_failed:
+            world.land(0, CopyResult::failed);
+            break;
+        case Kind::copy_corrupt:
+            world.land(world.copies() - 1, CopyResult::corrupt);
+            break;
+        case Kind::corrupt:
+            world.find_corrupt(event.request);
+            break;
     }
 }
 
@@ -79,6 +104,14 @@ std::vector<Event> menu(const World& world, std::int32_t steps_max) {
     }
     events.push_back({Kind::commit_late, 0});
     events.push_back({Kind::drain, 0});
+    if (world.copies() > 0) {
+        events.push_back({Kind::copied, 0});
+        events.push_back({Kind::copy_failed, 0});
+        events.push_back({Kind::copy_corrupt, 0});
+    }
+    if (world.scheduler.options().tiers && stats.blocks_frozen > 0 && stats.blocks_quarantined == 0) {
+        events.push_back({Kind::corrupt, 0});
+    }
     return events;
 }
 
@@ -198,6 +231,13 @@ std::vector<Small> small_worlds() {
     narrow.rows_per_step_max = 1;
     narrow.slots_max = 3;
     worlds.push_back({"overlap prefix one row", narrow, {a, even, even}});
+    Options tiered = small_options(true, true);
+    tiered.tiers = true;
+    tiered.host_blocks = 2;
+    tiered.copies_per_step_max = 1;
+    worlds.push_back({"overlap prefix host", tiered, {a, stranger}});
+    tiered.disk_blocks = 2;
+    worlds.push_back({"overlap prefix host disk", tiered, {a, ask({1, 2, 3}, 1)}});
     Options unit = small_options(true, true);
     unit.block_tokens = 1;
     unit.blocks_total = 3;
@@ -223,6 +263,14 @@ void wander(std::uint64_t seed, std::size_t& transitions) {
                     .hash_key = {seed, 7},
                     .log_bytes = 1024,
                     .seed = seed};
+    if (random.below(2) > 0) {
+        options.tiers = true;
+        options.host_blocks = between(0, 20);
+        options.disk_blocks = between(0, 30);
+        options.copies_per_step_max = between(1, 8);
+        options.copy_late_us = random.below(5'000);
+        options.retention = random.below(2) > 0;
+    }
     options.tokens_per_step_max = options.rows_per_step_max + between(0, 20);
     options.prefill_tokens_max = between(1, 20);
     std::vector<Request> requests;
@@ -241,14 +289,31 @@ void wander(std::uint64_t seed, std::size_t& transitions) {
         }
         request.salt = random.below(3) == 0 ? "tenant" : "";
         request.priority = between(0, 2) - 1;
+        request.terms.session = SessionId{random.below(5)};
+        request.terms.retain_us = random.below(4) == 0 ? 1'000 : 0;
+        request.terms.final = random.below(8) == 0;
         requests.push_back(std::move(request));
     }
     World world(options, requests);
+    world.now_us = 1;
     std::size_t next = 0;
     for (int turn = 0; turn < 400 && (next < requests.size() || !world.scheduler.idle());
          ++turn, ++transitions) {
         const std::uint64_t dice = random.below(100);
-        if (dice < 15 && next < requests.size()) {
+        world.now_us += random.below(3'000);
+        if (world.copies() > 0 && random.below(3) > 0) {
+            const std::uint64_t luck = random.below(20);
+            world.land(random.below(world.copies()),
+                       luck < 17 ? CopyResult::done : luck < 19 ? CopyResult::failed : CopyResult::corrupt);
+        } else if (options.tiers && random.below(60) == 0) {
+            world.find_corrupt(static_cast<std::int32_t>(random.below(static_cast<std::uint64_t>(options.blocks_total))));
+        } else if (random.below(20) == 0) {
+            world.report_again();
+            world.scheduler.idle_session(SessionId{random.below(5)}, IdleClass{static_cast<std::uint8_t>(random.below(3))},
+                                         random.below(4), world.now_us);
+        } else if (random.below(60) == 0) {
+            world.scheduler.close_session(SessionId{random.below(5)}, world.now_us);
+        } else if (dice < 15 && next < requests.size()) {
             next += world.submit(next) == SubmitStatus::queue_full ? 0 : 1;
         } else if (dice < 18 && next > 0) {
             (void)world.cancel(random.below(next));

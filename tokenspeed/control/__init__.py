@@ -10,6 +10,7 @@ plans and commits; others may submit, cancel and look meanwhile. `read_log` deco
 """
 
 from tokenspeed.control._control import (
+    CopyResult,
     Finish,
     IdleClass,
     InvariantError,
@@ -20,10 +21,12 @@ from tokenspeed.control._control import (
     SchedulerOptions,
     Stats,
     SubmitStatus,
+    Tier,
 )
 from tokenspeed.control.log import Event, EventLog, read_log
 
 __all__ = [
+    "CopyResult",
     "Event",
     "EventLog",
     "Finish",
@@ -36,5 +39,6 @@ __all__ = [
     "SchedulerOptions",
     "Stats",
     "SubmitStatus",
+    "Tier",
     "read_log",
 ]

@@ -34,6 +34,7 @@ SAID_FIRST: Final = 3
 ACCEPTED: Final = 0
 INPUTS: Final = frozenset(
     {"submit", "cancel", "plan", "no_plan", "commit", "late", "flush", "idle_session", "close_session"}
+    | {"transferred", "corrupt"}
 )
 """Records that stand for a call; a commit's results and a submit's prompt and terms come with them."""
 WITHOUT_VALUES: Final = {"submit": ("digest",), "commit": ("digest",)}
@@ -92,7 +93,7 @@ def options_of(log: EventLog) -> SchedulerOptions:
         values[name] = (
             tuple(float.fromhex(each) for each in value.split(",")) if name == "cost" else int(value)
         )
-    for name in ("prefix_cache", "overlap", "floor", "session_admission", "fair_share", "retention", "tiers"):
+    for name in ("prefix_cache", "overlap", "floor", "session_admission", "fair_share", "retention", "tiers", "stamps"):
         values[name] = bool(values[name])
     values["cost_exact"] = bool(values["cost_exact"])
     return SchedulerOptions(journal=True, **values)
@@ -169,6 +170,14 @@ class Feeder:
                 self._scheduler.commit(fields["step"], np.empty(0, np.int32))
             case "flush":
                 self._scheduler.flush_prefix()
+            case "transferred":
+                first, count = fields["copy"], fields["copies"]
+                copies = np.arange(first, first + count, dtype=np.uint64)
+                self._scheduler.transferred(
+                    copies, np.full(count, fields["result"], np.uint8), fields["now_us"]
+                )
+            case "corrupt":
+                self._scheduler.corrupt(np.array([fields["block"]], np.int32), fields["now_us"])
             case "idle_session":
                 self._scheduler.idle_session(
                     fields["session"],

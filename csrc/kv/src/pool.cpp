@@ -27,6 +27,21 @@ std::optional<BlockLease> Pool::try_lease() {
     return BlockLease(*this, block);
 }
 
+std::vector<std::optional<BlockLease>> Pool::claim(std::span<const std::int32_t> blocks) {
+    std::vector<std::optional<BlockLease>> leases;
+    leases.reserve(blocks.size());
+    for (const std::int32_t each : blocks) {
+        const BlockId block{each};
+        const bool free = each >= 0 && each < blocks_total() && state(block) == BlockState::free;
+        if (free) {
+            change(block, BlockState::leased);
+        }
+        leases.push_back(free ? std::optional(BlockLease(*this, block)) : std::nullopt);
+    }
+    std::erase_if(free_, [this](BlockId block) { return state(block) != BlockState::free; });
+    return leases;
+}
+
 void Pool::change(BlockId block, BlockState to) noexcept {
     BlockState& state = states_[block.index()];
     --counts_[static_cast<std::size_t>(state)];
@@ -37,12 +52,20 @@ void Pool::change(BlockId block, BlockState to) noexcept {
     }
 }
 
+void Pool::scrub() noexcept {
+    for (std::size_t i = 0; blocks_in(BlockState::quarantined) > 0; ++i) {
+        if (states_[i] == BlockState::quarantined) {
+            change(BlockId{static_cast<std::int32_t>(i)}, BlockState::free);
+        }
+    }
+}
+
 std::uint64_t Pool::digest(std::uint64_t seed) const {
     return digest_of(digest_of(seed, std::span<const BlockId>(free_)), std::span<const BlockState>(states_));
 }
 
 void Pool::check_counts() const {
-    std::array<std::int32_t, 4> seen{};
+    std::array<std::int32_t, kBlockStates> seen{};
     for (const BlockState state : states_) {
         ++seen[static_cast<std::size_t>(state)];
     }

@@ -63,7 +63,19 @@ PathLease PrefixTree::lease(const Match& match) {
     if (!planted(Plant::dropped_use)) {
         use(match.last);
     }
+    if (match.last != kNoBlock) {
+        node(match.last).rest = static_cast<std::uint32_t>(kRestUnknown);
+    }
     return PathLease(*this, match.last, match.size);
+}
+
+PathLease PrefixTree::hold(BlockId last) {
+    std::int32_t size = 0;
+    for (BlockId block = last; block != kNoBlock; block = node(block).parent) {
+        ++size;
+    }
+    use(last);
+    return PathLease(*this, last, size);
 }
 
 std::optional<BlockLease> PrefixTree::freeze(PathLease& path, Hash128 hash, BlockLease lease) {
@@ -111,6 +123,14 @@ BlockId PrefixTree::victim() const {
     return least;
 }
 
+std::optional<std::uint64_t> PrefixTree::worth_least() const {
+    const BlockId least = victim();
+    if (least == kNoBlock) {
+        return std::nullopt;
+    }
+    return appraiser_ == nullptr ? 0 : appraiser_->worth(rest(least), now_ - node(least).rested);
+}
+
 bool PrefixTree::evict_one() {
     BlockId evicted = victim();
     if (evicted == kNoBlock) {
@@ -122,30 +142,95 @@ bool PrefixTree::evict_one() {
             evicted = parent;
         }
     }
-    const Node& at = node(evicted);
-    if (at.children == 0) {
+    if (node(evicted).children == 0) {
         unlink(evicted);
     }
     index_erase(evicted);
+    ++evictions_;
+    remove(evicted, BlockState::free);
+    return true;
+}
+
+void PrefixTree::remove(BlockId block, BlockState to) noexcept {
     climbing_ = kNoBlock;
-    if (at.parent != kNoBlock) {
-        // A parent without children was used no later than they were, so it leaves next.
+    while (true) {
+        const Node at = node(block);
+        --frozen_;
+        pool_->change(block, to);
+        if (at.parent == kNoBlock) {
+            return;
+        }
         Node& parent = node(at.parent);
-        if (--parent.children == 0 && parent.uses == 0) {
-            parent.rest = at.rest;
-            parent.rested = at.rested;
+        if (--parent.children > 0 || parent.uses > 0) {
+            return;
+        }
+        if (!condemned(at.parent)) {
+            if (RestClass{static_cast<std::uint8_t>(at.rest)} < kRestCondemned) {
+                // A parent without children was used no later than they were, so it leaves next.
+                parent.rest = at.rest;
+                parent.rested = at.rested;
+                climbing_ = at.parent;
+            }
             link_oldest(at.parent);
-            climbing_ = at.parent;
+            return;
+        }
+        block = at.parent;
+        to = gone_as(block);
+    }
+}
+
+std::int32_t PrefixTree::condemn(BlockId block) {
+    enum class Fate : std::uint8_t { unknown, sound, lost };
+    std::vector<Fate> fates(nodes_.size(), Fate::unknown);
+    fates[block.index()] = Fate::lost;
+    std::vector<BlockId> lost{block};
+    std::vector<BlockId> climbed;
+    for (std::size_t i = 0; i < nodes_.size(); ++i) {
+        BlockId at{static_cast<std::int32_t>(i)};
+        if (pool_->state(at) != BlockState::frozen) {
+            continue;
+        }
+        climbed.clear();
+        while (at != kNoBlock && fates[at.index()] == Fate::unknown) {
+            climbed.push_back(at);
+            at = node(at).parent;
+        }
+        const Fate fate = at == kNoBlock ? Fate::sound : fates[at.index()];
+        for (auto each = climbed.rbegin(); each != climbed.rend(); ++each) {  // a parent before its children
+            fates[each->index()] = fate;
+            if (fate == Fate::lost) {
+                lost.push_back(*each);
+            }
         }
     }
-    --frozen_;
-    ++evictions_;
-    pool_->change(evicted, BlockState::free);
-    return true;
+    for (const BlockId each : lost) {
+        if (!condemned(each)) {
+            index_erase(each);
+        }
+    }
+    std::erase_if(lost, [this](BlockId each) { return condemned(each); });
+    for (const BlockId each : lost) {
+        Node& at = node(each);
+        if (at.uses == 0 && at.children == 0) {
+            unlink(each);
+        }
+        at.rest = static_cast<std::uint32_t>(each == block ? kRestCorrupt : kRestCondemned);
+    }
+    for (const BlockId each : lost) {
+        const Node& at = node(each);
+        if (pool_->state(each) == BlockState::frozen && at.uses == 0 && at.children == 0) {
+            remove(each, gone_as(each));
+        }
+    }
+    climbing_ = kNoBlock;
+    return static_cast<std::int32_t>(lost.size());
 }
 
 void PrefixTree::classify(BlockId block, RestClass rest) noexcept {
     Node& at = node(block);
+    if (condemned(block)) {
+        return;
+    }
     const bool resting = at.uses == 0 && at.children == 0;
     if (resting) {
         unlink(block);
@@ -166,7 +251,6 @@ void PrefixTree::use(BlockId block) noexcept {
         if (at.children == 0) {
             unlink(block);
         }
-        at.rest = static_cast<std::uint32_t>(kRestUnknown);
         block = at.parent;
     }
 }
@@ -181,10 +265,13 @@ void PrefixTree::unuse(BlockId block) noexcept {
             return;
         }
         --in_use_;
-        if (at.children == 0) {
+        const BlockId parent = at.parent;
+        if (at.children == 0 && condemned(block)) {
+            remove(block, gone_as(block));  // the parent is in use by it, still
+        } else if (at.children == 0) {
             link_youngest(block);
         }
-        block = at.parent;
+        block = parent;
     }
 }
 
@@ -282,7 +369,11 @@ void PrefixTree::check_tree(std::span<const std::int32_t> paths_ending) const {
         ++frozen;
         in_use += at.uses > 0 ? 1 : 0;
         leaves_idle += at.uses == 0 && at.children == 0 ? 1 : 0;
-        check(find(at.hash) == block, Invariant::I4, "a frozen block is not found by its hash");
+        check((find(at.hash) == block) != condemned(block), Invariant::I4,
+              "a frozen block is not found by its hash, or a condemned one is");
+        check(!condemned(block) || at.uses > 0, Invariant::I3, "a condemned block that nobody uses is kept");
+        check(at.parent == kNoBlock || !condemned(at.parent) || condemned(block), Invariant::I4,
+              "a block follows a condemned one");
         if (at.parent != kNoBlock) {
             check(pool_->state(at.parent) == BlockState::frozen, Invariant::I4,
                   "the parent of a node is absent");

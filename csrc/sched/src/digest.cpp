@@ -13,7 +13,7 @@ namespace {
 class Digest {
  public:
     explicit Digest(const Holdings& holdings)
-        : holdings_(holdings), value_(holdings.retention.digest(holdings.tree.digest(holdings.pool.digest(1)))) {}
+        : holdings_(holdings), value_(holdings.tiers.digest(holdings.retention.digest(holdings.tree.digest(holdings.pool.digest(1))))) {}
 
     void add(std::int64_t number) { value_ = digest_of(value_, std::span<const std::int64_t>(&number, 1)); }
     void add_ledger(const Ledger& ledger) {

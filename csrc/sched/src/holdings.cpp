@@ -20,7 +20,8 @@ Holdings::Holdings(const Options& options)
       prefilling(options.slots_max),
       decoding(options.slots_max),
       sharing(options),
-      log(options.log_bytes, options.seed, options.journal) {
+      log(options.log_bytes, options.seed, options.journal),
+      tiers(options, pool, tree, retention, log) {
     if (options.retention) {
         tree.appraise_by(retention);
     }
@@ -105,6 +106,38 @@ void Holdings::retract(Place place) {
     wake();
 }
 
+void Holdings::quarantine(BlockId block) {
+    if (pool.state(block) != BlockState::frozen || tree.condemned(block)) {
+        return;
+    }
+    std::vector<Place> readers;
+    const auto look = [&](auto& roster, StateKind kind) {
+        for (std::int32_t i = 0; i < roster.size(); ++i) {
+            const Seat seat = roster.seat(i);
+            if (tree.on_path(block, roster[seat].residence.table.path().last())) {
+                readers.push_back({kind, seat});
+            }
+        }
+    };
+    look(prefilling, StateKind::prefilling);
+    look(decoding, StateKind::decoding);
+    for (const Place each : readers) {
+        retract(each);
+    }
+    (void)tree.condemn(block);
+    wake();
+}
+
+bool Holdings::scrub_if_stuck(std::int32_t running) {
+    const bool stuck = requests_running() <= running && !flights_hold() &&
+                       pool.blocks_in(BlockState::quarantined) > 0;
+    if (stuck) {
+        pool.scrub();
+        ++counters.scrubs;
+    }
+    return stuck;
+}
+
 namespace {
 
 // Recounts who holds what, and compares.
@@ -122,11 +155,13 @@ class Audit {
         }
         (state == BlockState::leased ? leased_ : in_flight_) += blocks.size();
     }
-    void add_residence(const Residence& residence, BlockState state) {
-        const PathLease& path = residence.table.path();
+    void add_path(const PathLease& path) {
         if (path.last() != kNoBlock) {
             ++paths_ending_[path.last().index()];
         }
+    }
+    void add_residence(const Residence& residence, BlockState state) {
+        add_path(residence.table.path());
         add_blocks(residence.table.tail(), state,
                    state == BlockState::leased ? Invariant::I2 : Invariant::I6);
         ++slots_;
@@ -198,6 +233,9 @@ void Holdings::check_all(const Options& options, StepId step_last) const {
             audit.add_blocks(each, BlockState::in_flight, Invariant::I6);
         }
     }
+    tiers.visit_device([&](const PathLease& path) { audit.add_path(path); },
+                       [&](const BlockList& blocks) { audit.add_blocks(blocks, BlockState::in_flight, Invariant::I11); });
+    tiers.check_tiers();
     audit.finish(options.slots_max);
     const auto alive = static_cast<std::int64_t>(waiting.size() + requests_running());
     check(static_cast<std::int64_t>(places.size()) == alive, Invariant::I8, "a live request cannot be found");

@@ -38,6 +38,7 @@ std::string Options::fault() const {
         below("floor_mtps", floor_mtps, 0),
         below("host_blocks", host_blocks, 0),
         below("disk_blocks", disk_blocks, 0),
+        below("copies_per_step_max", copies_per_step_max, 1),
         below("sessions_max", sessions_max, 1),
         below("door_max", door_max, 1),
         below("session_tokens", session_tokens, 0),
@@ -87,6 +88,9 @@ std::string Options::text() const {
     number("cost_exact", cost_exact);
     number("host_blocks", host_blocks);
     number("disk_blocks", disk_blocks);
+    number("copies_per_step_max", copies_per_step_max);
+    number("copy_late_us", copy_late_us);
+    number("stamps", stamps);
     number("sessions_max", sessions_max);
     number("door_max", door_max);
     number("session_tokens", session_tokens);

@@ -27,6 +27,15 @@ void PlanBuffer::clear() {
     group_rows.clear();
     group_sizes.clear();
     group_blocks.clear();
+    copy_ids.clear();
+    copy_from_tiers.clear();
+    copy_to_tiers.clear();
+    copy_from.clear();
+    copy_to.clear();
+    copy_hashes.clear();
+    frozen_blocks.clear();
+    frozen_names.clear();
+    cached_names.clear();
 }
 
 void PlanBuffer::add_delta(SlotId slot, std::int32_t index, BlockId block) {
@@ -51,7 +60,10 @@ std::uint64_t PlanBuffer::digest() const {
     digest = digest_of(digest, cached_tokens.values());
     digest = digest_of(digest, group_rows.values());
     digest = digest_of(digest, group_sizes.values());
-    return digest_of(digest, group_blocks.values());
+    digest = digest_of(digest, group_blocks.values());
+    digest = digest_of(digest, copy_ids.values());
+    digest = digest_of(digest, copy_from.values());
+    return digest_of(digest, copy_to.values());
 }
 
 void OutcomeBuffer::clear() {

@@ -22,18 +22,34 @@ bool Planner::plan(PlanBuffer& plan, StepId step, std::uint64_t now_us) {
     for (const Holdings::PendingRedirect& each : holdings_.redirects) {
         plan.add_delta(each.slot, each.index, each.block);
     }
+    name_frozen(plan);
     plan_decodes(plan);
     plan.decode_rows = plan.rows();
     plan_prefills(plan);
     plan_admissions(plan, now_us);
-    if (plan.rows() == 0) {
+    holdings_.tiers.plan(plan);
+    if (plan.rows() == 0 && plan.copy_ids.size() == 0) {
         return false;
     }
     holdings_.sharing.mark(plan);
+    holdings_.frozen.erase(holdings_.frozen.begin(),
+                           holdings_.frozen.begin() + static_cast<std::ptrdiff_t>(frozen_named_));
     holdings_.redirects.clear();  // sent; a plan without rows leaves them for the next
     plan.samples = holdings_.flights.next().samples();
     holdings_.flights.launch(step);
     return true;
+}
+
+void Planner::name_frozen(PlanBuffer& plan) {
+    const std::size_t count = std::min(holdings_.frozen.size(), plan.frozen_blocks.room());
+    for (std::size_t i = 0; i < count; ++i) {
+        const Holdings::Frozen& each = holdings_.frozen[i];
+        if (holdings_.tree.holds(each.block, each.hash)) {
+            plan.frozen_blocks.push(each.block.value);
+            plan.frozen_names.push(each.hash.high);
+        }
+    }
+    frozen_named_ = count;
 }
 
 void Planner::plan_decodes(PlanBuffer& plan) {
@@ -94,6 +110,9 @@ std::optional<BlockLease> Planner::block_for(Seat seat, StepId step) {
         const std::optional<Place> last = last_unplanned(step);
         check(last.has_value(), Invariant::I10, "a decode row without a block is not among the running");
         const bool itself = holdings_.ledger(*last).rank() == rank;
+        if (itself && holdings_.scrub_if_stuck(1)) {
+            continue;
+        }
         holdings_.retract(*last);
         if (itself) {
             return std::nullopt;
@@ -164,6 +183,11 @@ bool Planner::admit(PlanBuffer& plan, Seat seat, std::uint64_t now_us) {
     if (static_cast<std::size_t>(blocks) > plan.table_slots.room()) {
         return false;  // the next plan has room for its table
     }
+    if (holdings_.tiers.fetch(ledger, policy::hit_blocks_max(ledger.tokens_known(), options_.block_tokens),
+                              holdings_.blocks_available(),
+                              blocks + policy::blocks_reserved(holdings_.requests_running()))) {
+        return false;  // until its KV has come up
+    }
     std::optional<Residence> residence = try_residence(ledger, blocks);
     if (!residence) {
         holdings_.blocked = true;  // until capacity comes free
@@ -188,8 +212,11 @@ std::optional<Residence> Planner::try_residence(const Ledger& ledger, std::int32
     const auto hashes = ledger.block_hashes();
     const PrefixTree::Match match = holdings_.tree.match(hashes.first(std::min(hits_max, hashes.size())));
     // Cached blocks that nobody uses yet count as available until this request takes them.
-    const std::int32_t available = holdings_.blocks_available() - (match.size - match.in_use);
-    if (blocks - match.size + policy::blocks_reserved(holdings_.requests_running()) > available) {
+    const auto fits = [&] {
+        const std::int32_t available = holdings_.blocks_available() - (match.size - match.in_use);
+        return blocks - match.size + policy::blocks_reserved(holdings_.requests_running()) <= available;
+    };
+    if (!fits() && !(holdings_.scrub_if_stuck(0) && fits())) {
         return std::nullopt;
     }
     Table table(holdings_.tree.lease(match), BlockList(holdings_.pool));
@@ -214,6 +241,11 @@ void Planner::announce(PlanBuffer& plan, const Ledger& ledger, const Residence& 
     plan.bound_slots.push(slot.value);
     plan.bound_request_ids.push(ledger.id().value);
     plan.cached_tokens.push(cached);
+    if (options_.stamps) {
+        const auto hashes = ledger.block_hashes().first(static_cast<std::size_t>(cached / options_.block_tokens));
+        std::ranges::transform(hashes, plan.cached_names.extend(hashes.size()).begin(), &Hash128::high);
+    }
+    holdings_.tiers.forget(ledger.id());
     holdings_.counters.tokens_queried += ledger.tokens_known();
     holdings_.counters.tokens_hit += cached;
     holdings_.log.add(EventKind::bind, {ledger.id().value, static_cast<std::uint64_t>(slot.value),

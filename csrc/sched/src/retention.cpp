@@ -122,7 +122,7 @@ Retention::Retention(std::int32_t sessions_max) : sessions_max_(static_cast<std:
     for (std::size_t each = static_cast<std::size_t>(kTool); each < kRestClasses; ++each) {
         gaps_[each].begin(kToolPrior, 4);
     }
-    tools_.reserve(kRestClasses - kToolsFirst);
+    tools_.reserve(kToolsMost);
     places_.reserve(sessions_max_);
 }
 
@@ -135,6 +135,8 @@ std::uint64_t Retention::worth(RestClass rest, Ticks age) const {
     switch (rest) {
         case kGone:
             return 0;
+        case kRestExpected:
+            return ~std::uint64_t{0};
         case kRetainedMinutes:
             return promised(kMinutesUs);
         case kRetainedHour:
@@ -208,7 +210,7 @@ RestClass Retention::class_of(IdleClass idle, std::uint64_t gap_key) {
     const auto known = std::ranges::find(tools_, gap_key);
     const auto place = static_cast<std::size_t>(known - tools_.begin());
     if (known == tools_.end()) {
-        if (tools_.size() == kRestClasses - kToolsFirst) {
+        if (tools_.size() == kToolsMost) {
             return kTool;
         }
         tools_.push_back(gap_key);

@@ -120,9 +120,53 @@ void Scheduler::close_session(SessionId session, std::uint64_t now_us) {
 }
 
 void Scheduler::classify(const std::optional<Retention::Leaf>& leaf) {
-    if (leaf && holdings_.tree.holds(leaf->block, leaf->hash)) {
-        holdings_.tree.classify(leaf->block, leaf->rest);
+    if (leaf) {
+        if (holdings_.tree.holds(leaf->block, leaf->hash)) {
+            holdings_.tree.classify(leaf->block, leaf->rest);
+        }
+        holdings_.tiers.classify(leaf->hash, leaf->rest);
     }
+}
+
+void Scheduler::transferred(std::span<const std::uint64_t> copies, std::span<const std::uint8_t> results,
+                            std::uint64_t now_us) {
+    holdings_.at(now_us);
+    std::size_t begin = 0;
+    bool changed = false;
+    for (std::size_t i = 0; i < copies.size(); ++i) {
+        const bool last = i + 1 == copies.size() || copies[i + 1] != copies[i] + 1 || results[i + 1] != results[i];
+        if (last) {
+            holdings_.log.add(EventKind::transferred, {copies[begin], i + 1 - begin, results[i], now_us});
+            begin = i + 1;
+        }
+        changed |= holdings_.tiers.transferred(copies[i], CopyResult{std::min<std::uint8_t>(results[i], 2)});
+    }
+    if (changed) {
+        holdings_.wake();
+    }
+}
+
+void Scheduler::corrupt(std::span<const std::int32_t> blocks, std::uint64_t now_us) {
+    holdings_.at(now_us);
+    for (const std::int32_t each : blocks) {
+        holdings_.log.add(EventKind::corrupt, {static_cast<std::uint64_t>(each), now_us});
+        if (each >= 0 && each < options_.blocks_total) {
+            ++holdings_.counters.blocks_corrupt;
+            holdings_.quarantine(BlockId{each});
+        }
+    }
+}
+
+std::int32_t Scheduler::adopt(TierKind tier, std::span<const std::int32_t> blocks, std::span<const Hash128> hashes,
+                              std::span<const Hash128> parents) {
+    const std::int32_t placed = holdings_.tiers.adopt(tier, blocks, hashes, parents);
+    holdings_.log.add(EventKind::adopt, {static_cast<std::uint64_t>(tier), blocks.size(),
+                                         static_cast<std::uint64_t>(placed), digest_of(0, hashes)});
+    return placed;
+}
+
+bool Scheduler::idle() const {
+    return holdings_.waiting.empty() && holdings_.requests_running() == 0 && holdings_.flights.empty();
 }
 
 bool Scheduler::cancel(RequestId id) {
@@ -155,6 +199,7 @@ bool Scheduler::cancel(RequestId id) {
 
 void Scheduler::finish(Finished&& finished) {
     holdings_.places.erase(finished.id);
+    holdings_.tiers.forget(finished.id);
     ++holdings_.counters.finished;
     holdings_.log.add(EventKind::finish, {finished.id.value, static_cast<std::uint64_t>(finished.reason)});
     if (finished.leavings) {
@@ -165,6 +210,7 @@ void Scheduler::finish(Finished&& finished) {
                 holdings_.retention.end(finished.terms, last, hash, holdings_.now_us);
             holdings_.tree.classify(last, rest);
         }
+        holdings_.tiers.rest(last);
         holdings_.release(std::move(*finished.leavings));
     }
 }
@@ -326,6 +372,9 @@ void Scheduler::freeze_full(Ledger& ledger, Residence& residence) {
         }
         const Hash128 hash = ledger.block_hash(options_.hash_key, options_.block_tokens, block);
         std::optional<Table::Redirect> redirect = residence.table.freeze_next(holdings_.tree, hash);
+        if (!redirect && options_.stamps) {
+            holdings_.frozen.push_back({residence.table.path().last(), hash});
+        }
         if (redirect) {
             ++holdings_.counters.blocks_deduplicated;
             if (!planted(Plant::unsent_redirect)) {
@@ -356,13 +405,23 @@ std::int32_t Scheduler::flush_prefix() {
     while (holdings_.tree.evict_one()) {
         ++blocks;
     }
+    blocks += holdings_.tiers.flush();
     holdings_.log.add(EventKind::flush, {static_cast<std::uint64_t>(blocks)});
     return blocks;
 }
 
-bool Scheduler::idle() const {
-    return holdings_.waiting.empty() && holdings_.requests_running() == 0 && holdings_.flights.empty();
+namespace {
+
+TierStats tier_stats(const Tier* tier) {
+    if (tier == nullptr) {
+        return {};
+    }
+    return {tier->pool.blocks_total(), tier->pool.blocks_in(BlockState::free),
+            tier->pool.blocks_in(BlockState::frozen), tier->pool.blocks_in(BlockState::in_flight),
+            tier->pool.blocks_in(BlockState::quarantined), tier->tree.evictions()};
 }
+
+}  // namespace
 
 Stats Scheduler::stats() const {
     const Pool& pool = holdings_.pool;
@@ -377,6 +436,11 @@ Stats Scheduler::stats() const {
             .blocks_evictable = holdings_.tree.evictable(),
             .slots_free = holdings_.slots.slots_free(),
             .steps_in_flight = holdings_.flights.size(),
+            .blocks_quarantined = pool.blocks_in(BlockState::quarantined),
+            .host = tier_stats(holdings_.tiers.tier(TierKind::host)),
+            .disk = tier_stats(holdings_.tiers.tier(TierKind::disk)),
+            .transfers = static_cast<std::int32_t>(holdings_.tiers.transfers()),
+            .moved = holdings_.tiers.counters(),
             .evictions = holdings_.tree.evictions(),
             .counters = holdings_.counters};
 }

@@ -10,7 +10,7 @@
 namespace tokenspeed {
 
 enum class Invariant : std::uint8_t {
-    I1 = 1,  // every block is exactly one of free, leased, frozen, in flight; the counts sum to the pool
+    I1 = 1,  // every block is exactly one of free, leased, frozen, in flight, quarantined; the counts sum to the pool
     I2 = 2,  // a writable block has one lease
     I3 = 3,  // a frozen block's uses = paths ending on it (tables, flights) + children in use
     I4 = 4,  // in the tree a present node's parent is present
@@ -20,6 +20,7 @@ enum class Invariant : std::uint8_t {
     I8 = 8,  // every accepted request finishes exactly once
     I9 = 9,  // results commit in launch order
     I10 = 10,  // a runnable request is planned within K steps
+    I11 = 11,  // in every tier a block is free, holds KV, or belongs to one copy in flight; a copy's source stays
 };
 
 // Thrown by check(): the core stops. It says which invariant broke and what was seen.

@@ -7,8 +7,9 @@
 //    |  ~BlockLease     |   \  BlockList::enter_flight                 .
 //    +------------------+    +------------------------> in_flight --> free (~BlockList at retire)
 //
-// A pool knows nothing of requests, tokens or tensors. Every change of state is one move between two of the
-// four states, so the counts always sum to the pool (I1). Running out is a value: try_lease returns nothing.
+// A frozen block whose memory does not hold what was stored leaves the tree for quarantine, and stays there until
+// a scrub. A pool knows nothing of requests, tokens or tensors. Every change of state is one move between two
+// states, so the counts always sum to the pool (I1). Running out is a value: try_lease returns nothing.
 // One pool per KV kind: full attention anchors the prefix tree (a node is named by its block id); a
 // sliding-window or recurrent-state pool hangs its own block of a node on the same id.
 #pragma once
@@ -17,6 +18,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -26,7 +28,8 @@
 namespace tokenspeed {
 
 enum class KvKind : std::uint8_t { full_attention };
-enum class BlockState : std::uint8_t { free, leased, frozen, in_flight };
+enum class BlockState : std::uint8_t { free, leased, frozen, in_flight, quarantined };
+inline constexpr std::size_t kBlockStates = 5;
 
 class BlockLease;
 class BlockList;
@@ -43,6 +46,9 @@ class Pool {
 
     [[nodiscard]] std::optional<BlockLease> try_lease();
 
+    // Leases of these very blocks, nothing where one is not free: they held something before this pool was.
+    [[nodiscard]] std::vector<std::optional<BlockLease>> claim(std::span<const std::int32_t> blocks);
+
     [[nodiscard]] KvKind kind() const { return kind_; }
     [[nodiscard]] std::int32_t block_tokens() const { return block_tokens_; }
     [[nodiscard]] std::int32_t blocks_total() const { return count_of(states_); }
@@ -50,6 +56,8 @@ class Pool {
         return counts_[static_cast<std::size_t>(state)];
     }
     [[nodiscard]] BlockState state(BlockId block) const { return states_[block.index()]; }
+    // Every quarantined block is free again: its memory was seen to.
+    void scrub() noexcept;
     [[nodiscard]] std::uint64_t digest(std::uint64_t seed) const;
     // Asserts I1 by recounting every block.
     void check_counts() const;
@@ -65,7 +73,7 @@ class Pool {
     std::int32_t block_tokens_;
     std::vector<BlockState> states_;
     std::vector<BlockId> free_;  // a stack: the block freed last is leased first
-    std::array<std::int32_t, 4> counts_{};
+    std::array<std::int32_t, kBlockStates> counts_{};
 };
 
 // The only way to a writable block. Move-only; gives its block back when it dies.

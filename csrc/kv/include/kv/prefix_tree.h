@@ -76,6 +76,9 @@ class PrefixTree {
     // The longest known path along `hashes`. Changes nothing.
     [[nodiscard]] Match match(std::span<const Hash128> hashes) const;
     PathLease lease(const Match& match);
+    // The path to a block, to be read by copies: how it rests stays as it is.
+    PathLease hold(BlockId last);
+    PathLease hold(const Match& match) { return hold(match.last); }
 
     // Turn the writable block after `path` into a shared read-only one and make it the end of the path. Where
     // an equal block is known already, the path ends on that one and the caller's lease comes back.
@@ -98,6 +101,29 @@ class PrefixTree {
         return block != kNoBlock && pool_->state(block) == BlockState::frozen && node(block).hash == hash;
     }
     [[nodiscard]] Hash128 hash(BlockId block) const { return node(block).hash; }
+    [[nodiscard]] BlockId parent(BlockId block) const { return node(block).parent; }
+    [[nodiscard]] RestClass rest(BlockId block) const { return RestClass{static_cast<std::uint8_t>(node(block).rest)}; }
+    // Is `block` on the path that ends on `last`?
+    [[nodiscard]] bool on_path(BlockId block, BlockId last) const {
+        while (last != kNoBlock && last != block) {
+            last = node(last).parent;
+        }
+        return last == block;
+    }
+    [[nodiscard]] BlockId find(Hash128 hash) const;
+    // What keeping the next block to be evicted is worth; nothing where none rests.
+    [[nodiscard]] std::optional<std::uint64_t> worth_least() const;
+    // A block that comes to rest now in this class would be worth so much.
+    [[nodiscard]] std::uint64_t worth_of(RestClass rest) const {
+        return appraiser_ == nullptr ? 0 : appraiser_->worth(rest, 0);
+    }
+
+    // The memory of `block` does not hold what was stored: it and all that follows it are never found again. The
+    // one operation that looks at every node; a corrupt block is rare. Returns how many nodes it was.
+    std::int32_t condemn(BlockId block);
+    [[nodiscard]] bool condemned(BlockId block) const {
+        return block != kNoBlock && rest(block) >= kRestCondemned;
+    }
 
     [[nodiscard]] std::int32_t evictable() const { return frozen_ - in_use_; }
     [[nodiscard]] std::int32_t frozen() const { return frozen_; }
@@ -128,7 +154,6 @@ class PrefixTree {
     void use(BlockId block) noexcept;
     void unuse(BlockId block) noexcept;
 
-    [[nodiscard]] BlockId find(Hash128 hash) const;
     void index_insert(BlockId block);
     void index_erase(BlockId block);
 
@@ -140,6 +165,11 @@ class PrefixTree {
     void link_youngest(BlockId block) noexcept;
     void link_oldest(BlockId block) noexcept;
     void unlink(BlockId block) noexcept;
+    // A leaf that nobody uses leaves the tree, and condemned parents that it leaves so; the pool takes it as `to`.
+    void remove(BlockId block, BlockState to) noexcept;
+    [[nodiscard]] BlockState gone_as(BlockId block) const {
+        return rest(block) == kRestCorrupt ? BlockState::quarantined : BlockState::free;
+    }
     // The leaf to evict; nothing where none rests.
     [[nodiscard]] BlockId victim() const;
 
@@ -152,7 +182,7 @@ class PrefixTree {
     BlockId climbing_ = kNoBlock;  // the parent of the block evicted last, where that left it a leaf
     Ticks now_ = 0;
     std::int32_t frozen_ = 0;
-    std::int32_t in_use_ = 0;
+    std::int32_t in_use_ = 0;  // condemned ones included
     std::int64_t evictions_ = 0;
 };
 

@@ -13,6 +13,10 @@ enum class RestClass : std::uint8_t {};
 
 inline constexpr std::size_t kRestClasses = 32;
 inline constexpr RestClass kRestUnknown{1};  // of a block that nobody has classified
+inline constexpr RestClass kRestExpected{kRestClasses - 3};  // fetched for a request that waits: evicted last
+// Not to be found any more, and freed when nobody uses it; of the block itself that is corrupt, quarantined.
+inline constexpr RestClass kRestCondemned{kRestClasses - 2};
+inline constexpr RestClass kRestCorrupt{kRestClasses - 1};
 
 using Ticks = std::uint32_t;
 constexpr Ticks ticks_of(std::uint64_t us) { return static_cast<Ticks>(us >> 10U); }

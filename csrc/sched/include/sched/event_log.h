@@ -37,6 +37,9 @@ enum class EventKind : std::uint8_t {
     close_session = 12,  // session, now_us
     decision = 13,       // reason, what it is about (a request, a root session), a number
     no_plan = 14,        // now_us: nothing could run
+    transferred = 15,    // first copy, copies, result, now_us: a run of equal reports
+    corrupt = 16,        // block of the device that does not hold what was stored, now_us
+    adopt = 17,          // tier, blocks offered, blocks placed, digest of their hashes
     // In the journal alone.
     options = 64,  // text: a line "name=value" for each, first of all
     prompt = 65,   // request, salt (a keyed number), then a number for each full block; after its submit

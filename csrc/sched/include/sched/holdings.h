@@ -20,6 +20,7 @@
 #include "sched/retention.h"
 #include "sched/roster.h"
 #include "sched/sharing.h"
+#include "sched/tiers.h"
 
 namespace tokenspeed {
 
@@ -72,6 +73,8 @@ struct Counters {
     std::int64_t tokens_hit = 0;      // of these, found in the prefix tree
     std::int64_t retractions = 0;
     std::int64_t blocks_deduplicated = 0;
+    std::int64_t blocks_corrupt = 0;  // of the device
+    std::int64_t scrubs = 0;          // times that quarantined blocks were given another chance
     std::int64_t results_late = 0;  // rows of results that nobody waited for
     std::uint64_t queue_us = 0;     // arrival to first admission, summed
 };
@@ -100,6 +103,11 @@ struct Holdings {
     void release(Residence&& leavings);
     void release(BlockLease&& duplicate);
     void retract(Place place);
+    // The memory of a frozen block does not hold what was stored: who runs on it is sent back, nobody finds it again.
+    void quarantine(BlockId block);
+    // What does not fit, with nothing in flight and no more than `running` requests, never will: quarantined blocks get
+    // another chance.
+    bool scrub_if_stuck(std::int32_t running);
     // Capacity came free: a blocked request may look again.
     void wake() { blocked = false; }
 
@@ -118,6 +126,7 @@ struct Holdings {
         if (now != 0) {
             now_us = now;
             tree.at(now);
+            tiers.at(now);
         }
     }
 
@@ -133,10 +142,16 @@ struct Holdings {
     std::unordered_map<RequestId, Place> places;
     Flights flights;
     std::vector<PendingRedirect> redirects;
+    struct Frozen {
+        BlockId block;
+        Hash128 hash;
+    };
+    std::vector<Frozen> frozen;  // since the last plan, where stamps are kept
     Sharing sharing;
     bool blocked = false;  // the first of those waiting did not fit, and no capacity came free since
     Counters counters;
     EventLog log;
+    Tiers tiers;  // last: its transfers hold paths and blocks
 };
 
 template <class State>

@@ -41,6 +41,9 @@ struct Options {
     bool cost_exact = false;
     std::int32_t host_blocks = 0;  // blocks of the host tier
     std::int32_t disk_blocks = 0;
+    bool stamps = false;           // tell the executor what each cached block should hold (Plan.frozen_names)
+    std::int32_t copies_per_step_max = 256;  // blocks that one plan moves between tiers
+    std::uint64_t copy_late_us = 1'000'000;  // a request waits no longer for its KV to be fetched
     std::int32_t sessions_max = 4096;  // sessions remembered
     std::int32_t door_max = 1024;      // requests that wait for their session to be admitted
     // KV that a session is expected to come to need; 0: learned from sessions that ended.

@@ -42,8 +42,23 @@ struct PlanBuffer {
     Bounded<std::int32_t> group_sizes;   // rows of each group, at least 2
     Bounded<std::int32_t> group_blocks;  // leading blocks that the rows of each have in common
 
+    // C blocks to copy between tiers (TierKind), beside the step; each is reported by its id
+    Bounded<std::uint64_t> copy_ids;
+    Bounded<std::uint8_t> copy_from_tiers;
+    Bounded<std::uint8_t> copy_to_tiers;
+    Bounded<std::int32_t> copy_from;      // block of the tier it comes from
+    Bounded<std::int32_t> copy_to;        // block of the tier it goes to
+    Bounded<std::uint64_t> copy_hashes;   // four words each: its hash, that of the block before it
+
+    // What stamps are bound to (a half of the block's hash), where the executor keeps them: F blocks that were frozen
+    // since the last plan, and the U cached blocks of newly bound requests, one request after another.
+    Bounded<std::int32_t> frozen_blocks;
+    Bounded<std::uint64_t> frozen_names;
+    Bounded<std::uint64_t> cached_names;
+
     template <class Visit>
     void visit(Visit&& each, const Options& options) {
+        const auto copies = options.tiers ? static_cast<std::size_t>(options.copies_per_step_max) : 0;
         const auto rows = static_cast<std::size_t>(options.rows_per_step_max);
         const auto deltas = static_cast<std::size_t>(options.deltas_per_step_max());
         each(request_ids, rows);
@@ -61,6 +76,16 @@ struct PlanBuffer {
         each(group_rows, rows);
         each(group_sizes, rows);
         each(group_blocks, rows);
+        each(copy_ids, copies);
+        each(copy_from_tiers, copies);
+        each(copy_to_tiers, copies);
+        each(copy_from, copies);
+        each(copy_to, copies);
+        each(copy_hashes, 4 * copies);
+        const std::size_t stamps = options.stamps ? deltas : 0;
+        each(frozen_blocks, stamps);
+        each(frozen_names, stamps);
+        each(cached_names, stamps);
     }
 
     void clear();

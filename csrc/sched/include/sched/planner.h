@@ -26,6 +26,7 @@ class Planner {
     [[nodiscard]] std::optional<Rank> decode_next() const { return decode_next_; }
 
  private:
+    void name_frozen(PlanBuffer& plan);
     void plan_decodes(PlanBuffer& plan);
     void plan_decode(PlanBuffer& plan, Seat seat);
     void plan_prefills(PlanBuffer& plan);
@@ -52,6 +53,7 @@ class Planner {
     Holdings& holdings_;
     std::uint64_t bindings_ = 0;
     std::int32_t prefill_tokens_ = 0;  // of the plan being made
+    std::size_t frozen_named_ = 0;     // in the plan being made
     std::optional<Rank> decode_next_;
     std::vector<Seat> seats_;  // scratch: the decode rows to visit
 };

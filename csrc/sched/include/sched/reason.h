@@ -29,7 +29,10 @@ enum class Reason : std::uint8_t {
     session_final = 66,  // its caller said that its last request has ended
     session_closed = 67,
     session_idle = 68,  // it gives way to one that waits
-    // 96-127: retention and tiers
+    // KV between tiers
+    fetched = 96,      // a waiting request's history comes up; blocks
+    fetch_late = 97,   // it waited for it long enough
+    quarantined = 98,  // a block does not hold what was stored; its tier
 };
 
 }  // namespace tokenspeed

@@ -12,7 +12,7 @@
 // because they are leaves, and between sessions the linear part of prefill dominates.
 //
 // In: how turns ended, when sessions came back. Out: a class for the block a session rests on, and worths. Gaps
-// are learned per class in 65 counters that begin with a prior and halve when full; up to 26 tools (by the hash of
+// are learned per class in 65 counters that begin with a prior and halve when full; up to 23 tools (by the hash of
 // a name) have a class of their own, first come, the others share one. A wished stay (cache_control ttl) is
 // evidence, not a pin: nine in ten come back within it, evenly. All of it is integers: equal events, equal worths.
 #pragma once
@@ -107,6 +107,7 @@ class Retention final : public Appraiser {
     Gaps& gaps(RestClass rest) { return gaps_[static_cast<std::size_t>(rest)]; }
 
     static constexpr std::size_t kToolsFirst = 6;
+    static constexpr std::size_t kToolsMost = static_cast<std::size_t>(kRestExpected) - kToolsFirst;
 
     std::array<Gaps, kRestClasses> gaps_;
     std::vector<std::uint64_t> tools_;  // the keys that have a class, in its order

@@ -45,10 +45,19 @@ struct Submission {
     std::uint64_t now_us = 0;
 };
 
+struct TierStats {
+    std::int32_t blocks_total = 0, blocks_free = 0, blocks_held = 0, blocks_in_flight = 0, blocks_quarantined = 0;
+    std::int64_t evictions = 0;
+};
+
 struct Stats {
     std::int32_t waiting, prefilling, decoding;
     std::int32_t blocks_total, blocks_free, blocks_leased, blocks_frozen, blocks_in_flight, blocks_evictable;
     std::int32_t slots_free, steps_in_flight;
+    std::int32_t blocks_quarantined;
+    TierStats host, disk;
+    std::int32_t transfers;
+    TierCounters moved;
     std::int64_t evictions;
     Counters counters;
 };
@@ -74,6 +83,16 @@ class Scheduler {
     void idle_session(SessionId session, IdleClass idle, std::uint64_t gap_key, std::uint64_t now_us);
     // No further request of `session` will come; what is admitted for it is free again.
     void close_session(SessionId session, std::uint64_t now_us);
+    // What became of copies that plans asked for (CopyResult each); in any order, at any time, once or more.
+    void transferred(std::span<const std::uint64_t> copies, std::span<const std::uint8_t> results,
+                     std::uint64_t now_us);
+    // Blocks of the device whose memory does not hold what was stored there: requests that run on them start
+    // over from what is sound, and nobody reads them again. Before the commit of the step that found it, no token of
+    // that step that depends on them is emitted.
+    void corrupt(std::span<const std::int32_t> blocks, std::uint64_t now_us);
+    // Blocks that a lower tier has held since before this scheduler; how many could be placed.
+    std::int32_t adopt(TierKind tier, std::span<const std::int32_t> blocks, std::span<const Hash128> hashes,
+                       std::span<const Hash128> parents);
     // The requests that ended without a step (cancelled) since the last commit or drain.
     void drain(OutcomeBuffer& outcome);
     // Drop every cached block that no request uses; returns how many.
