@@ -222,8 +222,10 @@ class PyScheduler {
             throw nb::value_error("adopt takes two words of hash, and two of the one before, per block");
         }
         const auto words = [](const Numbers& array) {
-            std::vector<Hash128> all(array.shape(0) / 2);
-            std::memcpy(all.data(), array.data(), all.size() * sizeof(Hash128));
+            std::vector<Hash128> all;
+            for (std::size_t i = 0; i + 1 < array.shape(0); i += 2) {
+                all.push_back({array.data()[i], array.data()[i + 1]});
+            }
             return all;
         };
         return locked([&] { return scheduler_.adopt(tier, view(blocks), words(hashes), words(parents)); });

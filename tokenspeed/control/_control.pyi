@@ -16,7 +16,7 @@ class InvariantError(RuntimeError):
 class SchedulerOptions:
     """Budgets of a scheduler; plain values, read once."""
 
-    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0, floor: bool = False, session_admission: bool = False, fair_share: bool = False, retention: bool = False, tiers: bool = False, floor_mtps: int = 0, cost: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0), cost_exact: bool = False, host_blocks: int = 0, disk_blocks: int = 0, sessions_max: int = 4096, door_max: int = 1024, session_tokens: int = 0, session_aging_us: int = 600000000, session_idle_us: int = 600000000, journal: bool = False) -> None: ...
+    def __init__(self, *, blocks_total: int, block_tokens: int, slots_max: int, tokens_per_step_max: int, rows_per_step_max: int, prefill_tokens_max: int, waiting_max: int, context_tokens_max: int, prefix_cache: bool = True, overlap: bool = False, hash_key: bytes = ..., log_bytes: int = 1048576, seed: int = 0, floor: bool = False, session_admission: bool = False, fair_share: bool = False, retention: bool = False, tiers: bool = False, floor_mtps: int = 0, cost: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 0.0), cost_exact: bool = False, host_blocks: int = 0, disk_blocks: int = 0, sessions_max: int = 4096, door_max: int = 1024, session_tokens: int = 0, session_aging_us: int = 600000000, session_idle_us: int = 600000000, journal: bool = False, stamps: bool = False, copies_per_step_max: int = 256, copy_late_us: int = 1000000) -> None: ...
 
     @property
     def blocks_total(self) -> int: ...
@@ -93,6 +93,15 @@ class SchedulerOptions:
 
     @property
     def disk_blocks(self) -> int: ...
+
+    @property
+    def stamps(self) -> bool: ...
+
+    @property
+    def copies_per_step_max(self) -> int: ...
+
+    @property
+    def copy_late_us(self) -> int: ...
 
     @property
     def sessions_max(self) -> int: ...
@@ -197,6 +206,53 @@ class Reason(enum.IntEnum):
 
     SESSION_IDLE = 68
 
+    FETCHED = 96
+
+    FETCH_LATE = 97
+
+    QUARANTINED = 98
+
+class Tier(enum.IntEnum):
+    """Where KV is."""
+
+    DEVICE = 0
+
+    HOST = 1
+
+    DISK = 2
+
+class CopyResult(enum.IntEnum):
+    """What became of a copy between tiers."""
+
+    FAILED = 0
+    """nothing is known of the target; the source is as it was"""
+
+    DONE = 1
+
+    CORRUPT = 2
+    """the source does not hold what was stored"""
+
+class TierStats:
+    """Blocks of a lower tier, by what they are."""
+
+    @property
+    def blocks_total(self) -> int: ...
+
+    @property
+    def blocks_free(self) -> int: ...
+
+    @property
+    def blocks_held(self) -> int: ...
+
+    @property
+    def blocks_in_flight(self) -> int: ...
+
+    @property
+    def blocks_quarantined(self) -> int: ...
+
+    @property
+    def evictions(self) -> int: ...
+
 class Stats:
     """Counts of this moment, and totals since the start."""
 
@@ -240,6 +296,34 @@ class Stats:
     def evictions(self) -> int: ...
 
     @property
+    def blocks_quarantined(self) -> int: ...
+
+    @property
+    def host(self) -> TierStats: ...
+
+    @property
+    def disk(self) -> TierStats: ...
+
+    @property
+    def transfers(self) -> int:
+        """Ways between tiers with copies that are not all reported."""
+
+    @property
+    def blocks_demoted(self) -> int: ...
+
+    @property
+    def blocks_promoted(self) -> int: ...
+
+    @property
+    def copies_failed(self) -> int: ...
+
+    @property
+    def copies_corrupt(self) -> int: ...
+
+    @property
+    def fetches_late(self) -> int: ...
+
+    @property
     def accepted(self) -> int: ...
 
     @property
@@ -271,6 +355,12 @@ class Stats:
 
     @property
     def results_late(self) -> int: ...
+
+    @property
+    def blocks_corrupt(self) -> int: ...
+
+    @property
+    def scrubs(self) -> int: ...
 
     @property
     def queue_us(self) -> int: ...
@@ -362,6 +452,44 @@ class Plan:
     def group_blocks(self) -> numpy.typing.NDArray[numpy.int32]:
         """[G] leading blocks the rows of each group have in common"""
 
+    @property
+    def copy_ids(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """
+        [C] copies between tiers, to be made beside the step and reported by these
+        """
+
+    @property
+    def copy_from_tiers(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """[C] Tier each comes from"""
+
+    @property
+    def copy_to_tiers(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """[C] Tier each goes to"""
+
+    @property
+    def copy_from(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[C] block of the one tier"""
+
+    @property
+    def copy_to(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[C] block of the other"""
+
+    @property
+    def copy_hashes(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """[4 C] two words of its hash, two of that of the block before it"""
+
+    @property
+    def frozen_blocks(self) -> numpy.typing.NDArray[numpy.int32]:
+        """[F] blocks that will not be written again (options.stamps)"""
+
+    @property
+    def frozen_names(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """[F] what each is found by"""
+
+    @property
+    def cached_names(self) -> numpy.typing.NDArray[numpy.uint64]:
+        """[U] what the cached blocks of bound requests are found by, in order"""
+
 class Outcome:
     """What a commit told: K rows of (request, token, finish)."""
 
@@ -407,6 +535,21 @@ class Scheduler:
 
     def close_session(self, session: int, now_us: int) -> None:
         """No further request of a session will come."""
+
+    def transferred(self, copy_ids: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], results: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu', writable=False)], now_us: int) -> None:
+        """
+        What became of copies (CopyResult each); in any order, at any time, once or more.
+        """
+
+    def corrupt(self, blocks: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], now_us: int) -> None:
+        """
+        These blocks of the device do not hold what was stored; before the commit of the step that found it.
+        """
+
+    def adopt(self, tier: Tier, blocks: Annotated[NDArray[numpy.int32], dict(shape=(None,), order='C', device='cpu', writable=False)], hashes: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)], parents: Annotated[NDArray[numpy.uint64], dict(shape=(None,), order='C', device='cpu', writable=False)]) -> int:
+        """
+        Blocks that a tier has held since before this scheduler; how many could be placed.
+        """
 
     def drain(self) -> Outcome:
         """Requests that were cancelled since the last commit or drain."""
