@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -27,6 +27,7 @@ from tokenspeed.obs.history import History
 from tokenspeed.obs.metrics import Metrics
 from tokenspeed.obs.requests import RecentRequests
 from tokenspeed.serve.errors import GenerationError
+from tokenspeed.serve.sessions import Session
 from tokenspeed.text.events import Event
 from tokenspeed.text.output import OutputFinish, OutputOptions, OutputReader
 from tokenspeed.text.tokenizer import Tokenizer
@@ -91,8 +92,7 @@ class Origin:
     """Where a request comes from, as the engine wants to know it."""
 
     salt: bytes = b""
-    priority: int = 0
-    session: str | None = None
+    session: Session = field(default_factory=Session)
     received_us: int | None = None
     """On the engine's clock."""
     traceparent: str | None = None
@@ -138,8 +138,8 @@ class Generation:
                         choice.prompt,
                         choice.sampling,
                         salt=origin.salt,
-                        priority=origin.priority,
-                        session=origin.session,
+                        priority=origin.session.priority,
+                        session=origin.session.id,
                         answer_id=answer_id,
                         received_us=origin.received_us,
                         traceparent=origin.traceparent,

@@ -38,6 +38,8 @@ _TOOLS_KEPT_BYTES: Final = 256 << 10  # times 32, the memory of what is kept
 _BLANK: Final = b" \t\r\n"
 _BETWEEN: Final = _BLANK + b","
 _MARK_NAME: Final = b'"cache_control"'
+_TTL: Final = re.compile(rb'"ttl"\s*:\s*"(\w+)"')
+_RETAIN_US: Final = {"5m": 300_000_000, "1h": 3_600_000_000}
 _MARK: Final = re.compile(rb'"cache_control"\s*:\s*\{[^{}\\]*\}')
 
 Document = dict[str, Any]
@@ -108,6 +110,7 @@ class Asking(Generic[B]):
     body: B
     raw: Document
     tools: Tools | None
+    origin: Origin
     asked: Asked | None = None  # None for what the ledger does not hold
     found: Found | None = None
     new: list[Message] | None = None
@@ -129,6 +132,7 @@ class _Cut:
 
     data: bytes
     places: list[tuple[int, int]]  # of each mark: where it stood in `data`, and how long it was
+    retain_us: int  # the longest that a mark asks for
 
     def original(self, data: bytes, begin: int, end: int) -> tuple[bytes, int]:
         """The bytes from which `data[begin:end]` is left, and the number of marks in them."""
@@ -144,8 +148,9 @@ def read(request: Request, service: Service, data: bytes, spelling: Spelling[B])
         return part
     body, raw = service.bodies.parse(data, spelling.body)
     if part is None:
-        return Asking(data, spelling, body, raw, _tools_of(spelling, body, raw))
-    return Asking(data, spelling, body, raw, part.tools, part.asked, part.found, marks=part.marks)
+        origin = spelling.origin(body, request)
+        return Asking(data, spelling, body, raw, _tools_of(spelling, body, raw), origin)
+    return replace(part, body=body, raw=raw)
 
 
 async def prompt_of(asking: Asking[B], service: Service) -> Prompt:
@@ -193,6 +198,11 @@ def last_end(data: bytes, end: int) -> int:
     return end
 
 
+def retain_of(ttl: str | None) -> int:
+    """How long a cache mark asks that what is before it be kept, in microseconds."""
+    return _RETAIN_US.get(ttl or "5m", 0)
+
+
 def marks_in(documents: list[Document]) -> int:
     """The cache marks of messages, on themselves or on parts of their contents at any depth."""
     marks = 0
@@ -231,19 +241,21 @@ def _read_part(request: Request, service: Service, data: bytes, spelling: Spelli
         variables=variables,
         context=spelling.name.encode() + leading,
         salt=origin.salt,
-        session=origin.session,
+        session=origin.session.id,
     )
     found, cut, marks = service.turns.find(asked), None, 0
     # Looking through all bytes for marks takes 0.1 ms, so not where what is new has none.
     known_end = begin if found is None or found.mark is None else begin + found.mark.span_end
     if where.find(_MARK_NAME, known_end, end) >= 0 and (cut := _cut(where, begin, end)) is not None:
         marks = len(cut.places)
+        session = replace(origin.session, retain_us=max(origin.session.retain_us, cut.retain_us))
+        origin = replace(origin, session=session)
         asked = replace(asked, data=cut.data, begin=0, end=len(cut.data))
         found = service.turns.find(asked)
     if found is None or found.mark is None:
-        return Asking(data, spelling, body, raw, tools, asked, found, marks=marks)
+        return Asking(data, spelling, body, raw, tools, origin, asked, found, marks=marks)
     new = _new_messages(found, asked, where[begin:end], cut, spelling, service)
-    return Asking(data, spelling, body, raw, tools, asked, found, new, marks)
+    return Asking(data, spelling, body, raw, tools, origin, asked, found, new, marks)
 
 
 def _tools_of(spelling: Spelling[B], body: B, raw: Document) -> Tools | None:
@@ -266,7 +278,7 @@ def _cut(data: bytes, begin: int, end: int) -> _Cut | None:
     """The same messages without cache marks, if they hold any."""
     pieces: list[bytes] = []
     places: list[tuple[int, int]] = []
-    kept, length = begin, 0
+    kept, length, retain_us = begin, 0, 0
     at = data.find(_MARK_NAME, begin, end)
     while at >= 0:
         found = _MARK.match(data, at, end)
@@ -278,11 +290,13 @@ def _cut(data: bytes, begin: int, end: int) -> _Cut | None:
         pieces.append(data[kept : start - 1])
         length += len(pieces[-1])
         kept = found.end()
+        ttl = _TTL.search(found[0])
+        retain_us = max(retain_us, retain_of(None if ttl is None else ttl[1].decode()))
         places.append((length, kept - start + 1))
         at = data.find(_MARK_NAME, kept, end)
     if not places:
         return None
-    return _Cut(b"".join([*pieces, data[kept:end]]), places)
+    return _Cut(b"".join([*pieces, data[kept:end]]), places, retain_us)
 
 
 def _address(data: bytes | memoryview) -> int:

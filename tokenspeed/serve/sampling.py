@@ -21,8 +21,6 @@ from tokenspeed.text.plane import TextPlane
 
 STOPS_MAX: Final = 16
 STOP_CHARACTERS_MAX: Final = 1024
-NAME_CHARACTERS_MAX: Final = 256
-PRIORITY_MAX: Final = 2**31 - 1
 
 
 def completed(text: TextPlane, given: dict[str, Any]) -> SamplingParams:
@@ -48,20 +46,6 @@ def checked_stops(given: Sequence[str] | None, param: str) -> tuple[str, ...]:
         if not 1 <= len(stop) <= STOP_CHARACTERS_MAX:
             raise out_of_range(param, f"a string of {len(stop)} characters", f"of 1..{STOP_CHARACTERS_MAX}")
     return stops
-
-
-def checked_priority(priority: int | None) -> int:
-    """A body's priority."""
-    if priority is not None and abs(priority) > PRIORITY_MAX:
-        raise out_of_range("priority", priority, f"in -{PRIORITY_MAX}..{PRIORITY_MAX}")
-    return priority or 0
-
-
-def checked_name(param: str, name: str | None) -> str:
-    """A body's name of something: a session, a salt."""
-    if name is not None and len(name) > NAME_CHARACTERS_MAX:
-        raise out_of_range(param, f"a string of {len(name)} characters", f"of at most {NAME_CHARACTERS_MAX}")
-    return name or ""
 
 
 def choices_of(

@@ -12,6 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -24,6 +26,7 @@ from tokenspeed.serve.request_log import RequestLog
 from tokenspeed.serve.responses.store import Store
 from tokenspeed.serve.seal import Seal
 from tokenspeed.serve.turns import Turns
+from tokenspeed.text.ledger import Turn
 from tokenspeed.text.plane import TextPlane
 
 _T = TypeVar("_T")
@@ -97,12 +100,15 @@ class Service:
         *,
         answer_id: str,
         per_prompt: int,
-        on_answer: Callable[[list[int]], None] | None = None,
+        turn: Turn | None = None,
     ) -> Generation:
         """Start the answers of one API request; what the engine refuses at once is raised here.
 
-        `on_answer` is told the ids of each answer that ended by itself.
+        With `turn`, which made the prompt, a session that nobody named is the one whose prompts it continues, and
+        a single answer is remembered for the next one.
         """
+        if turn is not None and origin.session.id is None:
+            origin = replace(origin, session=replace(origin.session, id=f"~{turn.record.lineage}"))
         if self.draining:
             raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
         return Generation(
@@ -112,7 +118,7 @@ class Service:
             origin,
             answer_id=answer_id,
             per_prompt=per_prompt,
-            on_answer=on_answer,
+            on_answer=None if turn is None or len(choices) > 1 else partial(self.turns.answered, turn),
         )
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ class Record:
     encoded: Encoded
     marks: tuple[Mark, ...]  # in order; empty where the template's text cannot be appended to
     system: bool  # the first message is the system's
-    lineage: int  # equal for all that grew from one rendering of a whole history
+    lineage: int  # equal for all whose messages grew from one history
 
     @property
     def bytes_held(self) -> int:
@@ -237,7 +237,9 @@ class Writer:
         known = _EMPTY if found is None else found.record.encoded
         encoded, reused = self._resume(known, text, known.text.common(whole))
         marks = () if mark is None else (mark,)
-        record = Record(asked, times, encoded, marks, system, next(self._lineages))
+        grows = found is not None and asked.begins_like(found.record.asked)
+        lineage = found.record.lineage if found is not None and grows else next(self._lineages)
+        record = Record(asked, times, encoded, marks, system, lineage)
         replaced = found.record if found is not None and found.continues else None
         return self._turn(record, Effort.COMPARED if reused else Effort.WHOLE, reused, replaced)
 

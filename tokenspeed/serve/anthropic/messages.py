@@ -60,7 +60,6 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         },
     )
     stops = checked_stops(body.stop_sequences, "stop_sequences")
-    origin = asking.spelling.origin(body, request)
     prompt = await prompt_of(asking, service)
     service.check_length(len(prompt.ids), "messages")
     options = OutputOptions(
@@ -73,13 +72,12 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     )
     hides = body.thinking is not None and body.thinking.display == "omitted"
     writer = MessagesWriter(service.model_name, len(prompt.ids), service.seal, hides_reasoning=hides)
-    turn = prompt.turn
     generation = service.generate(
         choices_of(prompt.ids, params, options, 1),
-        origin,
+        asking.origin,
         answer_id=writer.answer_id,
         per_prompt=1,
-        on_answer=None if turn is None else lambda ids: service.turns.answered(turn, ids),
+        turn=prompt.turn,
     )
     return await respond(
         request, generation, writer, 1, stream=bool(body.stream), note_error=service.note_error

@@ -11,8 +11,8 @@ from tokenspeed.serve.anthropic.blocks import plain_messages, plain_system, plai
 from tokenspeed.serve.anthropic.schema import CountBody, MessagesBody
 from tokenspeed.serve.errors import out_of_range
 from tokenspeed.serve.generation import Origin
-from tokenspeed.serve.reading import Document, Fields, Tools, array_place
-from tokenspeed.serve.sampling import checked_name, checked_priority
+from tokenspeed.serve.origin import origin_of
+from tokenspeed.serve.reading import Document, Fields, Tools, array_place, retain_of
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
 
@@ -65,16 +65,12 @@ class MessagesSpelling:
     def origin(self, body: MessagesBody | CountBody, request: Request) -> Origin:
         if isinstance(body, CountBody):
             return Origin()
-        user = body.metadata.user_id if body.metadata is not None else None
-        headers = request.headers
-        named = headers.get("x-session-id") or headers.get("x-claude-code-session-id")
-        return Origin(
-            salt=checked_name("cache_salt", body.cache_salt).encode(),
-            priority=checked_priority(body.priority),
-            session=(named or checked_name("session_id", body.session_id) or user or "")[:256] or None,
-            received_us=request.state.received_us,
-            traceparent=headers.get("traceparent", "")[:256] or None,
-        )
+        user_id = body.metadata.user_id if body.metadata is not None else None
+        marks = [body.cache_control]
+        if isinstance(body.system, list):
+            marks += [block.cache_control for block in body.system]
+        retain_us = max((retain_of(mark.ttl) for mark in marks if mark is not None), default=0)
+        return origin_of(request, body, user_id=user_id, retain_us=retain_us)
 
     def generates(self, body: MessagesBody | CountBody) -> bool:
         return True

@@ -2,7 +2,7 @@
 """Bodies of the Anthropic dialect. Every field is honoured, refused with its name, or listed in `ignored`.
 
 A field is absent when it is None. Types are checked by the decoder; what a block must hold beside its type, by
-`blocks`. The last fields of a body are beyond Anthropic's and spelled as on the other routes.
+`blocks`. The fields of `OriginBody` and the last of a body are beyond Anthropic's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import msgspec
+
+from tokenspeed.serve.origin import OriginBody
 
 
 class CacheControl(msgspec.Struct):
@@ -116,7 +118,7 @@ class CountBody(msgspec.Struct, kw_only=True):
     )  # fmt: skip
 
 
-class MessagesBody(msgspec.Struct, kw_only=True):
+class MessagesBody(OriginBody, kw_only=True):
     """POST /v1/messages."""
 
     messages: list[InputMessage]
@@ -136,9 +138,6 @@ class MessagesBody(msgspec.Struct, kw_only=True):
     cache_control: CacheControl | None = None
     # Beyond Anthropic's.
     chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
-    session_id: str | None = None
     # Refused where they ask for something.
     output_format: Any = None
     mcp_servers: list[Any] | None = None

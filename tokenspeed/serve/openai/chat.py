@@ -21,7 +21,7 @@ from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Update
 from tokenspeed.serve.openai.chat_request import SPELLING
 from tokenspeed.serve.openai.logprobs import chat_logprobs
-from tokenspeed.serve.openai.sampling import check_common, options_of, origin_of, params_of
+from tokenspeed.serve.openai.sampling import check_common, options_of, params_of
 from tokenspeed.serve.openai.schema import ChatBody
 from tokenspeed.serve.openai.stream import DONE, failure, frames
 from tokenspeed.serve.reading import prompt_of, read
@@ -61,12 +61,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     )
     n = body.n or 1
     choices = choices_of(prompt.ids, params, options_of(body, options), n)
-    origin = origin_of(body, request)
     writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
-    turn = prompt.turn
-    on_answer = None if turn is None or n > 1 else lambda ids: service.turns.answered(turn, ids)
     generation = service.generate(
-        choices, origin, answer_id=writer.answer_id, per_prompt=n, on_answer=on_answer
+        choices, asking.origin, answer_id=writer.answer_id, per_prompt=n, turn=prompt.turn
     )
     return await respond(
         request, generation, writer, n, stream=bool(body.stream), note_error=service.note_error

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from tokenspeed.serve.errors import out_of_range
 from tokenspeed.serve.generation import Origin
 from tokenspeed.serve.openai.messages import plain_messages, plain_tools
-from tokenspeed.serve.openai.sampling import origin_of
 from tokenspeed.serve.openai.schema import ChatBody
+from tokenspeed.serve.origin import origin_of
 from tokenspeed.serve.reading import Document, Fields, Tools, array_place
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
@@ -52,7 +52,7 @@ class ChatSpelling:
         return variables
 
     def origin(self, body: ChatBody, request: Request) -> Origin:
-        return origin_of(body, request)
+        return origin_of(request, body, cache_key=body.prompt_cache_key)
 
     def generates(self, body: ChatBody) -> bool:
         return body.add_generation_prompt

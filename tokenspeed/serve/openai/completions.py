@@ -28,11 +28,11 @@ from tokenspeed.serve.openai.sampling import (
     CHOICES_MAX,
     check_common,
     options_of,
-    origin_of,
     params_of,
 )
 from tokenspeed.serve.openai.schema import CompletionBody, TokenId
 from tokenspeed.serve.openai.stream import DONE, failure, frames
+from tokenspeed.serve.origin import origin_of
 from tokenspeed.serve.sampling import choices_of
 from tokenspeed.serve.service import Service
 from tokenspeed.serve.sse import frame
@@ -86,7 +86,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         raise refused("max_tokens", "0 with echo answers whole only; leave out stream")
     options = options_of(body, OutputOptions())
     choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n)]
-    origin = origin_of(body, request)
+    origin = origin_of(request, body, cache_key=body.prompt_cache_key)
     generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
     return await respond(
         request, generation, writer, len(choices), stream=bool(body.stream), note_error=service.note_error

@@ -6,20 +6,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from starlette.requests import Request
-
 from tokenspeed.base.sampling import SEED_MAX, SamplingParams
 from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import out_of_range, refused
-from tokenspeed.serve.generation import Origin
 from tokenspeed.serve.openai.schema import SamplingBody, StreamOptions
-from tokenspeed.serve.sampling import (
-    NAME_CHARACTERS_MAX,
-    checked_name,
-    checked_priority,
-    checked_stops,
-    completed,
-)
+from tokenspeed.serve.sampling import checked_stops, completed
 from tokenspeed.text.output import OutputOptions
 from tokenspeed.text.plane import TextPlane
 
@@ -50,7 +41,6 @@ def check_common(body: SamplingBody, raw: dict[str, Any], bodies: BodyReader) ->
         raise out_of_range("n", body.n, f"in 1..{CHOICES_PER_PROMPT_MAX}")
     if body.stream_options is not None and not body.stream:
         raise refused("stream_options", "only with stream: true")
-    checked_priority(body.priority)
 
 
 def params_of(
@@ -77,22 +67,6 @@ def params_of(
             "logit_bias": body.logit_bias or None,
             "logprobs": logprobs,
         },
-    )
-
-
-def origin_of(body: SamplingBody, request: Request) -> Origin:
-    """Where a request comes from (rule R13: header first, then the body's names)."""
-    session_id = checked_name("session_id", body.session_id)
-    cache_key = checked_name("prompt_cache_key", body.prompt_cache_key)
-    return Origin(
-        salt=checked_name("cache_salt", body.cache_salt).encode(),
-        priority=checked_priority(body.priority),
-        session=request.headers.get("x-session-id", "")[:NAME_CHARACTERS_MAX]
-        or session_id
-        or cache_key
-        or None,
-        received_us=request.state.received_us,
-        traceparent=request.headers.get("traceparent", "")[:NAME_CHARACTERS_MAX] or None,
     )
 
 

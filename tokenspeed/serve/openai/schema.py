@@ -12,6 +12,8 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from tokenspeed.serve.origin import OriginBody
+
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 
@@ -24,7 +26,7 @@ class ResponseFormat(msgspec.Struct):
     type: str
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class SamplingBody(OriginBody, kw_only=True):
     """What chat completions and completions share."""
 
     model: str | None = None
@@ -49,9 +51,6 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     response_format: ResponseFormat | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
-    session_id: str | None = None
     prompt_cache_key: str | None = None
     # Refused where they ask for something.
     best_of: int | None = None

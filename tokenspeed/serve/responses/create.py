@@ -39,7 +39,6 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     _check(body)
     sampled = {"temperature": body.temperature, "top_p": body.top_p, "tokens_max": body.max_output_tokens}
     params = completed(service.text, sampled)
-    origin = RESPONSES.origin(body, request)
     prompt = await prompt_of(asking, service)
     options = OutputOptions(
         dialect=service.text.dialect,
@@ -53,7 +52,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         if body.store is not False:
             output = [msgspec.json.encode(item) for item in document["output"]]
             items = b",".join([*filter(None, [_items_asked(asking, service)]), *output])
-            service.responses.keep(answer_id, Kept(msgspec.json.encode(document), items, origin.salt))
+            service.responses.keep(answer_id, Kept(msgspec.json.encode(document), items, asking.origin.salt))
 
     writer = ResponsesWriter(
         _head(asking, service),
@@ -70,13 +69,12 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         service.note_error(error)
         told = writer.opening() + writer.failure(error)
         return Response(told, headers=HEADERS | writer.headers, media_type="text/event-stream")
-    turn = prompt.turn
     generation = service.generate(
         choices_of(prompt.ids, params, options, 1),
-        origin,
+        asking.origin,
         answer_id=writer.answer_id,
         per_prompt=1,
-        on_answer=None if turn is None else lambda ids: service.turns.answered(turn, ids),
+        turn=prompt.turn,
     )
     return await respond(
         request, generation, writer, 1, stream=bool(body.stream), note_error=service.note_error

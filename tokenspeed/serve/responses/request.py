@@ -15,11 +15,11 @@ from starlette.requests import Request
 
 from tokenspeed.serve.errors import out_of_range
 from tokenspeed.serve.generation import Origin
+from tokenspeed.serve.origin import origin_of
 from tokenspeed.serve.pseudo_headers import without_pseudo_headers
 from tokenspeed.serve.reading import Document, Fields, Tools, array_place, last_end
 from tokenspeed.serve.responses.items import plain_items, plain_tools
 from tokenspeed.serve.responses.schema import ResponsesBody
-from tokenspeed.serve.sampling import NAME_CHARACTERS_MAX, checked_name, checked_priority
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
 
@@ -79,17 +79,7 @@ class ResponsesSpelling:
         return variables
 
     def origin(self, body: ResponsesBody, request: Request) -> Origin:
-        headers = request.headers
-        named = next(filter(None, map(headers.get, ("x-session-id", "session-id", "thread-id"))), None)
-        session = named or checked_name("session_id", body.session_id)
-        session = session or checked_name("prompt_cache_key", body.prompt_cache_key)
-        return Origin(
-            salt=checked_name("cache_salt", body.cache_salt).encode(),
-            priority=checked_priority(body.priority),
-            session=session[:NAME_CHARACTERS_MAX] or None,
-            received_us=request.state.received_us,
-            traceparent=headers.get("traceparent", "")[:NAME_CHARACTERS_MAX] or None,
-        )
+        return origin_of(request, body, cache_key=body.prompt_cache_key)
 
     def generates(self, body: ResponsesBody) -> bool:
         return True

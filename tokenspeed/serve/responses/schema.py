@@ -2,7 +2,7 @@
 """Bodies of the Responses dialect. Every field is honoured, refused with its name, or listed in `ignored`.
 
 A field is absent when it is None. Types are checked by the decoder; what an item must hold beside its type, by
-`items`. The last fields of a body are beyond OpenAI's and spelled as on the other routes.
+`items`. The fields of `OriginBody` and the last of a body are beyond OpenAI's.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import msgspec
+
+from tokenspeed.serve.origin import OriginBody
 
 
 class ItemPart(msgspec.Struct, kw_only=True):
@@ -80,7 +82,7 @@ class TextConfig(msgspec.Struct, kw_only=True):
     ignored: ClassVar[frozenset[str]] = frozenset({"verbosity"})
 
 
-class ResponsesBody(msgspec.Struct, kw_only=True):
+class ResponsesBody(OriginBody, kw_only=True):
     """POST /v1/responses."""
 
     input: str | list[Item]
@@ -102,9 +104,6 @@ class ResponsesBody(msgspec.Struct, kw_only=True):
     prompt_cache_key: str | None = None
     # Beyond OpenAI's.
     chat_template_kwargs: dict[str, Any] | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
-    session_id: str | None = None
     # Refused where they ask for something.
     background: bool | None = None
     conversation: Any = None
