@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
+from tokenspeed.base.errors import SetupError
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -44,6 +46,9 @@ class DeviceModel:
     kv_token_bytes: int
     kv_bytes: int  # what the device has left for KV
     copy_us: float  # of one token's KV between device and host
+    sync_us: float  # of a step on more than one rank: its collectives
+    weight_bytes: int
+    ranks: int = 1
 
     def step_us(self, step: Step) -> int:
         """The exact duration of a step."""
@@ -62,6 +67,31 @@ class DeviceModel:
     def prices(self) -> tuple[float, float, float, float, float]:
         """The linear part, as `SchedulerOptions.cost` takes it."""
         return self.base_us, self.row_us, self.context_us, self.token_us, self.pair_us
+
+    def on_mesh(self, mesh: str) -> DeviceModel:
+        """The same on several devices, `tpN`: an estimate, nobody has measured it.
+
+        Weights are read and multiplied in N parts, collectives come on top, and what the weights leave on each
+        device holds KV. A latent (MLA) is the same for all heads, so every rank keeps and reads all of it: the price
+        of context stays, and so does the KV of a token.
+        """
+        ranks = int(mesh[2:]) if mesh[:2] == "tp" and mesh[2:].isdigit() else 0
+        if ranks not in (1, 2, 4, 8):
+            raise SetupError(f"--mesh {mesh}: there are tp1, tp2, tp4 and tp8")
+        if ranks == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}, {mesh}",
+            provenance=f"{self.provenance}; {mesh} estimated",
+            base_us=self.base_us / ranks + self.sync_us,
+            row_us=self.row_us / ranks,
+            expert_us=self.expert_us / ranks,
+            token_us=self.token_us / ranks,
+            pair_us=self.pair_us / ranks,
+            kv_bytes=self.kv_bytes + self.weight_bytes * (ranks - 1) // ranks,
+            ranks=ranks,
+        )
 
     def alone_us(self, input_tokens: int, new_tokens: int, output_tokens: int) -> int:
         """A turn that has the device to itself and finds all it has said before in KV."""
@@ -108,6 +138,8 @@ _MOONLIGHT: Final = DeviceModel(
     kv_token_bytes=27 * 576 * 2,
     kv_bytes=98_000_000_000,
     copy_us=27 * 576 * 2 / 50_000,  # 50 GB/s over PCIe 5 x16
+    sync_us=2 * 27 * 10.0,  # two a layer
+    weight_bytes=31_900_000_000,
 )
 _MOONLIGHT_EXPERTS: Final = replace(
     _MOONLIGHT,

@@ -54,6 +54,7 @@ class Case:
     noise: str = "exact"
     model: str = "moonlight"
     device: str = "h200"
+    mesh: str = "tp1"
     minutes: float = 20.0
     warm_up_minutes: float = 5.0
     gap_scale: float = 1.0
@@ -99,7 +100,7 @@ class Result:
 def device_of(case: Case) -> DeviceModel:
     """The device model of a case."""
     try:
-        return DEVICES[case.model, case.device]
+        return DEVICES[case.model, case.device].on_mesh(case.mesh)
     except KeyError:
         known = ", ".join(f"{model} on {device}" for model, device in DEVICES)
         raise SetupError(f"no step times of {case.model} on {case.device}; there are {known}") from None
