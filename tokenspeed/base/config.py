@@ -91,6 +91,12 @@ class SchedulerConfig:
     overlap: str = option(
         "auto", "launch step n+1 before step n is read; auto: on with a GPU", choices=("auto", "on", "off")
     )
+    event_log: str | None = option(
+        None, "write a journal of every scheduling event to this file, to replay or audit; holds no tokens"
+    )
+    event_log_bytes: int = option(
+        1 << 30, "disk that the journal may take; older events leave it", low=1 << 16, unit="bytes"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "explain": ("tokenspeed.cli.explain", "say which kernel an op gets here, and why not the others"),
     "env": ("tokenspeed.cli.environment", "print versions, devices and TOKENSPEED_* variables"),
     "bench": ("tokenspeed.cli.bench", "run a benchmark: agentic | report | scheduler | kernels"),
-    "sim": ("tokenspeed.sim.main", "run the control plane over seeded worlds, recorded sessions, or a log again"),
+    "sim": (
+        "tokenspeed.sim.main",
+        "run the control plane over seeded worlds, recorded sessions, or a log again",
+    ),
     "plan": ("tokenspeed.sim.capacity", "say how many sessions a device holds at a floor"),
     "audit": ("tokenspeed.audit.main", "recompute every floor window of an event log"),
 }

@@ -86,6 +86,17 @@ def header(seed: int, dropped: int) -> bytes:
     return _HEADER.pack(MAGIC, seed, dropped)
 
 
+def text_record(text: str) -> bytes:
+    """The record of a scheduler's options, as a journal's later files repeat it."""
+    payload = text.encode()
+    length = bytearray()
+    left = len(payload)
+    while left >= 0x80:
+        length.append(left & 0x7F | 0x80)
+        left >>= 7
+    return bytes([_TEXT, *length, left]) + payload
+
+
 def read_log(log: bytes) -> EventLog:
     """Decode an event log; ValueError where it is not one. A record that was cut off ends it."""
     if len(log) < _HEADER.size or not log.startswith(MAGIC):

@@ -342,4 +342,5 @@ def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOpt
         overlap=resolved.overlap,
         hash_key=secrets.token_bytes(16),
         seed=config.model.seed,
+        journal=config.scheduler.event_log is not None,
     )

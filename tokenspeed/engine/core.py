@@ -27,10 +27,12 @@ from tokenspeed.base import env, log
 from tokenspeed.base.clock import MonotonicClock
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
+from tokenspeed.control import Scheduler
 from tokenspeed.engine import launch, wire
 from tokenspeed.engine.boot import Core, boot
 from tokenspeed.engine.compilers import Compilers
 from tokenspeed.engine.desk import Desk
+from tokenspeed.engine.journal import NO_JOURNAL, Journal, JournalFile
 from tokenspeed.engine.loop import STATS_EVERY_US, Loop
 from tokenspeed.obs.timeline import Timeline
 
@@ -86,26 +88,41 @@ def main(directory: Path) -> int:
     link = Link(directory)
     try:
         core = boot(config, compilers.wait)
+        journal = _journal(config, core.scheduler)
     except SetupError as error:
         link.send(wire.Failed(str(error)))
         link.close()
         return EXIT_SETUP
     link.send(core.ready)
-    _serve(core, link)
+    with journal:
+        _serve(core, link, journal)
     link.close()
     return 0
 
 
-def _serve(core: Core, link: Link) -> None:
+def _serve(core: Core, link: Link, journal: Journal) -> None:
     gc.collect()
     gc.freeze()  # what boot made lives as long as the process; collections need not look at it
     desk = Desk(core.scheduler, vocab_size=core.model.vocab)
-    loop = Loop(desk, core.executor, link, link, MonotonicClock(), overlap=core.resolved.overlap)
+    loop = Loop(
+        desk, core.executor, link, link, MonotonicClock(), overlap=core.resolved.overlap, journal=journal
+    )
     try:
         loop.run()
     except BaseException:
         dump(core, loop.timeline)
         raise
+
+
+def _journal(config: EngineConfig, scheduler: Scheduler) -> Journal:
+    """Where the scheduler's journal goes: the file of `--event-log`, or nowhere."""
+    if config.scheduler.event_log is None:
+        return NO_JOURNAL
+    path = Path(config.scheduler.event_log).expanduser()
+    try:
+        return JournalFile(path, scheduler, bytes_max=config.scheduler.event_log_bytes)
+    except OSError as error:
+        raise SetupError(f"--event-log {path}: {error.strerror}") from error
 
 
 def dump(core: Core, timeline: Timeline) -> None:

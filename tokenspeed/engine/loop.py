@@ -16,6 +16,7 @@ from tokenspeed.base.clock import Clock
 from tokenspeed.control import Plan
 from tokenspeed.engine import wire
 from tokenspeed.engine.desk import Desk
+from tokenspeed.engine.journal import NO_JOURNAL, Journal
 from tokenspeed.exec.protocol import Executor
 from tokenspeed.obs.timeline import StepRecord, Timeline
 
@@ -52,7 +53,15 @@ class Loop:
     """One core's loop. `run` returns after `wire.Stop`; `turn` is one pass, for those who drive it."""
 
     def __init__(
-        self, desk: Desk, executor: Executor, mailbox: Mailbox, outbox: Outbox, clock: Clock, *, overlap: bool
+        self,
+        desk: Desk,
+        executor: Executor,
+        mailbox: Mailbox,
+        outbox: Outbox,
+        clock: Clock,
+        *,
+        overlap: bool,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
         self.timeline = Timeline()
         self._desk = desk
@@ -61,6 +70,7 @@ class Loop:
         self._outbox = outbox
         self._clock = clock
         self._overlap = overlap
+        self._journal = journal
         self._running: _Running | None = None
         self._quiet = True  # the last plan was None, and nothing has happened since that could change it
         self._stats_us = 0
@@ -78,6 +88,7 @@ class Loop:
             self._retire(self._running)
         self._running = launched
         self._report_stats()
+        self._journal.keep()
 
     def _hear(self, *, wait: bool) -> None:
         for message in self._mailbox.drain(wait=wait):

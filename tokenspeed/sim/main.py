@@ -11,8 +11,10 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenspeed.sim import report, traced
+from tokenspeed.sim.replay import read_journal, replay
 from tokenspeed.sim.search import Cut, quiet, run_seed, run_seeds, shrink
 from tokenspeed.sim.workload import FEATURES
 
@@ -22,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     if any(word == "--trace" or word.startswith("--trace=") for word in argv) and not _is_flag(argv):
         return traced.main(argv)
     args = _parser().parse_args(argv)
+    if args.replay is not None:
+        return _again(args.replay)
     unknown = args.without - set(FEATURES)
     if unknown:
         print(f"unknown feature {', '.join(sorted(unknown))}; known: {', '.join(FEATURES)}", file=sys.stderr)
@@ -37,6 +41,16 @@ def _is_flag(argv: Sequence[str]) -> bool:
     """Whether `--trace` stands alone: with a seed it prints events; with a file it names the sessions to play."""
     after = [*argv, ""][list(argv).index("--trace") + 1] if "--trace" in argv else "file"
     return after == "" or after.startswith("-")
+
+
+def _again(path: Path) -> int:
+    found = replay(read_journal(path))
+    print(f"{found.events} events, {found.inputs} of them calls, {found.steps} steps")
+    if found.difference is None:
+        print("the same decisions, every one")
+        return 0
+    print(f"the first difference: {found.difference}")
+    return 1
 
 
 def _one(seed: int, cut: Cut, *, aloud: bool) -> int:
@@ -82,7 +96,14 @@ def _parser() -> argparse.ArgumentParser:
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: cores)"
     )
     parser.add_argument("--seed", type=int, metavar="SEED", help="run this world alone")
-    parser.add_argument("--trace", action="store_true", help="with --seed: print every event")
+    parser.add_argument(
+        "--trace",
+        action="store_true",
+        help="with --seed: print every event. With a file: play recorded sessions (--trace FILE --help)",
+    )
+    parser.add_argument(
+        "--replay", type=Path, metavar="LOG", help="live through a journal again and compare every decision"
+    )
     parser.add_argument(
         "--without", type=_names, default=frozenset(), metavar="FEATURE,..", help="features to leave out"
     )

@@ -75,11 +75,18 @@ def read_journal(path: Path) -> EventLog:
         logs = [read_log(part.read_bytes()) for part in parts]
     except ValueError as error:
         raise SetupError(f"{path}: {error}") from error
-    if len(logs) == 2 and logs[0].dropped + len(logs[0].events) != logs[1].dropped:
+    if len(logs) == 2 and logs[0].dropped + _records(logs[0]) != logs[1].dropped:
         logs = logs[1:]  # of different runs, or something is missing between
-    # every file says the options again; they are no records of the run but the first
-    events = tuple(event for log in logs for event in log.events)
-    return EventLog(logs[0].seed, logs[0].dropped, events)
+    first, *later = logs
+    # Each later file says the options again.
+    return EventLog(
+        first.seed, first.dropped, first.events + tuple(e for log in later for e in log.events[1:])
+    )
+
+
+def _records(log: EventLog) -> int:
+    """How many records of its run a file holds: the options of a later file are not one more."""
+    return len(log.events) - (log.dropped > 0)
 
 
 def options_of(log: EventLog) -> SchedulerOptions:
