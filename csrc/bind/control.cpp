@@ -499,13 +499,16 @@ void bind_values(nb::module_& m) {
         .value("TOO_LONG", SubmitStatus::too_long, "prompt and output exceed context_tokens_max")
         .value("EXCEEDS_POOL", SubmitStatus::exceeds_pool, "would not fit with the whole pool to itself")
         .value("DUPLICATE", SubmitStatus::duplicate, "a live request has this id")
-        .value("EMPTY", SubmitStatus::empty, "no prompt token, or no token to produce");
+        .value("EMPTY", SubmitStatus::empty, "no prompt token, or no token to produce")
+        .value("DOOR_FULL", SubmitStatus::door_full,
+               "its session is not admitted, and as many wait for that as may: try later");
     nb::enum_<FinishReason>(m, "Finish", nb::is_arithmetic(), "How a request ended; NONE while it runs.")
         .value("NONE", FinishReason::none)
         .value("STOP", FinishReason::stop)
         .value("LENGTH", FinishReason::length)
         .value("CANCELLED", FinishReason::cancelled)
-        .value("ERROR", FinishReason::error);
+        .value("ERROR", FinishReason::error)
+        .value("DEADLINE", FinishReason::deadline, "it had not begun by its deadline");
     nb::enum_<IdleClass>(m, "IdleClass", "What a session waits for after a turn.")
         .value("UNKNOWN", IdleClass::unknown)
         .value("TOOL", IdleClass::tool)
@@ -568,7 +571,11 @@ void bind_values(nb::module_& m) {
         .def_prop_ro("blocks_promoted", [](const Stats& s) { return s.moved.blocks_promoted; })
         .def_prop_ro("copies_failed", [](const Stats& s) { return s.moved.copies_failed; })
         .def_prop_ro("copies_corrupt", [](const Stats& s) { return s.moved.copies_corrupt; })
-        .def_prop_ro("fetches_late", [](const Stats& s) { return s.moved.fetches_late; });
+        .def_prop_ro("fetches_late", [](const Stats& s) { return s.moved.fetches_late; })
+        .def_ro("at_door", &Stats::at_door)
+        .def_ro("sessions_admitted", &Stats::sessions_admitted)
+        .def_ro("blocks_charged", &Stats::blocks_charged)
+        .def_ro("blocks_budget", &Stats::blocks_budget);
 #define TS_COUNTER(name) stats.def_prop_ro(#name, [](const Stats& s) { return s.counters.name; })
     TS_COUNTER(accepted);
     TS_COUNTER(finished);
@@ -584,6 +591,8 @@ void bind_values(nb::module_& m) {
     TS_COUNTER(blocks_corrupt);
     TS_COUNTER(scrubs);
     TS_COUNTER(queue_us);
+    TS_COUNTER(device_ns);
+    TS_COUNTER(deadlines_passed);
 #undef TS_COUNTER
 }
 

@@ -147,6 +147,11 @@ class SubmitStatus(enum.Enum):
     EMPTY = 5
     """no prompt token, or no token to produce"""
 
+    DOOR_FULL = 6
+    """
+    its session is not admitted, and as many wait for that as may: try later
+    """
+
 class Finish(enum.IntEnum):
     """How a request ended; NONE while it runs."""
 
@@ -159,6 +164,9 @@ class Finish(enum.IntEnum):
     CANCELLED = 3
 
     ERROR = 4
+
+    DEADLINE = 5
+    """it had not begun by its deadline"""
 
 class IdleClass(enum.Enum):
     """What a session waits for after a turn."""
@@ -324,6 +332,18 @@ class Stats:
     def fetches_late(self) -> int: ...
 
     @property
+    def at_door(self) -> int: ...
+
+    @property
+    def sessions_admitted(self) -> int: ...
+
+    @property
+    def blocks_charged(self) -> int: ...
+
+    @property
+    def blocks_budget(self) -> int: ...
+
+    @property
     def accepted(self) -> int: ...
 
     @property
@@ -364,6 +384,12 @@ class Stats:
 
     @property
     def queue_us(self) -> int: ...
+
+    @property
+    def device_ns(self) -> int: ...
+
+    @property
+    def deadlines_passed(self) -> int: ...
 
 class Plan:
     """

@@ -13,6 +13,7 @@ Ledger::Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> p
       rank_(rank),
       ask_(std::move(ask)),
       terms_(terms),
+      pace_(Pace::of(terms.floor_mtps)),
       arrival_us_(arrival_us),
       prompt_tokens_(count_of(prompt)) {
     tokens_.reserve(prompt.size() + static_cast<std::size_t>(ask_.tokens_max));

@@ -3,14 +3,30 @@
 
 namespace tokenspeed {
 
-Prefilling on(Waiting&& from, Admit event) { return {std::move(from.ledger), std::move(event.residence)}; }
+namespace {
 
-Finished on(Waiting&& from, Cancel /*event*/) {
-    return {from.ledger->id(), from.ledger->terms(), FinishReason::cancelled, -1, std::nullopt};
+// Before it ran a request holds nothing but its ledger.
+Finished end_before_work(const Ledger& ledger, FinishReason reason) {
+    return {ledger.id(), ledger.terms(), reason, -1, std::nullopt};
 }
 
+}  // namespace
+
+Waiting on(AtDoor&& from, Enter /*event*/) { return {std::move(from.ledger)}; }
+
+Finished on(AtDoor&& from, Cancel /*event*/) { return end_before_work(*from.ledger, FinishReason::cancelled); }
+
+Finished on(AtDoor&& from, Expire /*event*/) { return end_before_work(*from.ledger, FinishReason::deadline); }
+
+Prefilling on(Waiting&& from, Admit event) { return {std::move(from.ledger), std::move(event.residence)}; }
+
+Finished on(Waiting&& from, Cancel /*event*/) { return end_before_work(*from.ledger, FinishReason::cancelled); }
+
+Finished on(Waiting&& from, Expire /*event*/) { return end_before_work(*from.ledger, FinishReason::deadline); }
+
 Decoding on(Prefilling&& from, LastChunk /*event*/) {
-    return {std::move(from.ledger), std::move(from.residence), 1};
+    const Pace pace = from.ledger->pace();
+    return {std::move(from.ledger), std::move(from.residence), 1, -1, pace};
 }
 
 Prefilling&& on(Prefilling&& from, Computed event) {
@@ -51,6 +67,7 @@ Finished on(Decoding&& from, Cancel /*event*/) {
 }
 
 Retracted on(Decoding&& from, Retract /*event*/) {
+    from.ledger->set_pace(from.pace);
     return {Waiting{std::move(from.ledger)}, std::move(from.residence)};
 }
 

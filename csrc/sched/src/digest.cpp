@@ -32,7 +32,8 @@ class Digest {
     void add_flight(const InFlight& flight) {
         for (const InFlight::Row& row : flight.rows()) {
             const std::optional<Place> place = holdings_.find(row.request);
-            const bool alive = place && place->kind != StateKind::waiting && binding(*place) == row.binding;
+            const bool resident = place && place->kind != StateKind::waiting && place->kind != StateKind::at_door;
+            const bool alive = resident && binding(*place) == row.binding;
             add(static_cast<std::int64_t>(row.request.value));
             add(alive ? row.computed : -1);
             add(row.sampled ? 1 : 0);
@@ -62,6 +63,12 @@ std::uint64_t Scheduler::digest() const {
     Digest digest(holdings_);
     for (std::int32_t i = 0; i < holdings_.waiting.size(); ++i) {
         digest.add_ledger(*holdings_.waiting[holdings_.waiting.seat(i)].ledger);
+    }
+    if (options_.session_admission) {
+        for (std::int32_t i = 0; i < holdings_.door.size(); ++i) {
+            digest.add_ledger(*holdings_.door[holdings_.door.seat(i)].ledger);
+        }
+        digest.add(static_cast<std::int64_t>(holdings_.sessions.digest(0)));
     }
     digest.add(-1);
     for (std::int32_t i = 0; i < holdings_.prefilling.size(); ++i) {

@@ -12,15 +12,18 @@
 namespace tokenspeed {
 
 Holdings::Holdings(const Options& options)
-    : retention(options.sessions_max),
+    : log(options.log_bytes, options.seed, options.journal),
+      retention(options.sessions_max),
       pool(KvKind::full_attention, options.blocks_total, options.block_tokens),
       tree(pool),
       slots(options.slots_max),
-      waiting(options.waiting_max + options.slots_max),
+      door(options.door_max),
+      waiting(options.waiting_max + options.slots_max + options.door_max),
       prefilling(options.slots_max),
       decoding(options.slots_max),
       sharing(options),
-      log(options.log_bytes, options.seed, options.journal),
+      sessions(options, log),
+      cost(options),
       tiers(options, pool, tree, retention, log) {
     if (options.retention) {
         tree.appraise_by(retention);
@@ -55,6 +58,7 @@ Residence* Holdings::residence(Place place) {
             return &prefilling[place.seat].residence;
         case StateKind::decoding:
             return &decoding[place.seat].residence;
+        case StateKind::at_door:
         case StateKind::waiting:
             break;
     }
@@ -67,13 +71,16 @@ const Ledger& Holdings::ledger(Place place) const {
             return *prefilling[place.seat].ledger;
         case StateKind::decoding:
             return *decoding[place.seat].ledger;
+        case StateKind::at_door:
+            return *door[place.seat].ledger;
         case StateKind::waiting:
             break;
     }
     return *waiting[place.seat].ledger;
 }
 
-void Holdings::release(Residence&& leavings) {
+void Holdings::release(Residence&& leavings, SessionIndex session) {
+    sessions.hold(session, TierKind::device, -leavings.table.size(), now_us);
     const SlotId slot = leavings.slot.slot();
     std::erase_if(redirects, [slot](const PendingRedirect& each) { return each.slot == slot; });
     sharing.forget(slot);
@@ -101,8 +108,9 @@ void Holdings::retract(Place place) {
                                                               : on(decoding.extract(place.seat), Retract{});
     ++counters.retractions;
     log.add(EventKind::retract, {retracted.waiting.ledger->id().value});
+    const SessionIndex session = retracted.waiting.ledger->session();
     enter(std::move(retracted.waiting));
-    release(std::move(retracted.leavings));
+    release(std::move(retracted.leavings), session);
     wake();
 }
 
@@ -136,6 +144,23 @@ bool Holdings::scrub_if_stuck(std::int32_t running) {
         ++counters.scrubs;
     }
     return stuck;
+}
+
+void Holdings::block(RequestId id, Reason reason) {
+    blocked = true;
+    log.add(EventKind::decision, {static_cast<std::uint64_t>(reason), id.value, 0});
+}
+
+double Holdings::device_free_us() const {
+    auto free_us = static_cast<double>(std::max(now_us, retired_us));
+    if (!flights.empty()) {
+        auto end_us = static_cast<double>(std::max(retired_us, flights[0].planned_us()));
+        for (std::int32_t i = 0; i < flights.size(); ++i) {
+            end_us += cost.upper(flights[i].work());
+        }
+        free_us = std::max(free_us, end_us);
+    }
+    return free_us;
 }
 
 namespace {
@@ -237,10 +262,35 @@ void Holdings::check_all(const Options& options, StepId step_last) const {
                        [&](const BlockList& blocks) { audit.add_blocks(blocks, BlockState::in_flight, Invariant::I11); });
     tiers.check_tiers();
     audit.finish(options.slots_max);
-    const auto alive = static_cast<std::int64_t>(waiting.size() + requests_running());
+    const auto alive = static_cast<std::int64_t>(door.size() + waiting.size() + requests_running());
     check(static_cast<std::int64_t>(places.size()) == alive, Invariant::I8, "a live request cannot be found");
     check(counters.accepted == counters.finished + alive, Invariant::I8,
           "a request is lost or finished twice");
+    check_sessions();
+}
+
+void Holdings::check_sessions() const {
+    sessions.check_sessions();
+    for (std::int32_t i = 0; i < door.size(); ++i) {
+        check(!sessions.admitted(door[door.seat(i)].ledger->session()), Invariant::I12,
+              "a request of an admitted session is at the door");
+    }
+    for (std::int32_t i = 0; i < waiting.size(); ++i) {
+        check(sessions.admitted(waiting[waiting.seat(i)].ledger->session()), Invariant::I12,
+              "a request waits whose session is not admitted");
+    }
+    const auto check_running = [this](const Ledger& ledger) {
+        check(sessions.admitted(ledger.session()), Invariant::I12, "a request runs whose session is not admitted");
+    };
+    for (std::int32_t i = 0; i < prefilling.size(); ++i) {
+        check_running(*prefilling[prefilling.seat(i)].ledger);
+    }
+    for (std::int32_t i = 0; i < decoding.size(); ++i) {
+        check_running(*decoding[decoding.seat(i)].ledger);
+    }
+    const Account total = sessions.total();
+    check(total.prefill_ns + total.decode_ns == counters.device_ns, Invariant::I13,
+          "the accounts of sessions disagree with the time of steps");
 }
 
 }  // namespace tokenspeed

@@ -27,27 +27,38 @@ Scheduler::Scheduler(const Options& options)
     }
 }
 
-SubmitStatus Scheduler::submit(const Submission& submission) {
-    holdings_.at(submission.now_us);
+SubmitStatus Scheduler::judge(const Submission& submission) const {
     const std::int32_t prompt_tokens = count_of(submission.prompt);
-    const auto judge = [&] {
-        if (prompt_tokens == 0 || submission.ask.tokens_max < 1) {
-            return SubmitStatus::empty;
-        }
-        if (holdings_.find(submission.id)) {
-            return SubmitStatus::duplicate;
-        }
-        const std::int64_t context = policy::context_needed(prompt_tokens, submission.ask.tokens_max);
-        if (context + 1 > options_.context_tokens_max) {
-            return SubmitStatus::too_long;
-        }
-        if (policy::blocks_for(context, options_.block_tokens) > options_.blocks_total) {
-            return SubmitStatus::exceeds_pool;
-        }
-        return holdings_.waiting.size() >= options_.waiting_max ? SubmitStatus::queue_full
-                                                                : SubmitStatus::accepted;
-    };
-    const SubmitStatus status = judge();
+    if (prompt_tokens == 0 || submission.ask.tokens_max < 1) {
+        return SubmitStatus::empty;
+    }
+    if (holdings_.find(submission.id)) {
+        return SubmitStatus::duplicate;
+    }
+    const std::int64_t context = policy::context_needed(prompt_tokens, submission.ask.tokens_max);
+    if (context + 1 > options_.context_tokens_max) {
+        return SubmitStatus::too_long;
+    }
+    if (policy::blocks_for(context, options_.block_tokens) > options_.blocks_total) {
+        return SubmitStatus::exceeds_pool;
+    }
+    if (holdings_.waiting.size() >= options_.waiting_max) {
+        return SubmitStatus::queue_full;
+    }
+    return holdings_.door.size() >= options_.door_max && is_stranger(submission.terms) ? SubmitStatus::door_full
+                                                                                        : SubmitStatus::accepted;
+}
+
+bool Scheduler::is_stranger(const Terms& terms) const {
+    const Session* const known =
+        holdings_.sessions.find(terms.root.value != 0 ? terms.root : terms.session);
+    return options_.session_admission && (known == nullptr || !holdings_.sessions.admitted(known->root));
+}
+
+SubmitStatus Scheduler::submit(const Submission& submission) {
+    const auto prompt_tokens = count_of(submission.prompt);
+    holdings_.at(submission.now_us);
+    const SubmitStatus status = judge(submission);
     log_terms(submission);
     holdings_.log.add(EventKind::submit, {submission.id.value, static_cast<std::uint64_t>(prompt_tokens),
                                           static_cast<std::uint64_t>(submission.ask.tokens_max),
@@ -58,24 +69,119 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
     if (status != SubmitStatus::accepted) {
         return status;
     }
-    const Rank rank = policy::rank(++sequence_, submission.priority);
-    auto ledger =
-        std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt,
-                                 submission.now_us, submission.terms);
+    Terms terms = submission.terms;
+    terms.floor_mtps = !options_.floor ? 0 : terms.floor_mtps > 0 ? terms.floor_mtps : options_.floor_mtps;
+    const TenantIndex tenant = holdings_.share.find_or_make(terms.tenant);
+    const std::int64_t key_ns = holdings_.share.enter(tenant);
+    const std::int32_t priority = policy::urgency(submission.priority, terms.deadline_us, submission.now_us);
+    ++sequence_;
+    const Rank rank = options_.fair_share
+                          ? policy::fair_rank(key_ns, FairShare::kEstimateNs, sequence_, priority)
+                          : policy::rank(sequence_, priority);
+    auto ledger = std::make_unique<Ledger>(submission.id, rank, submission.ask, submission.prompt,
+                                           submission.now_us, terms);
     if (options_.prefix_cache) {
         ledger->hash_blocks(options_.hash_key, hash_salt(options_.hash_key, submission.salt),
                             options_.block_tokens);
     }
     note_prompt(submission, *ledger);
-    holdings_.enter(Waiting{std::move(ledger)});
-    if (holdings_.waiting.rank(0) == rank) {
-        holdings_.wake();  // another request is the first of those waiting
-    }
+    const SessionIndex session = holdings_.sessions.enter(
+        terms, tenant, policy::blocks_for(prompt_tokens, options_.block_tokens),
+        policy::blocks_for(policy::context_at_worst(prompt_tokens, 0, submission.ask.tokens_max),
+                           options_.block_tokens),
+        submission.now_us);
+    ledger->set_session(session);
+    ++holdings_.sessions[session].account.requests;
+    ++holdings_.share[tenant].account.requests;
     ++holdings_.counters.accepted;
+    if (terms.deadline_us != 0) {
+        holdings_.deadline_us = std::min(holdings_.deadline_us, terms.deadline_us);
+    }
     if (options_.retention) {
-        holdings_.retention.resume(submission.terms.session, submission.now_us);
+        holdings_.retention.resume(terms.session, submission.now_us);
+    }
+    if (holdings_.sessions.admitted(session)) {
+        holdings_.enter(Waiting{std::move(ledger)});
+        if (holdings_.waiting.rank(0) == rank) {
+            holdings_.wake();  // another request is the first of those waiting
+        }
+    } else {
+        holdings_.sessions.wait(session, submission.now_us);
+        holdings_.enter(AtDoor{std::move(ledger)});
+        open_door();
     }
     return SubmitStatus::accepted;
+}
+
+void Scheduler::open_door() {
+    const std::uint64_t now_us = holdings_.now_us;
+    Roster<AtDoor>& door = holdings_.door;
+    while (!door.empty()) {
+        if (holdings_.sessions.try_admit(door[door.seat(0)].ledger->session(), now_us)) {
+            move_admitted();
+        } else if (!holdings_.sessions.make_way(now_us)) {
+            break;
+        }
+    }
+    constexpr std::uint64_t kLookEveryUs = 1'000'000;
+    if (!door.empty() && now_us >= aging_looked_us_ + kLookEveryUs) {
+        aging_looked_us_ = now_us;
+        bool any = false;  // of those behind the first, who have waited as long as any may
+        for (std::int32_t i = 0; i < door.size(); ++i) {
+            any = holdings_.sessions.try_admit_aged(door[door.seat(i)].ledger->session(), now_us) || any;
+        }
+        if (any) {
+            move_admitted();
+        }
+    }
+}
+
+void Scheduler::move_admitted() {
+    Roster<AtDoor>& door = holdings_.door;
+    for (std::int32_t i = 0; i < door.size();) {
+        const Seat seat = door.seat(i);
+        if (!holdings_.sessions.admitted(door[seat].ledger->session())) {
+            ++i;
+            continue;
+        }
+        holdings_.enter(on(door.extract(seat), Enter{}));
+        holdings_.wake();
+    }
+}
+
+void Scheduler::expire() {
+    if (holdings_.now_us < holdings_.deadline_us) {
+        return;
+    }
+    holdings_.deadline_us = ~0ULL;
+    expire_in(holdings_.door);
+    expire_in(holdings_.waiting);
+}
+
+template <class State>
+void Scheduler::expire_in(Roster<State>& roster) {
+    for (std::int32_t i = 0; i < roster.size();) {
+        const Seat seat = roster.seat(i);
+        const Ledger& ledger = *roster[seat].ledger;
+        const std::uint64_t deadline_us = ledger.terms().deadline_us;
+        if (deadline_us == 0 || ledger.output_tokens() > 0) {
+            ++i;
+            continue;
+        }
+        if (holdings_.now_us < deadline_us) {
+            holdings_.deadline_us = std::min(holdings_.deadline_us, deadline_us);
+            ++i;
+            continue;
+        }
+        const Parting part = parting(ledger);
+        holdings_.log.add(EventKind::decision, {static_cast<std::uint64_t>(Reason::deadline_passed),
+                                                ledger.id().value, deadline_us});
+        ++holdings_.counters.deadlines_passed;
+        Finished finished = on(roster.extract(seat), Expire{});
+        ended_.push_back({finished.id, finished.reason});
+        finish(std::move(finished), part);
+        holdings_.wake();
+    }
 }
 
 void Scheduler::log_terms(const Submission& submission) {
@@ -117,6 +223,8 @@ void Scheduler::close_session(SessionId session, std::uint64_t now_us) {
     if (options_.retention) {
         classify(holdings_.retention.close(session));
     }
+    holdings_.sessions.close(session, holdings_.now_us);
+    open_door();
 }
 
 void Scheduler::classify(const std::optional<Retention::Leaf>& leaf) {
@@ -166,7 +274,8 @@ std::int32_t Scheduler::adopt(TierKind tier, std::span<const std::int32_t> block
 }
 
 bool Scheduler::idle() const {
-    return holdings_.waiting.empty() && holdings_.requests_running() == 0 && holdings_.flights.empty();
+    return holdings_.door.empty() && holdings_.waiting.empty() && holdings_.requests_running() == 0 &&
+           holdings_.flights.empty();
 }
 
 bool Scheduler::cancel(RequestId id) {
@@ -175,12 +284,15 @@ bool Scheduler::cancel(RequestId id) {
     if (!place) {
         return false;
     }
+    const Parting part = parting(holdings_.ledger(*place));
     const auto end = [&]() -> Finished {
         switch (place->kind) {
             case StateKind::prefilling:
                 return on(holdings_.prefilling.extract(place->seat), Cancel{});
             case StateKind::decoding:
                 return on(holdings_.decoding.extract(place->seat), Cancel{});
+            case StateKind::at_door:
+                return on(holdings_.door.extract(place->seat), Cancel{});
             case StateKind::waiting:
                 break;
         }
@@ -193,11 +305,20 @@ bool Scheduler::cancel(RequestId id) {
         holdings_.wake();
     }
     ended_.push_back({id, finished.reason});
-    finish(std::move(finished));
+    finish(std::move(finished), part);
     return true;
 }
 
-void Scheduler::finish(Finished&& finished) {
+Scheduler::Parting Scheduler::parting(const Ledger& ledger) const {
+    return {ledger.session(), policy::blocks_for(ledger.tokens_known(), options_.block_tokens),
+            ledger.terms().final};
+}
+
+void Scheduler::finish(Finished&& finished, const Parting& parting) {
+    constexpr double kGapShare = 0.1;
+    const std::uint64_t now_us = holdings_.now_us;
+    finish_gap_us_ += kGapShare * (static_cast<double>(now_us - finished_us_) - finish_gap_us_);
+    finished_us_ = now_us;
     holdings_.places.erase(finished.id);
     holdings_.tiers.forget(finished.id);
     ++holdings_.counters.finished;
@@ -211,8 +332,10 @@ void Scheduler::finish(Finished&& finished) {
             holdings_.tree.classify(last, rest);
         }
         holdings_.tiers.rest(last);
-        holdings_.release(std::move(*finished.leavings));
+        holdings_.release(std::move(*finished.leavings), parting.session);
     }
+    holdings_.share.leave(holdings_.sessions[parting.session].tenant);
+    holdings_.sessions.leave(parting.session, parting.blocks, parting.final, now_us);
 }
 
 bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
@@ -220,6 +343,8 @@ bool Scheduler::plan(PlanBuffer& plan, std::uint64_t now_us) {
     if (holdings_.flights.size() == options_.steps_in_flight_max()) {
         return false;
     }
+    expire();
+    open_door();
     if (!planner_.plan(plan, StepId{steps_ + 1}, now_us)) {
         holdings_.log.add(EventKind::no_plan, {now_us});
         return false;
@@ -273,11 +398,14 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
     holdings_.log.add(EventKind::commit,
                       {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens), now_us, step_us});
     InFlight& flight = flights.take_oldest();
+    learn(flight, step_us);
+    holdings_.retired_us = holdings_.now_us;
     noted_.assign({step.value});
     samples_committed_ = 0;
-    for (const InFlight::Row& row : flight.rows()) {
+    for (std::size_t i = 0; i < flight.rows().size(); ++i) {
+        const InFlight::Row& row = flight.rows()[i];
         const auto sample = static_cast<std::size_t>(samples_committed_);
-        commit_row(row, row.sampled ? tokens[sample] : 0, outcome);
+        commit_row(row, row.sampled ? tokens[sample] : 0, shares_ns_[i], outcome);
         samples_committed_ += row.sampled ? 1 : 0;
     }
     if (noted_.size() > 1) {
@@ -291,10 +419,49 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
     return CommitStatus::committed;
 }
 
-void Scheduler::commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome) {
+void Scheduler::learn(const InFlight& flight, std::uint64_t step_us) {
+    const auto begun_us = std::max(flight.planned_us(), holdings_.retired_us);
+    const auto elapsed_us = static_cast<double>(holdings_.now_us - std::min(holdings_.now_us, begun_us));
+    holdings_.cost.learn(flight.work(), static_cast<double>(step_us), elapsed_us);
+    const auto step_ns = static_cast<std::int64_t>(step_us) * 1000;
+    holdings_.counters.device_ns += step_ns;
+    works_.clear();
+    for (const InFlight::Row& row : flight.rows()) {
+        works_.push_back(row.work);
+    }
+    shares_ns_.assign(works_.size(), 0);
+    if (step_us > 0) {
+        divide(step_ns, holdings_.cost.prices(), works_, shares_ns_);
+    }
+}
+
+void Scheduler::account_row(const InFlight::Row& row, std::int64_t share_ns, bool alive) {
+    Account& session =
+        (alive ? holdings_.sessions[row.session] : holdings_.sessions.late(row.session_id)).account;
+    Account& tenant = holdings_.share[row.tenant].account;
+    holdings_.share.use(row.tenant, share_ns);
+    if (row.work.decode) {
+        session.decode_ns += share_ns;
+        tenant.decode_ns += share_ns;
+    } else {
+        session.prefill_ns += share_ns;
+        tenant.prefill_ns += share_ns;
+        session.tokens_computed += row.work.length;
+        tenant.tokens_computed += row.work.length;
+    }
+    if (row.sampled && alive) {
+        ++session.tokens_output;
+        ++tenant.tokens_output;
+    }
+}
+
+void Scheduler::commit_row(const InFlight::Row& row, std::int32_t token, std::int64_t share_ns,
+                           OutcomeBuffer& outcome) {
     const std::optional<Place> place = holdings_.find(row.request);
     Residence* const residence = place ? holdings_.residence(*place) : nullptr;
-    if (residence == nullptr || residence->binding != row.binding) {
+    const bool alive = residence != nullptr && residence->binding == row.binding;
+    account_row(row, share_ns, alive);
+    if (!alive) {
         ++holdings_.counters
               .results_late;  // the request ended, or was retracted, while the step was in flight
         if (planted(Plant::lost_token) && place && place->kind == StateKind::waiting && row.sampled) {
@@ -334,6 +501,9 @@ void Scheduler::commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outc
     holdings_.counters.tokens_sampled += token < 0 ? 0 : 1;
     if (reason == FinishReason::none) {
         note_token(*on(std::move(request), Token{token}).ledger);
+        if (request.pace.promised()) {
+            request.pace.advance(holdings_.now_us * 1000);
+        }
         return;
     }
     if (reason != FinishReason::length) {
@@ -342,8 +512,10 @@ void Scheduler::commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outc
     if (planted(Plant::double_finish) && reason == FinishReason::stop) {
         ended_.push_back({id, reason});
     }
+    const Parting part = parting(*request.ledger);
     finish(reason == FinishReason::error ? on(holdings_.decoding.extract(seat), Fail{})
-                                         : on(holdings_.decoding.extract(seat), Stop{token, reason}));
+                                         : on(holdings_.decoding.extract(seat), Stop{token, reason}),
+           part);
 }
 
 void Scheduler::note_token(Ledger& ledger) {
@@ -410,6 +582,13 @@ std::int32_t Scheduler::flush_prefix() {
     return blocks;
 }
 
+std::uint64_t Scheduler::retry_after_us() const {
+    if (!holdings_.door.empty()) {
+        return holdings_.sessions.wait_us(holdings_.door.size());
+    }
+    return static_cast<std::uint64_t>(finish_gap_us_ * (1 + holdings_.waiting.size() / 2));
+}
+
 namespace {
 
 TierStats tier_stats(const Tier* tier) {
@@ -442,6 +621,10 @@ Stats Scheduler::stats() const {
             .transfers = static_cast<std::int32_t>(holdings_.tiers.transfers()),
             .moved = holdings_.tiers.counters(),
             .evictions = holdings_.tree.evictions(),
+            .at_door = holdings_.door.size(),
+            .sessions_admitted = holdings_.sessions.families_admitted(),
+            .blocks_charged = holdings_.sessions.blocks_charged(),
+            .blocks_budget = holdings_.sessions.blocks_budget(),
             .counters = holdings_.counters};
 }
 

@@ -21,6 +21,8 @@ enum class Invariant : std::uint8_t {
     I9 = 9,  // results commit in launch order
     I10 = 10,  // a runnable request is planned within K steps
     I11 = 11,  // in every tier a block is free, holds KV, or belongs to one copy in flight; a copy's source stays
+    I12 = 12,  // only requests of admitted sessions run; what is charged is the sum over the admitted
+    I13 = 13,  // the accounts of sessions sum to the time of the steps
 };
 
 // Thrown by check(): the core stops. It says which invariant broke and what was seen.

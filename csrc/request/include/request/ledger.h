@@ -12,6 +12,7 @@
 #include "base/bounded.h"
 #include "base/hash.h"
 #include "base/ids.h"
+#include "request/pace.h"
 
 namespace tokenspeed {
 
@@ -23,7 +24,7 @@ struct Rank {
     friend auto operator<=>(const Rank&, const Rank&) = default;
 };
 
-enum class FinishReason : std::uint8_t { none = 0, stop = 1, length = 2, cancelled = 3, error = 4 };
+enum class FinishReason : std::uint8_t { none = 0, stop = 1, length = 2, cancelled = 3, error = 4, deadline = 5 };
 
 // What a caller may ask; tokens_max and tokens_min count output tokens.
 struct Ask {
@@ -43,6 +44,10 @@ struct Terms {
     bool final = false;             // no further request of its session will come
 };
 
+// The record that the scheduler keeps of a session; the same as long as a request of it lives.
+using SessionIndex = Id<struct SessionIndexTag, std::int32_t>;
+inline constexpr SessionIndex kNoSession{-1};
+
 class Ledger {
  public:
     Ledger(RequestId id, Rank rank, Ask ask, std::span<const std::int32_t> prompt, std::uint64_t arrival_us,
@@ -59,6 +64,10 @@ class Ledger {
     [[nodiscard]] std::int32_t output_tokens() const { return tokens_known() - prompt_tokens_; }
 
     void append(std::int32_t token) { tokens_.push_back(token); }
+    [[nodiscard]] const Pace& pace() const { return pace_; }
+    void set_pace(const Pace& pace) { pace_ = pace; }
+    [[nodiscard]] SessionIndex session() const { return session_; }
+    void set_session(SessionIndex session) { session_ = session; }
     // Extend the chain of hashes to every full block of known tokens.
     void hash_blocks(HashKey key, Hash128 root, std::int32_t block_tokens);
     // The hash of full block `i`, extending the chain where it ends before.
@@ -70,6 +79,8 @@ class Ledger {
     Rank rank_;
     Ask ask_;
     Terms terms_;
+    SessionIndex session_ = kNoSession;
+    Pace pace_;  // while the request does not decode
     std::uint64_t arrival_us_;
     std::int32_t prompt_tokens_;
     std::vector<std::int32_t> tokens_;

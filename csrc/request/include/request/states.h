@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The states of a request: each struct owns exactly the resources of that state, and moving it moves them.
 //
-//            Admit              LastChunk               Stop | Fail
+//  AtDoor --> Finished: Cancel          A request is at the door until its session is admitted.
+//    | Enter
+//    v       Admit              LastChunk               Stop | Fail
 //  Waiting --------> Prefilling ----------> Decoding -------------------> Finished
 //   ^  |             |  ^    |               |  ^   |                      ^ ^ ^
 //   |  |             |  +----+ Computed      |  +---+ Computed, Token      | | |
@@ -21,6 +23,7 @@
 #include "base/ids.h"
 #include "kv/table.h"
 #include "request/ledger.h"
+#include "request/pace.h"
 #include "request/slot.h"
 
 namespace tokenspeed {
@@ -40,6 +43,10 @@ struct Residence {
     }
 };
 
+struct AtDoor {
+    std::unique_ptr<Ledger> ledger;
+};
+
 struct Waiting {
     std::unique_ptr<Ledger> ledger;
 };
@@ -56,6 +63,8 @@ struct Decoding {
     // The ledger's last token, kept here because the ledger's own is a cache and TLB miss away in a long
     // context.
     std::int32_t token_last = -1;
+    // For the same reason: the ledger's is as of when the request last waited.
+    Pace pace{};
 };
 
 struct Finished {

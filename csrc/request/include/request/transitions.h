@@ -11,7 +11,8 @@
 
 namespace tokenspeed {
 
-struct Admit {  // a slot, and a table of the cached path and blocks for every known token
+struct Enter {};  // its session is admitted
+struct Admit {    // a slot, and a table of the cached path and blocks for every known token
     Residence residence;
 };
 struct LastChunk {};  // every known token is planned; the step samples the next
@@ -27,6 +28,7 @@ struct Stop {  // a sampled token that ends it, by its value or by its number
 };
 struct Fail {};     // the executor could not produce this row
 struct Cancel {};   // the caller left
+struct Expire {};   // its deadline passed before it began
 struct Retract {};  // the blocks are needed by an earlier request; recompute later
 
 // A retracted request waits again; what it held goes to the step in flight, or back.
@@ -35,8 +37,12 @@ struct Retracted {
     Residence leavings;
 };
 
+Waiting on(AtDoor&& from, Enter event);
+Finished on(AtDoor&& from, Cancel event);
+Finished on(AtDoor&& from, Expire event);
 Prefilling on(Waiting&& from, Admit event);
 Finished on(Waiting&& from, Cancel event);
+Finished on(Waiting&& from, Expire event);
 Decoding on(Prefilling&& from, LastChunk event);
 Prefilling&& on(Prefilling&& from, Computed event);
 Finished on(Prefilling&& from, Cancel event);
@@ -51,6 +57,18 @@ Retracted on(Decoding&& from, Retract event);
 template <class State, class Event>
 concept Accepts = requires(State state, Event event) { on(std::move(state), std::move(event)); };
 
+static_assert(Accepts<AtDoor, Enter>);
+static_assert(!Accepts<AtDoor, Admit>);
+static_assert(!Accepts<AtDoor, LastChunk>);
+static_assert(!Accepts<AtDoor, Computed>);
+static_assert(!Accepts<AtDoor, Token>);
+static_assert(!Accepts<AtDoor, Stop>);
+static_assert(!Accepts<AtDoor, Fail>);
+static_assert(Accepts<AtDoor, Cancel>);
+static_assert(Accepts<AtDoor, Expire>);
+static_assert(!Accepts<AtDoor, Retract>);
+
+static_assert(!Accepts<Waiting, Enter>);
 static_assert(Accepts<Waiting, Admit>);
 static_assert(!Accepts<Waiting, LastChunk>);
 static_assert(!Accepts<Waiting, Computed>);
@@ -58,8 +76,10 @@ static_assert(!Accepts<Waiting, Token>);
 static_assert(!Accepts<Waiting, Stop>);
 static_assert(!Accepts<Waiting, Fail>);
 static_assert(Accepts<Waiting, Cancel>);
+static_assert(Accepts<Waiting, Expire>);
 static_assert(!Accepts<Waiting, Retract>);
 
+static_assert(!Accepts<Prefilling, Enter>);
 static_assert(!Accepts<Prefilling, Admit>);
 static_assert(Accepts<Prefilling, LastChunk>);
 static_assert(Accepts<Prefilling, Computed>);
@@ -67,8 +87,10 @@ static_assert(!Accepts<Prefilling, Token>);
 static_assert(!Accepts<Prefilling, Stop>);
 static_assert(!Accepts<Prefilling, Fail>);
 static_assert(Accepts<Prefilling, Cancel>);
+static_assert(!Accepts<Prefilling, Expire>);
 static_assert(Accepts<Prefilling, Retract>);
 
+static_assert(!Accepts<Decoding, Enter>);
 static_assert(!Accepts<Decoding, Admit>);
 static_assert(!Accepts<Decoding, LastChunk>);
 static_assert(Accepts<Decoding, Computed>);
@@ -76,8 +98,10 @@ static_assert(Accepts<Decoding, Token>);
 static_assert(Accepts<Decoding, Stop>);
 static_assert(Accepts<Decoding, Fail>);
 static_assert(Accepts<Decoding, Cancel>);
+static_assert(!Accepts<Decoding, Expire>);
 static_assert(Accepts<Decoding, Retract>);
 
+static_assert(!Accepts<Finished, Enter>);
 static_assert(!Accepts<Finished, Admit>);
 static_assert(!Accepts<Finished, LastChunk>);
 static_assert(!Accepts<Finished, Computed>);
@@ -85,8 +109,10 @@ static_assert(!Accepts<Finished, Token>);
 static_assert(!Accepts<Finished, Stop>);
 static_assert(!Accepts<Finished, Fail>);
 static_assert(!Accepts<Finished, Cancel>);
+static_assert(!Accepts<Finished, Expire>);
 static_assert(!Accepts<Finished, Retract>);
 
+static_assert(!std::copy_constructible<AtDoor>);
 static_assert(!std::copy_constructible<Waiting> && !std::copy_constructible<Prefilling>);
 static_assert(!std::copy_constructible<Decoding> && !std::copy_constructible<Finished>);
 

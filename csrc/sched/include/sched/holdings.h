@@ -14,17 +14,21 @@
 #include "kv/prefix_tree.h"
 #include "request/slot.h"
 #include "request/states.h"
+#include "sched/cost_model.h"
 #include "sched/event_log.h"
+#include "sched/fair_share.h"
 #include "sched/in_flight.h"
 #include "sched/options.h"
+#include "sched/reason.h"
 #include "sched/retention.h"
 #include "sched/roster.h"
+#include "sched/sessions.h"
 #include "sched/sharing.h"
 #include "sched/tiers.h"
 
 namespace tokenspeed {
 
-enum class StateKind : std::uint8_t { waiting, prefilling, decoding };
+enum class StateKind : std::uint8_t { at_door, waiting, prefilling, decoding };
 
 struct Place {
     StateKind kind;
@@ -43,8 +47,8 @@ class Flights {
     InFlight& newest() { return (*this)[size_ - 1]; }
     // The step being planned: rows enter it, launch() makes it the newest.
     InFlight& next() { return (*this)[size_]; }
-    void launch(StepId step) {
-        next().launch(step);
+    void launch(StepId step, const Work& work, std::uint64_t planned_us) {
+        next().launch(step, work, planned_us);
         ++size_;
     }
     // The oldest step leaves the queue; it still holds its leases until it retires.
@@ -77,6 +81,8 @@ struct Counters {
     std::int64_t scrubs = 0;          // times that quarantined blocks were given another chance
     std::int64_t results_late = 0;  // rows of results that nobody waited for
     std::uint64_t queue_us = 0;     // arrival to first admission, summed
+    std::int64_t device_ns = 0;     // what steps took, where that was measured
+    std::int64_t deadlines_passed = 0;
 };
 
 struct Holdings {
@@ -100,7 +106,7 @@ struct Holdings {
     Seat enter(State&& state);
 
     // Leavings go to the newest step in flight, which may still touch them, or back at once.
-    void release(Residence&& leavings);
+    void release(Residence&& leavings, SessionIndex session);
     void release(BlockLease&& duplicate);
     void retract(Place place);
     // The memory of a frozen block does not hold what was stored: who runs on it is sent back, nobody finds it again.
@@ -110,9 +116,15 @@ struct Holdings {
     bool scrub_if_stuck(std::int32_t running);
     // Capacity came free: a blocked request may look again.
     void wake() { blocked = false; }
+    // The first of those waiting cannot run, until capacity comes free.
+    void block(RequestId id, Reason reason);
+    // When the device will have done what was launched, at the latest expected; now, where it is idle.
+    [[nodiscard]] double device_free_us() const;
 
     // Assert I1-I10 over the whole account.
     void check_all(const Options& options, StepId step_last) const;
+
+    void check_sessions() const;
 
     // A duplicate block was found: the table entry changes with the next plan.
     struct PendingRedirect {
@@ -121,21 +133,22 @@ struct Holdings {
         BlockId block;
     };
 
-    // The time of the events that follow; 0 says nothing.
+    // The time of the events that follow; 0 says nothing, and it never goes back.
     void at(std::uint64_t now) {
-        if (now != 0) {
+        if (now > now_us) {
             now_us = now;
             tree.at(now);
             tiers.at(now);
         }
     }
 
-    std::uint64_t now_us = 0;
+    EventLog log;
     Retention retention;
     // Order matters: what holds leases dies before what they lease from.
     Pool pool;
     PrefixTree tree;
     SlotPool slots;
+    Roster<AtDoor> door;  // their session is not admitted
     Roster<Waiting> waiting;
     Roster<Prefilling> prefilling;
     Roster<Decoding> decoding;
@@ -148,16 +161,25 @@ struct Holdings {
     };
     std::vector<Frozen> frozen;  // since the last plan, where stamps are kept
     Sharing sharing;
+    Sessions sessions;
+    FairShare share;
+    CostModel cost;
+    std::uint64_t now_us = 0;          // the latest time that an event told
+    std::uint64_t retired_us = 0;      // of the last commit
+    std::uint64_t deadline_us = ~0ULL; // the first of those that have not begun
     bool blocked = false;  // the first of those waiting did not fit, and no capacity came free since
     Counters counters;
-    EventLog log;
     Tiers tiers;  // last: its transfers hold paths and blocks
 };
 
 template <class State>
 Seat Holdings::enter(State&& state) {
     const RequestId id = state.ledger->id();
-    if constexpr (std::is_same_v<State, Waiting>) {
+    if constexpr (std::is_same_v<State, AtDoor>) {
+        const Seat seat = door.insert(std::move(state));
+        places.insert_or_assign(id, Place{StateKind::at_door, seat});
+        return seat;
+    } else if constexpr (std::is_same_v<State, Waiting>) {
         const Seat seat = waiting.insert(std::move(state));
         places.insert_or_assign(id, Place{StateKind::waiting, seat});
         return seat;

@@ -10,6 +10,9 @@
 #include "base/ids.h"
 #include "base/plant.h"
 #include "request/states.h"
+#include "sched/accounts.h"
+#include "sched/fair_share.h"
+#include "sched/step_cost.h"
 
 namespace tokenspeed {
 
@@ -20,6 +23,10 @@ class InFlight {
         BindingId binding;
         std::int32_t computed;  // tokens in KV once the step has retired
         bool sampled;
+        RowWork work;
+        SessionIndex session;  // whose it is, while the request lives
+        SessionId session_id;
+        TenantIndex tenant;
     };
 
     // Moved, never copied: it holds leases.
@@ -34,7 +41,11 @@ class InFlight {
         rows_.push_back(row);
         samples_ += row.sampled ? 1 : 0;
     }
-    void launch(StepId step) { step_ = step; }
+    void launch(StepId step, const Work& work, std::uint64_t planned_us) {
+        step_ = step;
+        work_ = work;
+        planned_us_ = planned_us;
+    }
     // The rest of a request that ended or was retracted, or a duplicate block, stays untouched until this
     // step retires.
     void hold(Residence&& leavings) {
@@ -59,6 +70,8 @@ class InFlight {
     }
 
     [[nodiscard]] StepId step() const { return step_; }
+    [[nodiscard]] const Work& work() const { return work_; }
+    [[nodiscard]] std::uint64_t planned_us() const { return planned_us_; }
     [[nodiscard]] std::int32_t samples() const { return samples_; }
     [[nodiscard]] const std::vector<Row>& rows() const { return rows_; }
     [[nodiscard]] bool holds() const { return !residences_.empty() || !blocks_.empty(); }
@@ -67,6 +80,8 @@ class InFlight {
 
  private:
     StepId step_{};
+    Work work_{};
+    std::uint64_t planned_us_ = 0;
     std::int32_t samples_ = 0;
     std::vector<Row> rows_;
     std::vector<Residence> residences_;

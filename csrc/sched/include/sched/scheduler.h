@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "sched/cost_model.h"
 #include "sched/holdings.h"
 #include "sched/options.h"
 #include "sched/plan.h"
@@ -27,6 +28,7 @@ enum class SubmitStatus : std::uint8_t {
     exceeds_pool,  // would not fit with the whole pool to itself
     duplicate,     // a live request has this id
     empty,         // no prompt token, or no token to produce
+    door_full,     // its session is not admitted, and as many requests as may wait for that: try later
 };
 
 enum class CommitStatus : std::uint8_t {
@@ -59,6 +61,8 @@ struct Stats {
     std::int32_t transfers;
     TierCounters moved;
     std::int64_t evictions;
+    std::int32_t at_door, sessions_admitted;
+    std::int64_t blocks_charged, blocks_budget;  // to admitted sessions; 0 without session admission
     Counters counters;
 };
 
@@ -99,6 +103,11 @@ class Scheduler {
     std::int32_t flush_prefix();
 
     [[nodiscard]] const Options& options() const { return options_; }
+    // After how long a request that was refused for want of room, or that would be, may be admitted.
+    [[nodiscard]] std::uint64_t retry_after_us() const;
+    [[nodiscard]] const Session* session(SessionId id) const { return holdings_.sessions.find(id); }
+    [[nodiscard]] const std::vector<Tenant>& tenants() const { return holdings_.share.tenants(); }
+    [[nodiscard]] const CostModel& cost() const { return holdings_.cost; }
     [[nodiscard]] bool idle() const;
     [[nodiscard]] Stats stats() const;
     // Prompt and output of a live request; empty for any other.
@@ -118,8 +127,21 @@ class Scheduler {
 
     // The session's leaf rests in another class.
     void classify(const std::optional<Retention::Leaf>& leaf);
+    [[nodiscard]] SubmitStatus judge(const Submission& submission) const;
+    // Does its session have to be admitted first?
+    [[nodiscard]] bool is_stranger(const Terms& terms) const;
     void log_terms(const Submission& submission);
-    void commit_row(const InFlight::Row& row, std::int32_t token, OutcomeBuffer& outcome);
+    // Admit the sessions that fit, the first at the door first.
+    void open_door();
+    void move_admitted();
+    // End the requests that have not begun by their deadline.
+    void expire();
+    template <class State>
+    void expire_in(Roster<State>& roster);
+    void account_row(const InFlight::Row& row, std::int64_t share_ns, bool alive);
+    // What a step took, for the model and for the accounts.
+    void learn(const InFlight& flight, std::uint64_t step_us);
+    void commit_row(const InFlight::Row& row, std::int32_t token, std::int64_t share_ns, OutcomeBuffer& outcome);
     template <class State>
     void commit_computed(State& request, std::int32_t tokens);
     void commit_sample(Seat seat, std::int32_t token, OutcomeBuffer& outcome);
@@ -129,7 +151,14 @@ class Scheduler {
     void note_token(Ledger& ledger);
     void note_said(Said said);
     void freeze_full(Ledger& ledger, Residence& residence);
-    void finish(Finished&& finished);
+    // What is left to do for the session of a request that ends.
+    struct Parting {
+        SessionIndex session;
+        std::int32_t blocks;
+        bool final;
+    };
+    [[nodiscard]] Parting parting(const Ledger& ledger) const;
+    void finish(Finished&& finished, const Parting& parting);
     // As many of ended_ as there is room for; the rest with the next outcome.
     void report_ended(OutcomeBuffer& outcome);
 
@@ -138,6 +167,11 @@ class Scheduler {
     Planner planner_;
     std::uint64_t steps_ = 0;
     std::int64_t sequence_ = 0;
+    std::uint64_t aging_looked_us_ = 0;
+    double finish_gap_us_ = 1e6;  // between two ends of requests
+    std::uint64_t finished_us_ = 0;
+    std::vector<RowWork> works_;           // scratch of a commit
+    std::vector<std::int64_t> shares_ns_;  // scratch of a commit
     std::vector<Ended> ended_;
     std::vector<std::uint64_t> noted_;       // scratch: a record of the journal
     std::vector<std::uint64_t> rows_noted_;  // of the last plan

@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: MIT
+#include "sched/sessions.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/hash.h"
+#include "sched/policy.h"
+
+namespace tokenspeed {
+namespace {
+
+// Of a session, at its largest, until some have ended; agents come to 100k tokens, or to what the context holds.
+constexpr std::int64_t kSessionTokens = 100'000;
+constexpr double kLearnShare = 0.125;
+constexpr std::int32_t kTurnsTelling = 3;  // a session that ended sooner says nothing of the others
+constexpr double kGapShare = 0.25;
+
+double expected_at_first(const Options& options) {
+    const std::int64_t tokens = options.session_tokens > 0
+                                    ? options.session_tokens
+                                    : std::min<std::int64_t>(kSessionTokens, options.context_tokens_max);
+    return policy::blocks_for(tokens, options.block_tokens);
+}
+
+}  // namespace
+
+Sessions::Sessions(const Options& options, EventLog& log)
+    : admission_(options.session_admission),
+      sessions_max_(options.sessions_max),
+      aging_us_(options.session_aging_us),
+      idle_us_(options.session_idle_us),
+      budget_(std::int64_t{options.blocks_total} + options.host_blocks),
+      learns_(options.session_tokens == 0),
+      expected_(expected_at_first(options)),
+      log_(log) {}
+
+SessionIndex Sessions::make(SessionId id, TenantIndex tenant) {
+    if (free_.empty()) {
+        free_.push_back(SessionIndex{count_of(records_)});
+        records_.emplace_back();
+    }
+    const SessionIndex index = free_.back();
+    free_.pop_back();
+    Session& record = (*this)[index];
+    record = Session{};
+    record.id = id;
+    record.tenant = tenant;
+    record.root = index;
+    if (id.value != 0) {
+        index_.insert_or_assign(id, index);
+    }
+    return index;
+}
+
+SessionIndex Sessions::record_of(SessionId id, SessionIndex root, TenantIndex tenant) {
+    const auto found = index_.find(id);
+    if (found != index_.end()) {
+        return found->second;
+    }
+    const SessionIndex made = make(id, tenant);
+    if (root != kNoSession) {
+        (*this)[made].root = root;
+        ++(*this)[root].family;
+    }
+    return made;
+}
+
+SessionIndex Sessions::enter(const Terms& terms, TenantIndex tenant, std::int32_t blocks_prompt,
+                             std::int32_t blocks_needed, std::uint64_t now_us) {
+    SessionIndex index = kNoSession;
+    if (terms.session.value == 0) {
+        index = make({}, tenant);
+    } else {
+        SessionIndex root = kNoSession;
+        if (terms.root.value != 0 && terms.root != terms.session) {
+            root = (*this)[record_of(terms.root, kNoSession, tenant)].root;
+            unlink(root);  // it is in use from here on: no record made below may push it out
+        }
+        index = record_of(terms.session, root, tenant);
+    }
+    Session& session = (*this)[index];
+    Session& root = root_of(index);
+    unlink(index);
+    unlink(session.root);
+    ++session.requests_live;
+    ++root.family_live;
+    session.closing = root.closing = false;
+    if (terms.session.value == 0) {
+        set_blocks(index, blocks_needed);
+    } else {
+        set_blocks(index, session.requests_live > 1 ? std::max(session.blocks, blocks_prompt) : blocks_prompt);
+    }
+    settle(session.root, now_us);
+    return index;
+}
+
+void Sessions::leave(SessionIndex index, std::int32_t blocks, bool final, std::uint64_t now_us) {
+    Session& session = (*this)[index];
+    Session& root = root_of(index);
+    const SessionIndex root_index = session.root;
+    --session.requests_live;
+    --root.family_live;
+    ++session.turns;
+    session.closing = session.closing || final || session.id.value == 0;
+    if (session.id.value != 0) {
+        set_blocks(index, session.closing && session.requests_live == 0 && root_index != index ? 0 : blocks);
+    }
+    if (root.closing && root.family_live == 0 && root.admitted) {
+        release(root_index, root.id.value == 0 ? Reason::none : Reason::session_final, now_us);
+    }
+    settle(index, now_us);
+    if (root_index != index) {
+        settle(root_index, now_us);
+    }
+}
+
+void Sessions::close(SessionId id, std::uint64_t now_us) {
+    const auto found = index_.find(id);
+    if (found == index_.end()) {
+        return;
+    }
+    const SessionIndex index = found->second;
+    Session& session = (*this)[index];
+    session.closing = true;
+    if (session.root != index && session.requests_live == 0) {
+        set_blocks(index, 0);
+    }
+    if (session.root == index && session.family_live == 0 && session.admitted) {
+        release(index, Reason::session_closed, now_us);
+    }
+    settle(index, now_us);
+}
+
+void Sessions::wait(SessionIndex index, std::uint64_t now_us) {
+    Session& root = root_of(index);
+    root.door_since_us = root.door_since_us == 0 ? std::max<std::uint64_t>(now_us, 1) : root.door_since_us;
+}
+
+std::int32_t Sessions::charge_of(const Session& root) const {
+    return root.id.value == 0 ? root.family_blocks : std::max(root.family_blocks, blocks_expected());
+}
+
+bool Sessions::try_admit(SessionIndex index, std::uint64_t now_us) {
+    Session& root = root_of(index);
+    if (root.admitted) {
+        return true;
+    }
+    const std::int32_t charge = charge_of(root);
+    const bool fits = charged_ + charge <= budget_ || families_admitted_ == 0;
+    const bool aged = root.door_since_us != 0 && now_us >= root.door_since_us + aging_us_;
+    if (!fits && !aged) {
+        return false;
+    }
+    root.admitted = true;
+    root.door_since_us = 0;
+    root.charge = charge;
+    charged_ += charge;
+    ++families_admitted_;
+    if (root.id.value != 0) {
+        log_.add(EventKind::decision, {static_cast<std::uint64_t>(fits ? Reason::session_admitted : Reason::session_aged),
+                                       root.id.value, static_cast<std::uint64_t>(charge)});
+    }
+    return true;
+}
+
+bool Sessions::try_admit_aged(SessionIndex index, std::uint64_t now_us) {
+    const Session& root = root_of(index);
+    return !root.admitted && now_us >= root.door_since_us + aging_us_ && try_admit(index, now_us);
+}
+
+bool Sessions::make_way(std::uint64_t now_us) {
+    const SessionIndex oldest = idle_.oldest;
+    if (oldest == kNoSession || now_us < (*this)[oldest].idle_since_us + idle_us_) {
+        return false;
+    }
+    release(oldest, Reason::session_idle, now_us);
+    settle(oldest, now_us);
+    return true;
+}
+
+void Sessions::release(SessionIndex index, Reason reason, std::uint64_t now_us) {
+    Session& root = (*this)[index];
+    unlink(index);
+    root.admitted = false;
+    charged_ -= root.charge;
+    --families_admitted_;
+    if (root.id.value != 0) {
+        if (learns_ && root.turns >= kTurnsTelling) {
+            expected_ += kLearnShare * (std::max(1, root.family_blocks) - expected_);
+        }
+        if (released_us_ != 0 && now_us >= released_us_) {
+            release_gap_us_ += kGapShare * (static_cast<double>(now_us - released_us_) - release_gap_us_);
+        }
+        released_us_ = now_us;
+        log_.add(EventKind::decision,
+                 {static_cast<std::uint64_t>(reason), root.id.value, static_cast<std::uint64_t>(root.charge)});
+    }
+    root.charge = 0;
+}
+
+void Sessions::set_blocks(SessionIndex index, std::int32_t blocks) {
+    Session& session = (*this)[index];
+    Session& root = root_of(index);
+    root.family_blocks += blocks - session.blocks;
+    session.blocks = blocks;
+    recharge(root);
+}
+
+void Sessions::recharge(Session& root) {
+    if (root.admitted && admission_) {
+        charged_ -= root.charge;
+        root.charge = charge_of(root);
+        charged_ += root.charge;
+    }
+}
+
+void Sessions::settle(SessionIndex index, std::uint64_t now_us) {
+    Session& session = (*this)[index];
+    unlink(index);
+    if (session.requests_live > 0 || session.family_live > 0) {
+        return;
+    }
+    if (session.root == index && session.admitted) {
+        session.idle_since_us = now_us;
+        link(Session::List::idle, index);
+        return;
+    }
+    session.door_since_us = 0;
+    if (session.id.value == 0) {
+        forget(index);
+        return;
+    }
+    if (session.family == 0) {
+        link(Session::List::resting, index);
+        if (resting_count_ > sessions_max_) {
+            forget(resting_.oldest);
+        }
+    }
+}
+
+void Sessions::forget(SessionIndex index) {
+    unlink(index);
+    Session& session = (*this)[index];
+    forgotten_.account.add(session.account);
+    for (std::size_t tier = 0; tier < kTiers; ++tier) {
+        forgotten_.held[tier].blocks += session.held[tier].blocks;
+    }
+    if (session.id.value != 0) {
+        index_.erase(session.id);
+    }
+    const SessionIndex root = session.root;
+    if (root != index) {
+        set_blocks(index, 0);
+        --(*this)[root].family;
+        if ((*this)[root].list == Session::List::none) {
+            settle(root, (*this)[root].idle_since_us);
+        }
+    }
+    session = Session{};
+    free_.push_back(index);
+}
+
+Session& Sessions::late(SessionId id) {
+    const auto found = id.value == 0 ? index_.end() : index_.find(id);
+    return found == index_.end() ? forgotten_ : (*this)[found->second];
+}
+
+void Sessions::hold(SessionIndex index, TierKind tier, std::int64_t more_blocks, std::uint64_t now_us) {
+    Session& session = (*this)[index];
+    const auto at = static_cast<std::size_t>(tier);
+    session.account.block_us[at] += session.held[at].change(more_blocks, now_us);
+}
+
+std::uint64_t Sessions::wait_us(std::int32_t ahead) const {
+    return static_cast<std::uint64_t>(release_gap_us_ * (ahead + 1));
+}
+
+const Session* Sessions::find(SessionId id) const {
+    const auto found = index_.find(id);
+    return found == index_.end() ? nullptr : &(*this)[found->second];
+}
+
+Account Sessions::total() const {
+    Account sum = forgotten_.account;
+    for (const Session& each : records_) {
+        sum.add(each.account);
+    }
+    return sum;
+}
+
+void Sessions::link(Session::List list, SessionIndex index) {
+    Session& session = (*this)[index];
+    Ends& at = ends(list);
+    session.list = list;
+    session.older = at.youngest;
+    session.younger = kNoSession;
+    (at.youngest == kNoSession ? at.oldest : (*this)[at.youngest].younger) = index;
+    at.youngest = index;
+    resting_count_ += list == Session::List::resting ? 1 : 0;
+}
+
+void Sessions::unlink(SessionIndex index) {
+    Session& session = (*this)[index];
+    if (session.list == Session::List::none) {
+        return;
+    }
+    Ends& at = ends(session.list);
+    (session.older == kNoSession ? at.oldest : (*this)[session.older].younger) = session.younger;
+    (session.younger == kNoSession ? at.youngest : (*this)[session.younger].older) = session.older;
+    resting_count_ -= session.list == Session::List::resting ? 1 : 0;
+    session.list = Session::List::none;
+    session.older = session.younger = kNoSession;
+}
+
+std::uint64_t Sessions::digest(std::uint64_t seed) const {
+    for (const Session& each : records_) {
+        const std::int64_t facts[] = {static_cast<std::int64_t>(each.id.value), each.root.value, each.requests_live,
+                                      each.blocks, each.charge, each.admitted ? 1 : 0, each.closing ? 1 : 0};
+        seed = digest_of(seed, std::span<const std::int64_t>(facts));
+    }
+    for (SessionIndex at = idle_.oldest; at != kNoSession; at = (*this)[at].younger) {
+        seed = digest_of(seed, std::span<const SessionIndex>(&at, 1));
+    }
+    return seed;
+}
+
+void Sessions::check_sessions() const {
+    std::int64_t charged = 0;
+    std::int32_t admitted = 0;
+    std::vector<std::int32_t> live(records_.size(), 0);
+    std::vector<std::int32_t> blocks(records_.size(), 0);
+    for (std::size_t i = 0; i < records_.size(); ++i) {
+        const Session& each = records_[i];
+        if (each.root == kNoSession) {
+            continue;  // a free record
+        }
+        live[each.root.index()] += each.requests_live;
+        blocks[each.root.index()] += each.blocks;
+        charged += each.charge;
+        admitted += each.admitted ? 1 : 0;
+        check(each.admitted || each.charge == 0, Invariant::I12, "a session that is not admitted is charged");
+        check((each.list == Session::List::idle) ==
+                  (each.admitted && each.family_live == 0 && each.requests_live == 0),
+              Invariant::I12, "the list of idle sessions disagrees with who is idle");
+    }
+    for (std::size_t i = 0; i < records_.size(); ++i) {
+        const Session& each = records_[i];
+        if (each.root == SessionIndex{static_cast<std::int32_t>(i)}) {
+            check(live[i] == each.family_live && blocks[i] == each.family_blocks, Invariant::I12,
+                  "a family disagrees with its sessions");
+        }
+    }
+    check(charged == charged_ && admitted == families_admitted_, Invariant::I12,
+          "what is charged disagrees with who is admitted");
+}
+
+}  // namespace tokenspeed
