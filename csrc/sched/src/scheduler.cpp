@@ -117,7 +117,7 @@ void Scheduler::open_door() {
     const std::uint64_t now_us = holdings_.now_us;
     Roster<AtDoor>& door = holdings_.door;
     while (!door.empty()) {
-        if (holdings_.sessions.try_admit(door[door.seat(0)].ledger->session(), now_us)) {
+        if (holdings_.sessions.try_admit(first_at_door(), now_us)) {
             move_admitted();
         } else if (!holdings_.sessions.make_way(now_us)) {
             break;
@@ -134,6 +134,17 @@ void Scheduler::open_door() {
             move_admitted();
         }
     }
+}
+
+SessionIndex Scheduler::first_at_door() const {
+    const Roster<AtDoor>& door = holdings_.door;
+    for (std::int32_t i = 0; holdings_.sessions.returning() > 0 && i < door.size(); ++i) {
+        const SessionIndex session = door[door.seat(i)].ledger->session();
+        if (holdings_.sessions.returns(session)) {
+            return session;
+        }
+    }
+    return door[door.seat(0)].ledger->session();
 }
 
 void Scheduler::move_admitted() {

@@ -133,6 +133,7 @@ class Scheduler {
     void log_terms(const Submission& submission);
     // Admit the sessions that fit, the first at the door first.
     void open_door();
+    [[nodiscard]] SessionIndex first_at_door() const;
     void move_admitted();
     // End the requests that have not begun by their deadline.
     void expire();

@@ -6,10 +6,12 @@
 //                              ^                         |             another request enters              |
 //                              +-------------------------+---- release: final, closed, or it gives way ----+
 //
-// The unit of admission is the family: a root session and the sub-agents that name it. An admitted family is
-// charged what it is expected to need, or what it has if that is more; the charges of all fit the KV of device
-// and host. So the turns of an admitted session never wait for strangers. A request without a session is a family
-// of its own, charged what it needs, until it ends. With admission off everybody is admitted and nothing charged.
+// The unit of admission is the family: a root session and the sub-agents that name it. Another is admitted while
+// what the admitted have, or what so many of them have on average if that is more, leaves room for it in the KV of
+// device and host. So the turns of an admitted session never wait for strangers. When somebody waits, families
+// that have been idle longer than nearly all that came back give way; if they do come back, they go before
+// strangers. A request without a session is a family of its own until it ends. With admission off everybody is
+// admitted and nothing charged.
 //
 // Remembers a bounded number of sessions that nobody uses. Knows no rank: who is tried first is its caller's
 // business. Reads no clock.
@@ -38,11 +40,12 @@ struct Session {
     std::int32_t turns = 0;    // requests that have ended
     std::int32_t blocks = 0;   // of its latest context
     bool closing = false;      // no further request will come
+    bool gave_way = false;     // and has not come back
+    bool returning = false;    // it has, and waits at the door
     // of the family, in its root
     std::int32_t family = 0;         // further sessions that are remembered
     std::int32_t family_live = 0;    // requests
     std::int32_t family_blocks = 0;
-    std::int32_t charge = 0;         // while admitted
     bool admitted = false;
     std::uint64_t door_since_us = 0;  // its first request at the door; 0: nobody is there
     std::uint64_t idle_since_us = 0;
@@ -86,10 +89,15 @@ class Sessions {
     Session& late(SessionId id);
     void hold(SessionIndex index, TierKind tier, std::int64_t more_blocks, std::uint64_t now_us);
 
-    [[nodiscard]] std::int64_t blocks_charged() const { return charged_; }
+    // What the admitted are taken to need.
+    [[nodiscard]] std::int64_t blocks_charged() const;
     [[nodiscard]] std::int64_t blocks_budget() const { return budget_; }
     [[nodiscard]] std::int32_t families_admitted() const { return families_admitted_; }
-    [[nodiscard]] std::int32_t blocks_expected() const { return static_cast<std::int32_t>(expected_); }
+    // Of a session, on average over its turns.
+    [[nodiscard]] std::int64_t blocks_expected() const { return static_cast<std::int64_t>(expected_); }
+    // Families at the door that go before strangers.
+    [[nodiscard]] std::int32_t returning() const { return returning_; }
+    [[nodiscard]] bool returns(SessionIndex index) const { return root_of(index).returning; }
     // What sessions that are no longer remembered have used.
     [[nodiscard]] const Account& forgotten() const { return forgotten_.account; }
     // Every account, summed: what all steps took.
@@ -108,9 +116,10 @@ class Sessions {
     Session& root_of(SessionIndex index) { return (*this)[(*this)[index].root]; }
     SessionIndex record_of(SessionId id, SessionIndex root, TenantIndex tenant);
     SessionIndex make(SessionId id, TenantIndex tenant);
-    [[nodiscard]] std::int32_t charge_of(const Session& root) const;
     void set_blocks(SessionIndex index, std::int32_t blocks);
-    void recharge(Session& root);
+    // A gap between two turns; how long a family must be idle to give way.
+    void add_gap(std::uint64_t gap_us);
+    [[nodiscard]] std::uint64_t idle_bound_us() const;
     void release(SessionIndex root, Reason reason, std::uint64_t now_us);
     // Put a record into the list it belongs to now, and forget the oldest where too many rest.
     void settle(SessionIndex index, std::uint64_t now_us);
@@ -125,7 +134,10 @@ class Sessions {
     std::uint64_t idle_us_;
     std::int64_t budget_;
     bool learns_;
-    double expected_;  // blocks of a session, at its largest
+    double expected_;  // blocks of a session
+    static constexpr std::size_t kGapBins = 32;
+    std::array<std::uint32_t, kGapBins> gaps_{};  // by powers of two of milliseconds
+    std::uint32_t gaps_seen_ = 0;
     EventLog& log_;
 
     std::vector<Session> records_;
@@ -134,8 +146,11 @@ class Sessions {
     Ends idle_;     // admitted roots without a request, longest idle first
     Ends resting_;  // those that may be forgotten, longest unused first
     std::int32_t resting_count_ = 0;
-    std::int64_t charged_ = 0;
+    std::int64_t admitted_blocks_ = 0;  // of admitted families
+    std::int64_t single_blocks_ = 0;    // of these, of requests without a session
     std::int32_t families_admitted_ = 0;
+    std::int32_t singles_admitted_ = 0;
+    std::int32_t returning_ = 0;
     Session forgotten_;
     // departures of families, for those who wait
     std::uint64_t released_us_ = 0;
