@@ -43,8 +43,8 @@ def swap_sampling(bindings: Callable[..., Iterator[Binding]]) -> Callable[..., I
 def swap_tokens(commit: Callable[..., Any]) -> Callable[..., Any]:
     """The tokens of a step are committed in reverse order."""
 
-    def planted(desk: Desk, plan: Any, result: Any) -> Any:
-        return commit(desk, plan, replace(result, tokens=result.tokens[::-1].copy()))
+    def planted(desk: Desk, plan: Any, result: Any, now_us: int) -> Any:
+        return commit(desk, plan, replace(result, tokens=result.tokens[::-1].copy()), now_us)
 
     return planted
 
