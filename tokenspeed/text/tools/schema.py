@@ -73,7 +73,7 @@ def _types(schema: Any, root: dict[str, Any]) -> set[str]:
         if each.get("nullable") is True:
             found.add("null")
         if isinstance(each.get("$ref"), str):
-            waiting.append(_resolve(each["$ref"], root))
+            waiting.append(resolve(each["$ref"], root))
         for name in ("anyOf", "oneOf", "allOf"):
             waiting += _list(each.get(name))[:_SCHEMAS_MAX]
         if kind is None:
@@ -83,7 +83,7 @@ def _types(schema: Any, root: dict[str, Any]) -> set[str]:
     return found
 
 
-def _resolve(reference: str, root: dict[str, Any]) -> Any:
+def resolve(reference: str, root: dict[str, Any]) -> Any:
     """What a reference inside the document points to."""
     at: Any = root
     for step in reference.removeprefix("#").strip("/").split("/"):
