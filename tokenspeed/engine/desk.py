@@ -24,7 +24,8 @@ from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.control import Finish, Outcome, Plan, Scheduler, SubmitStatus
 from tokenspeed.engine import admission, wire
-from tokenspeed.exec.protocol import StepResult
+from tokenspeed.engine.constraints import Constraints
+from tokenspeed.exec.protocol import RowMasks, StepResult
 from tokenspeed.obs.sample import CoreSample
 from tokenspeed.obs.timeline import Timeline
 
@@ -51,7 +52,8 @@ class _Open:
     queue_us: int = 0
     retractions: int = 0
     announced: bool = False  # its first delta has left
-    failed: bool = False  # cancelled because of a fault
+    failed: str | None = None  # cancelled because of a fault, in words for the caller
+    complete: bool = False  # cancelled because its grammar allows nothing more
 
 
 class Binding(NamedTuple):
@@ -66,8 +68,13 @@ class Binding(NamedTuple):
 class Desk:
     """Keeper of open requests in front of one scheduler. `stopped` turns true with `wire.Stop`."""
 
-    def __init__(self, scheduler: Scheduler, *, vocab_size: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, *, vocab_size: int, constraints: Constraints | None = None
+    ) -> None:
+        """Without `constraints` a request that brings a grammar is refused."""
         self.stopped = False
+        self._constraints = constraints
+        self._compiling: dict[int, wire.Generate] = {}  # requests that wait for their grammar
         self._vocab_size = vocab_size
         self._scheduler = scheduler
         self._open: dict[int, _Open] = {}
@@ -81,15 +88,28 @@ class Desk:
         """Act on one message from the front; what it must be told waits in `take_notes`."""
         match message:
             case wire.Generate():
-                self._submit(message, now_us)
+                self._receive(message, now_us)
             case wire.Abort():
-                for request_id in message.request_ids:
-                    self._scheduler.cancel(request_id)
-                self._notes.append(wire.Deltas(self._deltas(self._scheduler.drain(), {}), 0))
+                left = [i for i in message.request_ids if not self._scheduler.cancel(i) and self._forget(i)]
+                ends = [wire.Delta(request_id, b"", finish="cancelled") for request_id in left]
+                self._notes.append(wire.Deltas(ends + self._deltas(self._scheduler.drain(), {}), 0))
             case wire.Flush():
                 self._scheduler.flush_prefix()
             case wire.Stop():
                 self.stopped = True
+
+    def admit(self, now_us: int) -> bool:
+        """Submit the requests whose grammar is there; whether there were any."""
+        if self._constraints is None or not self._compiling:
+            return False
+        ready = list(self._constraints.ready())
+        for request_id, walk in ready:
+            message = self._compiling.pop(request_id)
+            if walk is None:
+                self._notes.append(wire.Refused(request_id, "grammar"))
+            elif self._submit(message, now_us):
+                self._constraints.open(request_id, walk, message.sampling)
+        return bool(ready)
 
     def take_notes(self) -> list[wire.Report]:
         """Reports that no step produces (refusals, cancels), once."""
@@ -125,6 +145,21 @@ class Desk:
                 slot, request.sampling, tokens[: request.prompt_tokens], tokens[request.prompt_tokens :]
             )
 
+    def holds(self, plan: Plan) -> bool:
+        """Whether tokens of the plan are chosen by masks, which `masks` makes once the step before is committed."""
+        return self._constraints is not None and self._constraints.holds(plan)
+
+    def masks(self, plan: Plan) -> RowMasks | None:
+        """The masks of a plan's rows; ends the requests whose grammar allows nothing."""
+        assert self._constraints is not None
+        asked = self._constraints.ask(plan)
+        for request_id, error in asked.failed:
+            self._fail(request_id, error)
+        for request_id in asked.ended:
+            self._open[request_id].complete = True
+            self._scheduler.cancel(request_id)
+        return asked.masks
+
     def commit(self, plan: Plan, result: StepResult, now_us: int = 0) -> wire.Deltas:
         """Tell the scheduler what `plan` yielded and when, and say what that means to each request."""
         logprobs: dict[int, TokenLogprob | None] = {}
@@ -132,7 +167,7 @@ class Desk:
             sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
             logprobs = dict(zip(sampled_ids, result.logprobs, strict=True))
         for row in result.faults:
-            self._fail(int(plan.request_ids[row]))
+            self._fail(int(plan.request_ids[row]), _FAULT)
         outcome = self._scheduler.commit(result.step, result.tokens, now_us, result.device_us)
         return wire.Deltas(self._deltas(outcome, logprobs), result.step)
 
@@ -159,8 +194,31 @@ class Desk:
             cpu_us=time.process_time_ns() // 1000,
         )
 
-    def _submit(self, message: wire.Generate, now_us: int) -> None:
+    def _receive(self, message: wire.Generate, now_us: int) -> None:
+        """Submit a request, or have its grammar compiled first."""
+        if message.constraint is None:
+            self._submit(message, now_us)
+        elif self._constraints is None:
+            self._notes.append(wire.Refused(message.request_id, "grammar"))
+        elif message.request_id in self._compiling:
+            self._notes.append(wire.Refused(message.request_id, "duplicate"))
+        else:
+            self._compiling[message.request_id] = message
+            self._constraints.begin(message.request_id, message.constraint)
+
+    def _forget(self, request_id: int) -> bool:
+        """Drop a request that waits for its grammar; whether it did."""
+        if self._compiling.pop(request_id, None) is None:
+            return False
+        assert self._constraints is not None
+        return self._constraints.close(request_id)
+
+    def _submit(self, message: wire.Generate, now_us: int) -> bool:
+        """Submit a request; whether it was accepted."""
         sampling = message.sampling
+        if message.constraint is not None:
+            # When a stop id may come is the grammar's to say, and what masks are made of.
+            sampling = msgspec.structs.replace(sampling, tokens_min=0)
         try:
             tokens = wire.ids_array(message.ids)
             admission.check(
@@ -172,7 +230,7 @@ class Desk:
         except (msgspec.ValidationError, RequestError) as error:
             _log.warning("request %d refused: %s", message.request_id, error)
             self._notes.append(wire.Refused(message.request_id, "invalid"))
-            return
+            return False
         status = self._scheduler.submit(
             message.request_id,
             tokens,
@@ -185,14 +243,15 @@ class Desk:
         )
         if status is not SubmitStatus.ACCEPTED:
             self._notes.append(wire.Refused(message.request_id, _REFUSAL[status]))
-            return
+            return False
         self._open[message.request_id] = _Open(sampling, len(tokens), message.arrival_us)
+        return True
 
-    def _fail(self, request_id: int) -> None:
-        """End a request whose prompt failed midway, before the commit would let others share its blocks."""
+    def _fail(self, request_id: int, error: str) -> None:
+        """End a request: one whose prompt failed midway, before the commit would let others share its blocks."""
         request = self._open.get(request_id)
         if request is not None:
-            request.failed = True
+            request.failed = error
             self._scheduler.cancel(request_id)
 
     def _deltas(self, outcome: Outcome, logprobs: dict[int, TokenLogprob | None]) -> list[wire.Delta]:
@@ -202,9 +261,18 @@ class Desk:
         for request_id, token, finish in zip(*columns, strict=True):
             request = self._open[request_id]
             items.append(self._delta(request_id, request, token, finish, logprobs.get(request_id)))
+            if self._constraints is not None:
+                self._follow(self._constraints, request_id, token, ended=bool(finish))
             if finish:
                 del self._open[request_id]
         return items
+
+    def _follow(self, constraints: Constraints, request_id: int, token: int, *, ended: bool) -> None:
+        """Lead a request's grammar along its answer; one that does not have the token says so when next asked."""
+        if ended:
+            constraints.close(request_id)
+        elif token >= 0:
+            constraints.take(request_id, token)
 
     def _delta(
         self, request_id: int, request: _Open, token: int, finish: int, logprob: TokenLogprob | None
@@ -213,13 +281,15 @@ class Desk:
         if not request.announced and request.cached_tokens is not None:
             request.announced = True
             cached, queue_us = request.cached_tokens, request.queue_us
-        if request.failed or finish == Finish.ERROR:
+        if request.complete and finish:
+            finish = Finish.STOP
+        elif request.failed or finish == Finish.ERROR:
             finish = Finish.ERROR
-            error = _FAULT
+            error = request.failed or _FAULT
             self._faults += 1
-            _log.error("request %d ends: its logits or KV are not finite", request_id)
+            _log.error("request %d ends: %s", request_id, error)
         ids, chosen = b"", None
-        if token >= 0:
+        if token >= 0 and not (request.complete or request.failed):
             self._output_tokens += 1
             ids = token.to_bytes(4, "little")
             chosen = None if logprob is None else [logprob]

@@ -25,6 +25,7 @@ import numpy as np
 
 from tokenspeed.base.clock import Clock, MonotonicClock
 from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.errors import (
     CapacityError,
     EngineDeadError,
@@ -228,11 +229,14 @@ class AsyncEngine:
         answer_id: str = "",
         received_us: int | None = None,
         traceparent: str | None = None,
+        constraint: Constraint | None = None,
     ) -> Stream:
         """Start a request on a prompt of token ids [n].
 
         `answer_id` is what its caller calls it, `received_us` when it came to the caller, now if absent,
-        `traceparent` the trace it is part of; all for `requests` alone. Raises `RequestError` for what the caller
+        `traceparent` the trace it is part of; all for `requests` alone. `constraint` is what the answer
+        must look like; a recorded
+        answer is said as it is. Raises `RequestError` for what the caller
         can correct, `CapacityError` when too many requests are open, and `EngineDeadError` when there is no core.
         Copies `ids`.
         """
@@ -274,6 +278,7 @@ class AsyncEngine:
                 priority,
                 session,
                 arrival_us,
+                None if sampling.forced else constraint,
             )
         )
         return stream
@@ -363,6 +368,10 @@ class AsyncEngine:
             pool_tokens = self.ready.blocks_total * self.ready.block_tokens
             tokens_max = min(self.ready.context_tokens_max, pool_tokens) - 1
             return PromptTooLongError(stream.prompt_tokens, tokens_max)
+        if reason == "grammar":
+            return RequestError(
+                "the format asked for cannot be compiled for this model", code="invalid_value", param="response_format"
+            )
         return RequestError(
             f"the engine refused a prompt of {stream.prompt_tokens} tokens: {reason.replace('_', ' ')}",
             code="invalid_value",

@@ -3,7 +3,7 @@
 
 In: messages of the front, through a mailbox. Out: reports to the front, through an outbox. Carries every
 request through the control plane (by `Desk`) and an executor. With overlap, step n+1 is launched before
-step n is read. Cannot reach torch, blocks only on an empty mailbox with nothing to run, and takes its clock
+step n is read; where masks decide its tokens, its model is, and their choice follows once step n is committed. Cannot reach torch, blocks only on an empty mailbox with nothing to run, and takes its clock
 as an input.
 """
 
@@ -47,6 +47,8 @@ class _Running(NamedTuple):
     planned_us: int
     plan_us: int
     launched_us: int
+    held: bool
+    """`flight` is not chosen yet."""
 
 
 class Loop:
@@ -82,10 +84,13 @@ class Loop:
     def turn(self) -> None:
         self._hear(wait=self._quiet and self._running is None)
         launched = self._launch()
-        if not self._overlap:
-            launched, self._running = None, launched
         if self._running is not None:
             self._retire(self._running)
+        if launched is not None and launched.held:
+            launched = self._choose(launched)
+        if launched is not None and not self._overlap:
+            self._retire(launched)
+            launched = None
         self._running = launched
         self._report_stats()
         self._journal.keep()
@@ -93,6 +98,8 @@ class Loop:
     def _hear(self, *, wait: bool) -> None:
         for message in self._mailbox.drain(wait=wait):
             self._desk.accept(message, self._clock.now_us())
+            self._quiet = False
+        if self._desk.admit(self._clock.now_us()):
             self._quiet = False
         for report in self._desk.take_notes():
             self._outbox.send(report)
@@ -106,7 +113,17 @@ class Loop:
         plan_us = self._clock.now_us() - planned_us
         for slot, sampling, prompt, output in self._desk.bindings(plan):
             self._executor.bind(slot, sampling, prompt, output)
-        return _Running(plan, self._executor.launch(plan), planned_us, plan_us, self._clock.now_us())
+        held = self._desk.holds(plan)
+        flight = self._executor.hold(plan) if held else self._executor.launch(plan)
+        return _Running(plan, flight, planned_us, plan_us, self._clock.now_us(), held)
+
+    def _choose(self, running: _Running) -> _Running:
+        """Give a step that was held its masks. Its model runs meanwhile, on a device that is not this CPU."""
+        began_us = self._clock.now_us()
+        flight = self._executor.choose(running.flight, self._desk.masks(running.plan))
+        # What this took is part of the launch, for those who read the phases of a step.
+        launched_us = running.launched_us + self._clock.now_us() - began_us
+        return running._replace(flight=flight, launched_us=launched_us, held=False)
 
     def _retire(self, running: _Running) -> None:
         waiting_us = self._clock.now_us()

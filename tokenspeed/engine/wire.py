@@ -18,11 +18,12 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 import numpy as np
 
+from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.obs.sample import CoreSample
 
 Finish = Literal["stop", "length", "cancelled", "error"]
-Refusal = Literal["queue_full", "too_long", "exceeds_pool", "duplicate", "empty", "invalid"]
+Refusal = Literal["queue_full", "too_long", "exceeds_pool", "duplicate", "empty", "invalid", "grammar"]
 RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -42,6 +43,8 @@ class Generate(Message):
     session: str | None = None
     arrival_us: int = 0
     """Host monotonic clock, one epoch for all processes."""
+    constraint: Constraint | None = None
+    """What the answer must look like."""
 
 
 class Abort(Message):

@@ -32,9 +32,19 @@ from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, Laid
 from tokenspeed.exec.graphs import Graphs, Recorder
 from tokenspeed.exec.landing import Landings
-from tokenspeed.exec.protocol import StepResult
+from tokenspeed.exec.protocol import RowMasks, StepResult
 from tokenspeed.models import Model
 from tokenspeed.sampling import Report, Rows, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A step whose model runs and whose tokens are not chosen yet."""
+
+    plan: Plan
+    laid: Laid
+    logits: torch.Tensor
+    """[S, V] float32, or more rows of padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +92,13 @@ class DeviceExecutor:
         self._graphs = graphs.record(recorder, sizes, lambda rows: self._compute(laid[rows]))
         return self._graphs
 
-    @torch.inference_mode()
     def launch(self, plan: Plan) -> InFlight:
         """Start a step."""
+        return self.choose(self.hold(plan), None)
+
+    @torch.inference_mode()
+    def hold(self, plan: Plan) -> Held:
+        """Start a step up to its logits."""
         size = self._graphs.size_for(plan.rows) if plan.decode_rows == plan.rows else None
         if size is None:
             laid = self._batch.lay(plan)
@@ -92,12 +106,18 @@ class DeviceExecutor:
         else:
             laid = self._batch.lay_padded(plan, size)
             logits = self._graphs.run(size)
+        return Held(plan, laid, logits)
+
+    @torch.inference_mode()
+    def choose(self, held: Held, masks: RowMasks | None) -> InFlight:
+        """Start the choice of its tokens."""
+        plan, laid, logits = held.plan, held.laid, held.logits
         samples = plan.samples
         slots = plan.slots if samples == plan.rows else plan.slots[plan.sampled.view(np.bool_)]
         chosen, report = self._chosen[:samples], None
-        if self._sampler.refines(slots):
+        if masks is not None or self._sampler.refines(slots):
             rows = Rows(laid.sample_slots[:samples], laid.sample_positions[:samples], slots)
-            report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows)
+            report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows, masks)
         finite = None if samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
         tokens, finite_landed, copied = self._landings.land(chosen, finite)
         return InFlight(plan, tokens, finite_landed, report, copied)

@@ -11,7 +11,7 @@ and log probabilities are not looked at. Reached only by `--device null`, never 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.control import Plan
-from tokenspeed.exec.protocol import StepResult
+from tokenspeed.exec.protocol import RowMasks, StepResult
 
 STEP_US: Final = 5_000
 """About a decode step of 16 requests on a GPU; the wait costs no CPU."""
@@ -54,12 +54,26 @@ class NullExecutor:
 
     def launch(self, plan: Plan) -> _Flight:
         """Start a step."""
+        return self.hold(plan)
+
+    def hold(self, plan: Plan) -> _Flight:
+        """Start a step; it takes its time whenever its tokens are chosen."""
         mask = plan.sampled.view(np.bool_)
         slots = plan.slots[mask]
         ends = plan.starts[mask] + plan.lengths[mask]
         tokens = self._answers[slots, (ends - self._prompt_tokens[slots]) % ANSWER_TOKENS]
         self._free_ns = max(time.monotonic_ns(), self._free_ns) + self._step_ns
         return _Flight(plan.step, tokens, self._free_ns)
+
+    def choose(self, held: _Flight, masks: RowMasks | None) -> _Flight:
+        """Say the answer's token where the mask has it, else the first that it has."""
+        if masks is None:
+            return held
+        for row, bits in zip(masks.rows.tolist(), masks.bits, strict=True):
+            token = int(held.tokens[row])
+            if not (int(bits[token >> 5]) >> (token & 31)) & 1:
+                held.tokens[row] = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))[0]
+        return replace(held, done_ns=max(held.done_ns, time.monotonic_ns()))
 
     def retire(self, flight: _Flight) -> StepResult:
         """Wait until the step is over."""

@@ -28,6 +28,16 @@ class StepResult:
     """What the step took on the device; 0 where nobody measured it."""
 
 
+@dataclass(frozen=True, slots=True)
+class RowMasks:
+    """Which tokens some of a step's sampled rows may say."""
+
+    rows: np.ndarray
+    """int64 [G], places among the sampled rows, rising."""
+    bits: np.ndarray
+    """int32 [G, W]: bit i % 32 of word i // 32 is set where token i may come; 32 W >= V."""
+
+
 class Executor(Protocol):
     """Whatever carries plans out: the device's executor or the simulator's. Flights retire in order."""
 
@@ -40,6 +50,17 @@ class Executor(Protocol):
 
     def launch(self, plan: Plan) -> Any:
         """Start a step and return its flight, without waiting for the device."""
+        ...
+
+    def hold(self, plan: Plan) -> Any:
+        """Start a step but for its choice of tokens, which some mask will decide; what `choose` is given."""
+        ...
+
+    def choose(self, held: Any, masks: RowMasks | None) -> Any:
+        """Start the choice of a step that was held, before the next step is launched; its flight.
+
+        Rows without a mask choose as ever. Copies `masks`.
+        """
         ...
 
     def retire(self, flight: Any) -> StepResult:

@@ -8,7 +8,8 @@ logits, request and position only: not on its neighbours, on how its prompt was 
 device.
 
 Order for a row: repetition penalty, frequency and presence penalties, logit_bias, the mask of stop ids while
-fewer than `tokens_min` tokens are out (`sampling.adjust`), then the likeliest (temperature 0) or a draw
+fewer than `tokens_min` tokens are out (`sampling.adjust`), the mask of its grammar where it has one
+(`sampling.mask`), then the likeliest (temperature 0) or a draw
 (`sampling.draw`). A request that replays a recorded answer goes the same way, then says the recorded token of
 its position (`sampling.note`). What a request wants lies on the device, by slot; the host knows which of the
 three a step needs, so nothing waits and a step of greedy rows needs none. Stop ids and `tokens_max` are judged
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -55,6 +57,16 @@ class Rows:
     slots_np: NDArray[np.int32]
 
 
+class Masks(Protocol):
+    """Which tokens some of the sampled rows may say, as `exec.protocol.RowMasks`."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+
+    @property
+    def bits(self) -> NDArray[np.int32]: ...
+
+
 class Sampler:
     """Sampling state of every slot. A slot is bound anew for each request, before its first row."""
 
@@ -64,6 +76,8 @@ class Sampler:
         about = kernels.describe(self._device)
         self._adjust = kernels.bind("sampling.adjust", about, vocab=vocab)
         self._draw = kernels.bind("sampling.draw", about, vocab=vocab)
+        self._mask = kernels.bind("sampling.mask", about, vocab=vocab)
+        self._likeliest = kernels.bind("step.greedy", about, dtype=torch.float32, vocab=vocab)
         self._note = kernels.bind("sampling.note", about, vocab=vocab)
         self._history = History(vocab, self._device)
         pinned = self._device.type == "cuda"
@@ -73,6 +87,7 @@ class Sampler:
         self._edit_ids = self._table(torch.int32, slots + 1, 0)
         self._edit_values = self._table(torch.float32, slots + 1, 2, 0)
         self._forced = self._table(torch.int32, slots + 1, 0)
+        self._bits: tuple[Tensor, Tensor] | None = None  # of masks: on the host, and on the device
         self._needs = np.zeros(slots, np.int64)
         self._logprobs = np.full(slots, -1, np.int64)  # -1: not asked
 
@@ -111,7 +126,9 @@ class Sampler:
         """Say whether any row of these slots wants more than its likeliest token."""
         return bool(self._needs[slots].any())
 
-    def refine(self, logits: Tensor, chosen: Tensor, last_tokens: Tensor, rows: Rows) -> Report | None:
+    def refine(
+        self, logits: Tensor, chosen: Tensor, last_tokens: Tensor, rows: Rows, masks: Masks | None = None
+    ) -> Report | None:
         """Choose anew for the rows whose likeliest token will not do; log probabilities where any row asked.
 
         logits: [S, V] float32, only read. chosen: [S] int32, each row's likeliest token, negative where the
@@ -124,6 +141,9 @@ class Sampler:
         if need & _Need.ADJUST:
             history = (self._history.counts, self._history.in_prompt)
             scores = self._adjust(logits, *at, *history, self._edit_ids, self._edit_values)
+        if masks is not None:
+            scores = self._mask(scores, *self._place_masks(masks, len(scores)))
+            self._likeliest(scores, rows.slots, last_tokens, chosen)
         if need & _Need.DRAW:
             sets_k, sets_p = bool(need & _Need.TOP_K), bool(need & _Need.TOP_P)
             self._draw(scores, *at, chosen, top_k=sets_k, top_p=sets_p)
@@ -145,9 +165,32 @@ class Sampler:
             history = (self._history.counts, self._history.in_prompt)
             logits, chosen = self._table(torch.float32, rows, self._vocab), self._table(torch.int32, rows)
             self._adjust(logits, *at, *history, self._edit_ids, self._edit_values)
+            self._mask(logits, torch.full_like(chosen, -1), self._table(torch.int32, 1, -(-self._vocab // 32)))
             self._draw(logits, *at, chosen)
             last_tokens = self._table(torch.int64, len(self._needs) + 1)
             self._note(chosen, *at, self._forced, self._history.counts, last_tokens)
+
+    def _place_masks(self, masks: Masks, rows: int) -> tuple[Tensor, Tensor]:
+        """Lines of rows [S] and their bits [G, W] on the device.
+
+        What they are staged in is free again: the copy of the last masks was done before their step was read.
+        """
+        lines = np.full(rows, -1, np.int32)
+        lines[masks.rows] = np.arange(len(masks.rows))
+        if self._device.type == "cpu":
+            return torch.from_numpy(lines), torch.from_numpy(masks.bits)
+        words = -(-self._vocab // 32)
+        if self._bits is None:  # a request with a grammar has come for the first time
+            slots = len(self._needs)
+            pinned = torch.zeros(slots, words + 1, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+            self._bits = pinned, self._table(torch.int32, slots * (words + 1))
+        staged, placed = self._bits
+        size = len(masks.rows) * words
+        flat = staged.view(-1)
+        flat[:rows].copy_(torch.from_numpy(lines))
+        flat[rows : rows + size].copy_(torch.from_numpy(masks.bits).reshape(-1))
+        placed[: rows + size].copy_(flat[: rows + size], non_blocking=True)
+        return placed[:rows], placed[rows : rows + size].view(-1, words)
 
     def _bind_edits(self, slot: int, sampling: SamplingParams) -> bool:
         """Place what is added to some logits of a slot; whether anything is."""

@@ -32,7 +32,7 @@ import numpy as np
 from tokenspeed.base.clock import FakeClock
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.control import Plan, SchedulerOptions
-from tokenspeed.exec.protocol import StepResult
+from tokenspeed.exec.protocol import RowMasks, StepResult
 from tokenspeed.sim import model
 from tokenspeed.sim.cost import StepCost
 from tokenspeed.sim.memory import Memory
@@ -159,6 +159,13 @@ class SimExecutor:
         self._flights.append(flight)
         self._count(plan, rows)
         return flight
+
+    def hold(self, plan: Plan) -> Flight:
+        """No request of the simulator has a grammar, so nothing is held."""
+        raise ViolationError("I5", f"step {plan.step} was held")
+
+    def choose(self, held: Flight, masks: RowMasks | None) -> Flight:
+        raise ViolationError("I5", f"step {held.step} was held")
 
     def retire(self, flight: Flight) -> StepResult:
         """Wait for a step and read its tokens."""

@@ -136,6 +136,37 @@ DRAW = Op(
 )
 
 
+def mask_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    rows, vocab = sizes.tokens, whole(traits, "vocab")
+    scores = draw.normal(rows, vocab, dtype=torch.float32, scale=3.0)
+    scores[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    lines = draw.permutation(rows)[:rows].to(torch.int32)
+    lines[1::3] = -1
+    bits = draw.integers(-(1 << 31), 1 << 31, rows + 1, -(-vocab // 32), dtype=torch.int32)
+    return Inputs(args={"scores": scores, "lines": lines, "bits": bits})
+
+
+MASK = Op(
+    name="sampling.mask",
+    summary="Rule out the tokens of rows that their grammars do not have next.",
+    shapes=(
+        "scores [S, V] float32 contiguous, lines [S] int32 (the row's line of bits, -1 for a row without), bits "
+        "[G, W] int32 contiguous with 32 W >= V (bit i % 32 of word i / 32 is set where token i may come) -> "
+        "[S, V] float32: minus infinity where a bit is not set, the score elsewhere. Not a number and plus "
+        "infinity stay: the row is at fault. Several rows may share a line, or be of one request."
+    ),
+    traits=(VOCAB,),
+    reference=Plain(ref.mask),
+    sizes=ROWS,
+    points=tuple(Point({"vocab": 163840}, Sizes(rows)) for rows in (1, 16)),
+    inputs=mask_inputs,
+    tolerance={FP32: ROUNDED[FP32]},
+    cost=lambda traits, sizes: Cost(
+        sizes.tokens * whole(traits, "vocab") * 65 // 8, sizes.tokens * whole(traits, "vocab")
+    ),
+)
+
+
 def note_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     vocab = whole(traits, "vocab")
     forced = draw.integers(0, vocab, SLOTS, FORCED, dtype=torch.int32)
@@ -168,4 +199,4 @@ NOTE = Op(
     cost=lambda traits, sizes: Cost(160 * sizes.tokens, 0),
 )
 
-OPS = (ADJUST, DRAW, NOTE)
+OPS = (ADJUST, MASK, DRAW, NOTE)

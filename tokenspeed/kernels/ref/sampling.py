@@ -61,6 +61,17 @@ def _penalised(scores: Tensor, rows: Tensor, counts: Tensor, in_prompt: Tensor) 
     return scores - frequency * counted - presence * said
 
 
+def mask(scores: Tensor, lines: Tensor, bits: Tensor) -> Tensor:
+    """Return scores with what the rows' bits rule out at minus infinity; what is no finite number stays."""
+    masked = (lines >= 0).nonzero()[:, 0]
+    words = bits[lines[masked].long()]
+    shifts = torch.arange(32, dtype=torch.int32, device=bits.device)
+    allowed = ((words[:, :, None] >> shifts) & 1).flatten(1)[:, : scores.shape[1]].bool()
+    own = scores[masked].float()
+    kept = torch.where(allowed | own.isnan() | (own == torch.inf), own, -torch.inf)
+    return kept if len(masked) == len(scores) else scores.float().index_copy(0, masked, kept)
+
+
 def draw_rows(
     scores: Tensor,
     slots: Tensor,

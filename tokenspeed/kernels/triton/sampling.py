@@ -98,6 +98,20 @@ def _adjust(
 
 
 @triton.jit
+def _mask(scores, vocab, lines, bits, words, out, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    id = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    inside = id < vocab
+    score = tl.load(scores + row * vocab + id, inside, 0.0)
+    line = tl.load(lines + row).to(tl.int64)
+    if line >= 0:
+        word = tl.load(bits + line * words + (id >> 5), inside, 0)
+        faulty = (score != score) | (score == float("inf"))
+        score = tl.where((((word >> (id & 31)) & 1) != 0) | faulty, score, float("-inf"))
+    tl.store(out + row * vocab + id, score, inside)
+
+
+@triton.jit
 def _score_keys(score):
     """32-bit keys in the order of scores, as int64; not a number is the largest."""
     score = tl.where(score == 0.0, 0.0, score)
@@ -414,6 +428,15 @@ def adjust(
     return scores
 
 
+def mask(scores: Tensor, lines: Tensor, bits: Tensor) -> Tensor:
+    """Return scores with what the rows' bits rule out at minus infinity."""
+    rows, vocab = scores.shape
+    out = torch.empty_like(scores)
+    grid = (rows, triton.cdiv(vocab, ADJUST_BLOCK))
+    _mask[grid](scores, vocab, lines, bits, bits.shape[1], out, ADJUST_BLOCK)
+    return out
+
+
 def draw(
     scores: Tensor,
     slots: Tensor,
@@ -467,6 +490,7 @@ def note(
 _NEEDS = Needs(sm=AtLeast((8, 0)))
 KERNELS = (
     Kernel("sampling.adjust", "triton", _NEEDS, Band.FAST, Plain(adjust)),
+    Kernel("sampling.mask", "triton", _NEEDS, Band.FAST, Plain(mask)),
     Kernel("sampling.draw", "triton", _NEEDS, Band.FAST, Plain(draw)),
     Kernel("sampling.note", "triton", _NEEDS, Band.FAST, Plain(note)),
 )
