@@ -32,7 +32,9 @@ from tokenspeed.exec.protocol import RowMasks
 from tokenspeed.text.grammar.matcher import Compiler, Masks, Vocabulary, Walk
 
 _log = get_logger("engine")
-DEAD: Final = "the grammar of this answer allows no token where it stands; this request was ended, others go on"
+DEAD: Final = (
+    "the grammar of this answer allows no token where it stands; this request was ended, others go on"
+)
 COSTLY: Final = "the grammar of this answer became too costly to follow; this request was ended, others go on"
 
 

@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -28,13 +29,16 @@ from tokenspeed.base.clock import MonotonicClock
 from tokenspeed.base.config import EngineConfig
 from tokenspeed.base.errors import SetupError
 from tokenspeed.control import Scheduler
-from tokenspeed.engine import launch, wire
+from tokenspeed.engine import launch, source, wire
 from tokenspeed.engine.boot import Core, boot
 from tokenspeed.engine.compilers import Compilers
+from tokenspeed.engine.constraints import Constraints
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.journal import NO_JOURNAL, Journal, JournalFile
 from tokenspeed.engine.loop import STATS_EVERY_US, Loop
+from tokenspeed.exec import facts
 from tokenspeed.obs.timeline import Timeline
+from tokenspeed.text.grammar.matcher import Vocabulary
 
 _log = log.get_logger("engine")
 MESSAGES_PER_TURN: Final = 1024
@@ -50,13 +54,17 @@ class Link:
         self._context = zmq.Context()
         self._requests = launch.open_socket(self._context, zmq.PULL)
         self._requests.bind(f"ipc://{directory / launch.REQUESTS}")
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._requests, zmq.POLLIN)
+        self._poller.register(self._alarm, zmq.POLLIN)
         self._reports = launch.open_socket(self._context, zmq.PUSH)
         self._reports.connect(f"ipc://{directory / launch.REPORTS}")
 
     def drain(self, *, wait: bool) -> Iterator[wire.Request]:
         """All messages that are here; with `wait`, wait a bounded time for the first."""
-        if wait:
-            self._requests.poll(STATS_EVERY_US // 1000)
+        if wait and self._alarm in dict(self._poller.poll(STATS_EVERY_US // 1000)):
+            os.eventfd_read(self._alarm)
         for _ in range(MESSAGES_PER_TURN):
             try:
                 frame = self._requests.recv(zmq.NOBLOCK)
@@ -66,6 +74,10 @@ class Link:
                 yield wire.decode_request(frame)
             except msgspec.MsgspecError as error:
                 _log.error("dropped %d bytes that are no message: %s", len(frame), error)
+
+    def wake(self) -> None:
+        """End a wait in `drain`, from any thread: something is ready that is no message."""
+        os.eventfd_write(self._alarm, 1)
 
     def send(self, report: wire.Report) -> None:
         """Queue a report. Never blocks: the queue is as long as admitted requests' answers."""
@@ -86,6 +98,7 @@ def main(directory: Path) -> int:
     compilers = Compilers(config, close=(tether.fileno(),))  # before there is a thread
     threading.Thread(target=_die_with_front, args=(tether, directory), daemon=True, name="tether").start()
     link = Link(directory)
+    vocabulary = _read_vocabulary(config)
     try:
         core = boot(config, compilers.wait)
         journal = _journal(config, core.scheduler)
@@ -95,15 +108,31 @@ def main(directory: Path) -> int:
         return EXIT_SETUP
     link.send(core.ready)
     with journal:
-        _serve(core, link, journal)
+        _serve(core, link, journal, vocabulary)
     link.close()
     return 0
 
 
-def _serve(core: Core, link: Link, journal: Journal) -> None:
+def _read_vocabulary(config: EngineConfig) -> Future[Vocabulary]:
+    """Begin to read the vocabulary that grammars are compiled over, beside the weights; it takes a second."""
+
+    def read() -> Vocabulary:
+        name = config.model.tokenizer
+        return Vocabulary.load(
+            source.locate(config.model.model) if name is None else source.locate_tokenizer(name)
+        )
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="vocabulary")
+    reading = pool.submit(read)
+    pool.shutdown(wait=False)
+    return reading
+
+
+def _serve(core: Core, link: Link, journal: Journal, vocabulary: Future[Vocabulary]) -> None:
     gc.collect()
     gc.freeze()  # what boot made lives as long as the process; collections need not look at it
-    desk = Desk(core.scheduler, vocab_size=core.model.vocab)
+    constraints = Constraints(vocabulary, vocab=core.model.vocab, threads=facts.cores(), wake=link.wake)
+    desk = Desk(core.scheduler, vocab_size=core.model.vocab, constraints=constraints)
     loop = Loop(
         desk, core.executor, link, link, MonotonicClock(), overlap=core.resolved.overlap, journal=journal
     )

@@ -370,7 +370,9 @@ class AsyncEngine:
             return PromptTooLongError(stream.prompt_tokens, tokens_max)
         if reason == "grammar":
             return RequestError(
-                "the format asked for cannot be compiled for this model", code="invalid_value", param="response_format"
+                "the format asked for cannot be compiled for this model",
+                code="invalid_value",
+                param="response_format",
             )
         return RequestError(
             f"the engine refused a prompt of {stream.prompt_tokens} tokens: {reason.replace('_', ' ')}",

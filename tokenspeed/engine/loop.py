@@ -3,8 +3,9 @@
 
 In: messages of the front, through a mailbox. Out: reports to the front, through an outbox. Carries every
 request through the control plane (by `Desk`) and an executor. With overlap, step n+1 is launched before
-step n is read; where masks decide its tokens, its model is, and their choice follows once step n is committed. Cannot reach torch, blocks only on an empty mailbox with nothing to run, and takes its clock
-as an input.
+step n is read; where masks decide its tokens its model is, and their choice follows once step n is
+committed. Cannot reach torch, blocks only on an empty mailbox with nothing to run, and takes its clock as an
+input.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from typing import Final, Protocol, Self
 import numpy as np
 
 from tokenspeed.base.clock import Clock
+from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.errors import CapacityError, TokenSpeedError
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
@@ -75,6 +76,7 @@ class Engine(Protocol):
         answer_id: str,
         received_us: int | None,
         traceparent: str | None,
+        constraint: Constraint | None,
     ) -> TokenStream: ...
 
 
@@ -85,6 +87,7 @@ class Choice:
     prompt: np.ndarray | Sequence[int]
     sampling: SamplingParams
     options: OutputOptions
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,7 @@ class Generation:
                         answer_id=answer_id,
                         received_us=origin.received_us,
                         traceparent=origin.traceparent,
+                        constraint=choice.constraint,
                     )
                 )
         except TokenSpeedError:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.sampling import SEED_DRAWN, SEED_MAX, SamplingParams
 from tokenspeed.serve.errors import out_of_range
 from tokenspeed.serve.generation import Choice
@@ -49,10 +50,14 @@ def checked_stops(given: Sequence[str] | None, param: str) -> tuple[str, ...]:
 
 
 def choices_of(
-    prompt: np.ndarray | Sequence[int], params: SamplingParams, options: OutputOptions, n: int
+    prompt: np.ndarray | Sequence[int],
+    params: SamplingParams,
+    options: OutputOptions,
+    n: int,
+    constraint: Constraint | None = None,
 ) -> list[Choice]:
     """`n` answers to one prompt; a seed given makes them differ and stay reproducible."""
     if params.seed == SEED_DRAWN:
-        return [Choice(prompt, params, options)] * n
+        return [Choice(prompt, params, options, constraint)] * n
     seeds = ((params.seed + index) % (SEED_MAX + 1) for index in range(n))
-    return [Choice(prompt, msgspec.structs.replace(params, seed=seed), options) for seed in seeds]
+    return [Choice(prompt, msgspec.structs.replace(params, seed=seed), options, constraint) for seed in seeds]

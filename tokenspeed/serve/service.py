@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from tokenspeed.base.config import EngineConfig
+from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.errors import CapacityError, PromptTooLongError, RequestError
 from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import ApiError, ErrorNote
@@ -26,8 +27,11 @@ from tokenspeed.serve.request_log import RequestLog
 from tokenspeed.serve.responses.store import Store
 from tokenspeed.serve.seal import Seal
 from tokenspeed.serve.turns import Turns
+from tokenspeed.text.grammar import Wanted, constraint_for
+from tokenspeed.text.grammar.matcher import Checked
 from tokenspeed.text.ledger import Turn
 from tokenspeed.text.plane import TextPlane
+from tokenspeed.text.tools.spec import Dialect
 
 _T = TypeVar("_T")
 _TEXT_THREADS: Final = 2
@@ -53,6 +57,7 @@ class Service:
         """The last answers that were errors, or ended as one; those of strangers and to no route are not kept."""
         self._threads = ThreadPoolExecutor(_TEXT_THREADS, thread_name_prefix="text")
         self._text_jobs = 0
+        self._grammars = Checked()
         self.turns = Turns(text, engine.metrics, self.run_text)
         self._threads.submit(self.turns.prepare)
 
@@ -77,6 +82,19 @@ class Service:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._text_jobs -= 1
+
+    async def constraint(self, wanted: Wanted, dialect: Dialect | None = None) -> Constraint | None:
+        """The grammar of an answer of this form, known to compile; `RequestError` names the field at fault.
+
+        The dialect is the model's own where none is given.
+        """
+        return None if wanted.free else await self.run_text(lambda: self._constraint(wanted, dialect))
+
+    def _constraint(self, wanted: Wanted, dialect: Dialect | None) -> Constraint | None:
+        constraint = constraint_for(dialect or self.text.dialect, wanted)
+        if constraint is not None:
+            self._grammars.check(constraint)
+        return constraint
 
     def check_model(self, name: str | None) -> None:
         """`RequestError` 404 unless `name` is served; None means the one model there is."""

@@ -139,7 +139,7 @@ DRAW = Op(
 def mask_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     rows, vocab = sizes.tokens, whole(traits, "vocab")
     scores = draw.normal(rows, vocab, dtype=torch.float32, scale=3.0)
-    scores[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    scores[0, :2] = torch.tensor([torch.inf, -torch.inf])
     lines = draw.permutation(rows)[:rows].to(torch.int32)
     lines[1::3] = -1
     bits = draw.integers(-(1 << 31), 1 << 31, rows + 1, -(-vocab // 32), dtype=torch.int32)

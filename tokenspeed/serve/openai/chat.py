@@ -20,6 +20,7 @@ from tokenspeed.serve.answer import Collected, Usage, respond
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Update
 from tokenspeed.serve.openai.chat_request import SPELLING
+from tokenspeed.serve.openai.forms import chat_wanted_of, check_ending
 from tokenspeed.serve.openai.logprobs import chat_logprobs
 from tokenspeed.serve.openai.sampling import check_common, options_of, params_of
 from tokenspeed.serve.openai.schema import ChatBody
@@ -50,17 +51,20 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         tokens_max=tokens_max,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
+    plain = [] if asking.tools is None else asking.tools.plain
+    check_ending(body, chat_wanted_of(body, plain, in_reasoning=False))
     prompt = await prompt_of(asking, service)
     service.check_length(len(prompt.ids), "messages")
+    constraint = await service.constraint(chat_wanted_of(body, plain, in_reasoning=prompt.in_reasoning))
     options = OutputOptions(
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
         calls=asking.tools is not None,
-        types=ArgumentTypes(None if asking.tools is None else asking.tools.plain),
+        types=ArgumentTypes(plain),
         one_call=body.parallel_tool_calls is False,
     )
     n = body.n or 1
-    choices = choices_of(prompt.ids, params, options_of(body, options), n)
+    choices = choices_of(prompt.ids, params, options_of(body, options), n, constraint)
     writer = ChatWriter(body, service.model_name, service.text.tokenizer, len(prompt.ids))
     generation = service.generate(
         choices, asking.origin, answer_id=writer.answer_id, per_prompt=n, turn=prompt.turn
@@ -80,10 +84,6 @@ def _check(body: ChatBody) -> None:
         raise refused("web_search_options", "this server fetches nothing; offer a tool instead")
     if body.continue_final_message:
         raise refused("continue_final_message", "not offered by this version; use /v1/completions")
-    if body.tool_choice not in (None, "auto", "none"):
-        raise refused(
-            "tool_choice", "only 'auto' and 'none': forcing a call needs constrained output, not offered yet"
-        )
     if body.top_logprobs is not None:
         if not body.logprobs:
             raise refused("top_logprobs", "only with logprobs: true")

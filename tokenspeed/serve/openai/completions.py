@@ -23,6 +23,7 @@ from tokenspeed.engine import wire
 from tokenspeed.serve.answer import Collected, Usage, json_response, respond
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.generation import Update
+from tokenspeed.serve.openai.forms import check_ending, wanted_of
 from tokenspeed.serve.openai.logprobs import completion_logprobs
 from tokenspeed.serve.openai.sampling import (
     CHOICES_MAX,
@@ -38,6 +39,7 @@ from tokenspeed.serve.service import Service
 from tokenspeed.serve.sse import frame
 from tokenspeed.text.output import OutputOptions, content_of
 from tokenspeed.text.tokenizer import Tokenizer
+from tokenspeed.text.tools.spec import PLAIN
 
 TOKENS_DEFAULT: Final = 16  # the API's own default
 
@@ -65,6 +67,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     if body.forced_token_ids is not None:
         _check_forced(body, body.forced_token_ids, service, choices=len(prompts) * n)
         params = msgspec.structs.replace(params, forced=wire.ids_bytes(np.array(body.forced_token_ids)))
+    wanted = wanted_of(body)
+    check_ending(body, wanted)
+    constraint = await service.constraint(wanted, PLAIN)
     tokenizer = service.text.tokenizer
     encoded = await service.run_text(
         lambda: [
@@ -85,7 +90,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     if only_echo:
         raise refused("max_tokens", "0 with echo answers whole only; leave out stream")
     options = options_of(body, OutputOptions())
-    choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n)]
+    choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n, constraint)]
     origin = origin_of(request, body, cache_key=body.prompt_cache_key)
     generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
     return await respond(

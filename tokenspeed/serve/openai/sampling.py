@@ -16,25 +16,21 @@ from tokenspeed.text.plane import TextPlane
 
 CHOICES_MAX: Final = 1024  # answers of one API request
 CHOICES_PER_PROMPT_MAX: Final = 128
-_GRAMMAR_FIELDS: Final = (
+_OLD_NAMES: Final = (
     "guided_json",
     "guided_regex",
     "guided_grammar",
     "guided_choice",
-    "structured_outputs",
 )
-_GRAMMAR_REASON: Final = "constrained output is not offered by this version; ask for the format in the prompt"
 
 
 def check_common(body: SamplingBody, raw: dict[str, Any], bodies: BodyReader) -> None:
     """Refuse what the shared fields ask for and this server does not do."""
     if body.stream_options is not None:
         bodies.note_unknown(raw["stream_options"], StreamOptions, "stream_options.")
-    for name in _GRAMMAR_FIELDS:
+    for name in _OLD_NAMES:
         if getattr(body, name) is not None:
-            raise refused(name, _GRAMMAR_REASON)
-    if body.response_format is not None and body.response_format.type != "text":
-        raise refused("response_format", f"type {body.response_format.type!r}: {_GRAMMAR_REASON}")
+            raise refused(name, f"use structured_outputs.{name.removeprefix('guided_')}")
     if body.best_of not in (None, 1, body.n):
         raise refused("best_of", "answers are not ranked; use n")
     if body.n is not None and not 1 <= body.n <= CHOICES_PER_PROMPT_MAX:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 
+from tokenspeed.serve.forms import StructuredOutputs
 from tokenspeed.serve.origin import OriginBody
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
@@ -22,8 +23,16 @@ class StreamOptions(msgspec.Struct):
     ignored: ClassVar[frozenset[str]] = frozenset({"include_obfuscation", "continuous_usage_stats"})
 
 
+class JsonSchemaFormat(msgspec.Struct):
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    name: str | None = None
+    description: str | None = None
+
+
 class ResponseFormat(msgspec.Struct):
     type: str
+    json_schema: JsonSchemaFormat | None = None
 
 
 class SamplingBody(OriginBody, kw_only=True):
@@ -51,6 +60,7 @@ class SamplingBody(OriginBody, kw_only=True):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     prompt_cache_key: str | None = None
     # Refused where they ask for something.
     best_of: int | None = None
@@ -58,7 +68,6 @@ class SamplingBody(OriginBody, kw_only=True):
     guided_regex: Any = None
     guided_grammar: Any = None
     guided_choice: Any = None
-    structured_outputs: Any = None
 
     ignored: ClassVar[frozenset[str]] = frozenset(
         {"user", "metadata", "store", "service_tier", "safety_identifier"}
@@ -101,6 +110,7 @@ class ToolFunction(msgspec.Struct):
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(msgspec.Struct):

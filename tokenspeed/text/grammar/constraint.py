@@ -95,16 +95,22 @@ class Wanted:
     in_reasoning: bool = False
     """The prompt has opened the reasoning."""
 
+    @property
+    def free(self) -> bool:
+        """Anything goes."""
+        forced = self.choice == "required" or self.named is not None
+        return not forced and self.format is None and not any(tool.strict for tool in self.tools)
+
 
 def constraint_for(dialect: Dialect, wanted: Wanted) -> Constraint | None:
     """The grammar of answers to a request; None where it wants no form.
 
     Raises `RequestError` for what is too large, what the dialect cannot write, and a choice that cannot be.
     """
+    if wanted.free:
+        return None
     forced = wanted.choice == "required" or wanted.named is not None
     tools = _chosen(wanted, forced=forced)
-    if not forced and wanted.format is None and not any(tool.strict for tool in tools):
-        return None
     for tool in tools:
         if tool.schema is not None:
             limits.check_schema(tool.param, tool.schema)
@@ -122,7 +128,9 @@ def constraint_for(dialect: Dialect, wanted: Wanted) -> Constraint | None:
 class _Answer:
     """Writes the grammar of one request's answers."""
 
-    def __init__(self, dialect: Dialect, wanted: Wanted, tools: Sequence[ToolOffer], *, several: bool) -> None:
+    def __init__(
+        self, dialect: Dialect, wanted: Wanted, tools: Sequence[ToolOffer], *, several: bool
+    ) -> None:
         self._rules = Rules()
         self._dialect = dialect
         self._wanted = wanted
@@ -202,7 +210,9 @@ class _Answer:
         call = channel_call(self._rules, form, self._tools) if self._tools else None
         final = literal(form.channel + form.content)
         if forced or text is not None:
-            message = text and words(final, f"{literal(f' {form.constrain}json')}?", literal(form.message), text)
+            message = text and words(
+                final, f"{literal(f' {form.constrain}json')}?", literal(form.message), text
+            )
             return words(f"({thought})*", either(*filter(None, (call, message))))
         kinds = either(*map(literal, (form.reasoning, form.preamble, form.content)))
         header = words(literal(form.channel), kinds, literal(form.message))
@@ -218,7 +228,9 @@ class _Answer:
                 limits.check_schema(param, schema)
                 return json_value(schema, lenient=not strict)
             case Regex(pattern):
-                limits.check_size(param, "an expression of characters", len(pattern), limits.REGEX_CHARACTERS_MAX)
+                limits.check_size(
+                    param, "an expression of characters", len(pattern), limits.REGEX_CHARACTERS_MAX
+                )
                 limits.check_nesting(param, pattern)
                 if not pattern:
                     raise _invalid(param, "an empty expression matches no answer")

@@ -93,7 +93,8 @@ def calls_of(rules: Rules, form: CallFormat, tools: Sequence[ToolOffer], *, seve
 def channel_call(rules: Rules, form: Channels, tools: Sequence[ToolOffer]) -> str:
     """A message that calls one of these tools, from its header to its arguments; a token of the model's ends it."""
     constrain = rules.shared(
-        "constrain", either(literal(" json"), literal(f" {form.constrain}json"), literal(f"{form.constrain}json"))
+        "constrain",
+        either(literal(" json"), literal(f" {form.constrain}json"), literal(f"{form.constrain}json")),
     )
     written: list[str] = []
     for tool in tools:
@@ -170,13 +171,17 @@ class _Writer:
         """Arguments of a tool that declares none: any strings, where its schema lets them be."""
         if not root or not root.get("additionalProperties", "properties" not in root):
             return ""
-        any_text = schemas.Argument("", root["additionalProperties"], True) if isinstance(
-            root.get("additionalProperties"), dict
-        ) else schemas.Argument("", {}, True)
+        any_text = (
+            schemas.Argument("", root["additionalProperties"], True)
+            if isinstance(root.get("additionalProperties"), dict)
+            else schemas.Argument("", {}, True)
+        )
         value = self._value(form, tool, root, any_text)
         return f"({words(literal(form.open), _ANY_KEY, literal(form.key_close), value)})*"
 
-    def _value(self, form: Elements, tool: ToolOffer, root: dict[str, Any], argument: schemas.Argument) -> str:
+    def _value(
+        self, form: Elements, tool: ToolOffer, root: dict[str, Any], argument: schemas.Argument
+    ) -> str:
         """A value with its markers."""
         try:
             return self._exact(form, tool, root, argument)
@@ -188,7 +193,9 @@ class _Writer:
             return self._bare(form, {"type": "string"})
         return self._json(form, {"type": sorted(types)}, tool)
 
-    def _exact(self, form: Elements, tool: ToolOffer, root: dict[str, Any], argument: schemas.Argument) -> str:
+    def _exact(
+        self, form: Elements, tool: ToolOffer, root: dict[str, Any], argument: schemas.Argument
+    ) -> str:
         types = self._types.of(tool.name, argument.name)
         if form.json_open is None and "string" not in types:
             return self._json(form, schemas.standing_alone(argument.schema, root), tool)
@@ -216,9 +223,13 @@ class _Writer:
             said = [each for each in values if isinstance(each, str) and parts(form.close)[0] not in each]
             if not said:
                 raise UnsaidError("an enumeration without a string that can be written")
-            return words(either(*(literal(form.value_open + form.padding + each + stop) for each in said)), rest)
+            return words(
+                either(*(literal(form.value_open + form.padding + each + stop) for each in said)), rest
+            )
         # A lexeme that ends at the first closing marker; where padding is part of that, text quotes none before.
-        lexeme = upto(stop) if not form.padding and _free(branch) else f"({_text(branch, form)}) {literal(stop)}"
+        lexeme = (
+            upto(stop) if not form.padding and _free(branch) else f"({_text(branch, form)}) {literal(stop)}"
+        )
         value = self._rules.shared("value[lazy]", self._rules.shared("VALUE", lexeme))
         return words(opener, value, rest)
 
@@ -324,5 +335,3 @@ def _unsaid(tool: ToolOffer, error: UnsaidError) -> RequestError:
         code="invalid_value",
         param=tool.param,
     )
-
-

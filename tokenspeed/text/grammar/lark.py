@@ -14,7 +14,10 @@ from typing import Any, Final
 _SPECIAL: Final = re.compile(r"[\\.+*?()|\[\]{}^$/&~#\-]")
 _OPTIONS: Final = '%llguidance {"no_forcing": true}'
 """Any split of a text into tokens is a sentence: the model says which, as it was taught."""
-_JSON_OPTIONS: Final = {"whitespace_flexible": True}
+_JSON_OPTIONS: Final = {"whitespace_pattern": r"[ ]|\n[ \t]{0,40}"}
+"""Between two words of JSON nothing, a space, or a new line and its indent: as people write it, and no more of it,
+for a model that is forced on where it wants to end writes white space for ever.
+"""
 
 
 class Rules:

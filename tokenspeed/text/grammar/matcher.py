@@ -31,6 +31,7 @@ from tokenspeed.text.tools.families import FAMILIES, REASONING
 
 COMPILED_MAX: Final = 64
 """Compiled grammars kept; 128 tools take about 5 MB (docs/adr/0006)."""
+CHECKED_MAX: Final = 4096
 _SPECIAL: Final = b"\xff"  # begins no text, so no grammar over text allows such a token
 _PARALLEL_MIN: Final = 4  # masks made at once from which threads pay
 _LIMITS: Final = LLParserLimits(
@@ -39,11 +40,27 @@ _LIMITS: Final = LLParserLimits(
 """A mask stops after a few milliseconds of lexing and parsing each."""
 
 
-def check(constraint: Constraint) -> None:
-    """Raise the `RequestError` of a grammar that does not compile; takes milliseconds, so in a thread."""
-    said = LLMatcher.validate_grammar(constraint.grammar, limits=_LIMITS)
-    if said and not said.startswith("WARNING"):
-        raise refusal(constraint, said)
+class Checked:
+    """Grammars that are known to compile, so that what is wrong with one is said before any work."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, constraint: Constraint) -> None:
+        """Raise the `RequestError` of a grammar that does not compile; takes milliseconds, so in a thread."""
+        key = _key(constraint)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return
+        said = LLMatcher.validate_grammar(constraint.grammar, limits=_LIMITS)
+        if said and not said.startswith("WARNING"):
+            raise refusal(constraint, said)
+        with self._lock:
+            self._known[key] = None
+            while len(self._known) > CHECKED_MAX:
+                self._known.popitem(last=False)
 
 
 def refusal(constraint: Constraint, said: str) -> RequestError:
@@ -55,17 +72,17 @@ def refusal(constraint: Constraint, said: str) -> RequestError:
 class Vocabulary:
     """The tokens of a model as a grammar sees them; takes about a second to make for 150k."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab: int) -> None:
-        self.size = vocab
-        """V: ids of the model. The mask has one more, which says that the answer may end."""
-        self.words = -(-(vocab + 1) // 32)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.size = tokenizer.vocab_size
+        """Ids of the tokenizer. A mask has one bit more, which says that the answer may end."""
+        self.words = -(-(self.size + 1) // 32)
         end = _SPECIAL + b"<|end of answer|>"
-        self.tokenizer = LLTokenizer(TokenizerWrapper(_Table([*_bytes_of(tokenizer, vocab), end])))
+        self.tokenizer = LLTokenizer(TokenizerWrapper(_Table([*_bytes_of(tokenizer), end])))
 
     @classmethod
-    def load(cls, directory: Path, vocab: int) -> Vocabulary:
+    def load(cls, directory: Path) -> Vocabulary:
         """Read a model directory's tokenizer. Raises `SetupError`."""
-        return cls(Tokenizer.load(directory), vocab)
+        return cls(Tokenizer.load(directory))
 
 
 class _Table:
@@ -147,7 +164,7 @@ class Compiler:
 
     def start(self, constraint: Constraint) -> Future[Walk]:
         """Begin a walk; done at once where the grammar is known. Its failure is a `RequestError`."""
-        key = hashlib.blake2b(constraint.grammar.encode(), digest_size=16).digest()
+        key = _key(constraint)
         known = self._known(key)
         if known is not None:
             done: Future[Walk] = Future()
@@ -176,6 +193,10 @@ class Compiler:
             return found
 
 
+def _key(constraint: Constraint) -> bytes:
+    return hashlib.blake2b(constraint.grammar.encode(), digest_size=16).digest()
+
+
 def compiled(constraint: Constraint, vocabulary: Vocabulary) -> LLMatcher:
     """A grammar over a vocabulary; `RequestError` if it does not compile."""
     matcher = LLMatcher(vocabulary.tokenizer, constraint.grammar, log_level=0, limits=_LIMITS)
@@ -184,12 +205,12 @@ def compiled(constraint: Constraint, vocabulary: Vocabulary) -> LLMatcher:
     return matcher
 
 
-def _bytes_of(tokenizer: Tokenizer, vocab: int) -> list[bytes]:
-    """Bytes of every id; those past the tokenizer's own stand for nothing."""
+def _bytes_of(tokenizer: Tokenizer) -> list[bytes]:
+    """Bytes of every id."""
     markers = {token for dialect in FAMILIES.values() for token in dialect.tokens}
     markers |= {marker for form in REASONING.values() for marker in (form.open, form.close)}
-    table = [b""] * vocab
-    for token_id in range(min(vocab, tokenizer.vocab_size)):
+    table = [b""] * tokenizer.vocab_size
+    for token_id in range(tokenizer.vocab_size):
         token = tokenizer.token(token_id)
         if token_id in tokenizer.special_ids and token not in markers:
             table[token_id] = _SPECIAL + token.encode()

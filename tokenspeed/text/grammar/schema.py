@@ -15,7 +15,17 @@ from typing import Any, Final
 from tokenspeed.text.tools.schema import resolve
 
 _NOTES: Final = frozenset(
-    ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "format", "nullable")
+    (
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "format",
+        "nullable",
+    )
 )
 """Keywords that forbid nothing."""
 _COMBINATORS: Final = (
