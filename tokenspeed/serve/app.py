@@ -23,9 +23,9 @@ from tokenspeed.base.log import get_logger
 from tokenspeed.obs.metrics import CONTENT_TYPE
 from tokenspeed.serve import dashboard, debug
 from tokenspeed.serve.answer import json_response
-from tokenspeed.serve.anthropic import messages
+from tokenspeed.serve.anthropic import messages, models
 from tokenspeed.serve.auth import guard
-from tokenspeed.serve.errors import ApiError, answer_of
+from tokenspeed.serve.errors import ApiError, answer_of, speaks_anthropic
 from tokenspeed.serve.openai import chat, completions, tokens
 from tokenspeed.serve.responses import create
 from tokenspeed.serve.service import Service
@@ -98,11 +98,15 @@ def _with_body(service: Service, handler: _Handler) -> Callable[[Request], Await
 
 
 def _models(request: Request, service: Service) -> Response:
+    if speaks_anthropic(request.url.path, request.headers):
+        return json_response(models.listing(service))
     return json_response({"object": "list", "data": [_model_card(service)]})
 
 
 def _model(request: Request, service: Service) -> Response:
     service.check_model(request.path_params["model"])
+    if speaks_anthropic(request.url.path, request.headers):
+        return json_response(models.card(service))
     return json_response(_model_card(service))
 
 

@@ -30,7 +30,9 @@ from tokenspeed.base.errors import RequestError
 from tokenspeed.serve.generation import Origin
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
+from tokenspeed.text.grammar import ToolOffer
 from tokenspeed.text.ledger import Asked, Found, Turn
+from tokenspeed.text.plane import Ending
 
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, Any]])
@@ -54,6 +56,8 @@ class Tools:
     plain: list[dict[str, Any]]
     origins: dict[str, Any] = field(default_factory=dict[str, Any])
     """By the name that the model knows: whatever the dialect needs to name it back."""
+    offers: tuple[ToolOffer, ...] = ()
+    """The same for constraints of their calls."""
 
 
 class Spelling(Protocol[B]):
@@ -96,8 +100,8 @@ class Spelling(Protocol[B]):
         """Where the request comes from."""
         ...
 
-    def generates(self, body: B) -> bool:
-        """Whether the prompt ends where an answer begins, as all prompts do that the ledger holds."""
+    def ending(self, body: B, last_role: str) -> Ending:
+        """Where the prompt ends, given whose the last message is; the ledger holds those that end in an answer."""
         ...
 
 
@@ -115,6 +119,10 @@ class Asking(Generic[B]):
     found: Found | None = None
     new: list[Message] | None = None
     marks: int = 0  # cut out of what was asked
+
+    @property
+    def offers(self) -> tuple[ToolOffer, ...]:
+        return () if self.tools is None else self.tools.offers
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +178,11 @@ async def prompt_of(asking: Asking[B], service: Service) -> Prompt:
     messages = [*spelling.leading(body), *spelling.messages(documents, service)]
     tools = None if asking.tools is None else asking.tools.plain
     variables = spelling.variables(body)
-    if asked is None or (asking.marks and marks_in(documents) != asking.marks):
-        is_open = spelling.generates(body)
+    ending = spelling.ending(body, messages[-1]["role"])
+    are_marks = not asking.marks or marks_in(documents) == asking.marks
+    if asked is None or ending != "answer" or not are_marks:
         prompt = await service.run_text(
-            lambda: service.text.prompt_of_chat(
-                messages, tools=tools, variables=variables, add_generation_prompt=is_open
-            )
+            lambda: service.text.prompt_of_chat(messages, tools=tools, variables=variables, ending=ending)
         )
         return Prompt(prompt.ids, prompt.in_reasoning, None)
     turn = await turns.render(found, asked, messages, tools, variables)
@@ -231,7 +238,7 @@ def _read_part(request: Request, service: Service, data: bytes, spelling: Spelli
         variables = msgspec.json.encode(spelling.variables(body), order="sorted")
     except (msgspec.MsgspecError, RequestError, UnicodeDecodeError, RecursionError, KeyError):
         return None
-    if not 0 <= begin < end or not where.startswith(b"[", begin) or not spelling.generates(body):
+    if not 0 <= begin < end or not where.startswith(b"[", begin) or spelling.ending(body, "user") != "answer":
         return None
     asked = Asked(
         data=where,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenspeed.base.errors import RequestError
 from tokenspeed.base.log import get_logger
@@ -20,6 +20,11 @@ from tokenspeed.text.tools import recognise
 from tokenspeed.text.tools.spec import Dialect
 
 _log = get_logger("text")
+
+
+Ending = Literal["answer", "none", "last"]
+"""Where a chat prompt ends: where an answer begins, after its messages, or inside the last of them, an answer that
+the model is to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +93,14 @@ class TextPlane:
         *,
         tools: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
-        add_generation_prompt: bool = True,
+        ending: Ending = "answer",
     ) -> ChatPrompt:
         """Render and encode. Raises `RequestError` where the model cannot express the request."""
         text = self.text_of_chat(
-            messages, tools=tools, variables=variables, add_generation_prompt=add_generation_prompt
+            messages, tools=tools, variables=variables, add_generation_prompt=ending == "answer"
         )
+        if ending == "last":
+            text = _up_to_last(text, messages[-1])
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         return ChatPrompt(ids, self.opens_reasoning(text))
 
@@ -132,3 +139,19 @@ class TextPlane:
         """Whether a prompt that ends with `text` has opened the reasoning."""
         reasoning = self.dialect.reasoning
         return reasoning is not None and text.rstrip().endswith(reasoning.open)
+
+
+def _up_to_last(text: str, last: Message) -> str:
+    """A rendering up to the end of what its last message says."""
+    content = last.get("content")
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content)
+    said = (content or "").strip()
+    at = text.rfind(said) if said else -1
+    if last["role"] != "assistant" or last.get("tool_calls") or at < 0:
+        raise RequestError(
+            "to be gone on with, the last message must be the assistant's, with words and without calls",
+            code="invalid_messages",
+            param="messages",
+        )
+    return text[: at + len(said)]

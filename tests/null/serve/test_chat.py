@@ -260,3 +260,19 @@ def test_history_of_an_agent_is_rendered_as_the_template_wants_it(http, server):
 
 def test_prompt_cut_short_by_max_tokens_finishes_with_length(http):
     assert ask(http, max_tokens=1)["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_final_message_is_gone_on_with(http, server):
+    begun = [*USER, {"role": "assistant", "content": "The answer is"}]
+    ask(http, messages=begun, continue_final_message=True, add_generation_prompt=False)
+    text = server.service.text.tokenizer.decode(server.engine.calls[-1][0])
+    assert text.endswith("The answer is")
+    answer = http.post("/v1/messages", json={"messages": begun})
+    assert answer.status_code == 200
+    assert server.engine.calls[-1][0] == server.engine.calls[-2][0]
+
+
+def test_effort_none_turns_thinking_off(http, server):
+    ask(http, reasoning_effort="none")
+    ask(http, chat_template_kwargs={"enable_thinking": False, "thinking": False})
+    assert server.engine.calls[0][0] == server.engine.calls[1][0]

@@ -12,6 +12,7 @@ import scripted
 from scripted import Script
 
 from tokenspeed.engine import wire
+from tokenspeed.text.fill import FORMATS, Fill
 
 
 def ask(http, **fields: Any) -> dict[str, Any]:
@@ -124,3 +125,26 @@ def test_a_recorded_answer_reaches_the_engine_as_raw_ids():
         ):
             refused = post(**fields)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
+def test_echo_comes_alone_in_a_stream_too(http, server):
+    body = {"prompt": "just this", "echo": True, "max_tokens": 0, "stream": True}
+    frames = http.post("/v1/completions", json=body).text.split("\n\n")
+    assert frames[-2] == "data: [DONE]"
+    chunks = [json.loads(frame.removeprefix("data: "))["choices"][0] for frame in frames[:-2]]
+    assert "".join(chunk["text"] for chunk in chunks) == "just this"
+    assert chunks[-1]["finish_reason"] == "length"
+    assert not server.engine.calls
+
+
+def test_a_suffix_asks_for_the_middle(http, server, monkeypatch):
+    fill = Fill(FORMATS[0], (1, 2, 3), (1, 2, 3))
+    monkeypatch.setattr(Fill, "of", lambda tokenizer: fill)
+    ask(http, prompt="def f(", suffix="):\n    return x")
+    ids, sampling, _ = server.engine.calls[-1]
+    encode = server.service.text.tokenizer.encode
+    before, after = (encode(text, add_special_tokens=False) for text in ("def f(", "):\n    return x"))
+    assert ids == [1, *before, 2, *after, 3]
+    assert {1, 2, 3} < set(sampling.stop_ids)
+    ask(http, prompt="def f(", suffix="x", ignore_eos=True)
+    assert server.engine.calls[-1][1].stop_ids == ()

@@ -77,7 +77,7 @@ def error_of(answer, status: int) -> dict[str, str | None]:
         ({"functions": []}, "functions", "tools"),
         ({"modalities": ["audio"]}, "modalities", "text"),
         ({"web_search_options": {}}, "web_search_options", "tool"),
-        ({"continue_final_message": True}, "continue_final_message", "completions"),
+        ({"continue_final_message": True}, "messages", "the last message must be the assistant's"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
         ({"best_of": 4}, "best_of", "n"),
         ({"priority": 2**40}, "priority", ""),
@@ -95,7 +95,7 @@ def test_wrong_fields_are_refused_by_name(http, server, fields, param, words):
     ("fields", "param"),
     [
         ({"suffix": "x"}, "suffix"),
-        ({"echo": True, "logprobs": 1}, "logprobs"),
+        ({"prompt": [5] * 4097, "echo": True, "logprobs": 1}, "prompt"),
         ({"prompt": ["a"] * 1025}, "prompt"),
     ],
 )

@@ -395,3 +395,37 @@ def test_overflow_has_the_words_clients_compact_on(http):
     message = error_of(http.post(PATH, json={"messages": long, "stream": True}), 400)["message"]
     count = http.post(f"{PATH}/count_tokens", json={"messages": long}).json()["input_tokens"]
     assert message == f"prompt is too long: {count} tokens > {CONTEXT_TOKENS - 1} maximum"
+
+
+SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [TOOL], "tool_choice": {"type": "any"}},
+        {"tools": [TOOL], "tool_choice": {"type": "tool", "name": "read"}},
+        {"tools": [TOOL | {"strict": True, "input_schema": SCHEMA}]},
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+    ],
+)
+def test_forms_reach_the_engine_as_constraints(http, server, fields):
+    ask(http, **fields)
+    assert server.engine.calls[-1][2]["constraint"] is not None
+    ask(http, tools=[TOOL])
+    assert server.engine.calls[-1][2]["constraint"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "write"}}, "tool_choice"),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type"),
+        ({"output_format": {"type": "json_schema"}}, "output_format.schema"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused_by_name(http, fields, words):
+    assert words in error_of(http.post(PATH, json={"messages": USER} | fields), 400)["message"]

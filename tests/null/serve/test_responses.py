@@ -371,3 +371,41 @@ def test_a_silent_engine_is_said_to_be_in_progress(http, server, monkeypatch):
         names = [next(lines) for _ in range(8)]
     assert names[-1] == names[-2] == "event: response.in_progress"
     assert server.engine.aborts.get(timeout=5) == "client"
+
+
+SCHEMA = {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": [TOOL, SPACE], "tool_choice": {"type": "function", "name": "find", "namespace": "crm"}},
+        {"tools": [TOOL, PATCH], "tool_choice": {"type": "custom", "name": "patch"}},
+        {
+            "tools": [TOOL, PATCH],
+            "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [TOOL]},
+        },
+        {"tools": [TOOL | {"strict": True}]},
+        {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}}},
+        {"text": {"format": {"type": "json_object"}}},
+    ],
+)
+def test_forms_reach_the_engine_as_constraints(http, server, fields):
+    ask(http, **fields)
+    assert server.engine.calls[-1][2]["constraint"] is not None
+    ask(http, tools=[TOOL, PATCH, SPACE])
+    assert server.engine.calls[-1][2]["constraint"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused_by_name(http, fields, param):
+    assert error_of(http.post(PATH, json={"input": "hi"} | fields), 400)["param"] == param

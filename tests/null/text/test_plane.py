@@ -44,7 +44,7 @@ def test_reading_the_bundled_template_inverts_it(reasoning, content, calls):
         "tool_calls": [call] * calls,
     }
     before = plane.prompt_of_chat(USER, tools=[TOOL]).ids
-    whole = plane.prompt_of_chat([*USER, answer], tools=[TOOL], add_generation_prompt=False).ids
+    whole = plane.prompt_of_chat([*USER, answer], tools=[TOOL], ending="none").ids
     assert whole[: len(before)] == before
     reader = OutputReader(plane.tokenizer, OutputOptions(dialect=plane.dialect, calls=True))
     ids = whole[len(before) : whole.index(plane.stop_ids[0], len(before)) + 1]

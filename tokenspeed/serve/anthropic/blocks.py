@@ -21,6 +21,7 @@ from tokenspeed.serve.pseudo_headers import without_pseudo_headers
 from tokenspeed.serve.reading import Document, Tools
 from tokenspeed.serve.seal import Seal
 from tokenspeed.text.chat_template import Message
+from tokenspeed.text.grammar import ToolOffer
 
 ROLES: Final = ("user", "assistant", "system")
 PROVIDERS_BLOCKS: Final = (
@@ -70,6 +71,7 @@ def plain_system(system: str | list[Block] | None) -> list[Message]:
 def plain_tools(documents: list[Document]) -> Tools | None:
     """Tools for the template, or None if there are none of the client's own."""
     plain: list[Document] = []
+    offers: list[ToolOffer] = []
     for index, tool in enumerate(msgspec.convert(documents, list[Tool], str_keys=True)):
         if tool.type not in (None, "custom"):
             continue
@@ -78,7 +80,10 @@ def plain_tools(documents: list[Document]) -> Tools | None:
         function: Document = {"name": tool.name, "description": tool.description or ""}
         function["parameters"] = tool.input_schema or {"type": "object", "properties": {}}
         plain.append({"type": "function", "function": function})
-    return Tools(plain) if plain else None
+        offers.append(
+            ToolOffer(tool.name, tool.input_schema, tool.strict is True, f"tools[{index}].input_schema")
+        )
+    return Tools(plain, offers=tuple(offers)) if plain else None
 
 
 def _user(blocks: list[Block], at: str) -> list[Message]:

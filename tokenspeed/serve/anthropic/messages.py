@@ -16,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.serve.answer import Collected, Usage, json_response, respond
+from tokenspeed.serve.anthropic.forms import wanted_of
 from tokenspeed.serve.anthropic.request import COUNT, MESSAGES
 from tokenspeed.serve.anthropic.schema import MessagesBody
-from tokenspeed.serve.errors import anthropic_error, new_request_id, out_of_range, refused
+from tokenspeed.serve.errors import anthropic_error, new_request_id, refused
 from tokenspeed.serve.generation import Update
 from tokenspeed.serve.parts import Change, Closed, Grown, Opened, Part, Parts, parts_of
 from tokenspeed.serve.reading import prompt_of, read
@@ -29,7 +30,6 @@ from tokenspeed.serve.sse import encode, named_frame
 from tokenspeed.text.output import OutputFinish, OutputOptions
 from tokenspeed.text.tools.schema import ArgumentTypes
 
-TOOL_CHOICES: Final = ("auto", "any", "tool", "none")
 _PING: Final = named_frame({"type": "ping"})
 _REASONS: Final[dict[OutputFinish, str]] = {
     "stop": "end_turn",
@@ -49,7 +49,9 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     body = asking.body
     assert isinstance(body, MessagesBody)
     service.check_model(body.model)
-    _check(body)
+    if body.mcp_servers:
+        raise refused("mcp_servers", "this server calls no other; connect the client to them")
+    wanted_of(body, asking.offers, in_reasoning=False)  # what is wrong is said before any work
     params = completed(
         service.text,
         {
@@ -62,18 +64,20 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     stops = checked_stops(body.stop_sequences, "stop_sequences")
     prompt = await prompt_of(asking, service)
     service.check_length(len(prompt.ids), "messages")
+    wanted = wanted_of(body, asking.offers, in_reasoning=prompt.in_reasoning)
+    constraint = await service.constraint(wanted)
     options = OutputOptions(
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
         calls=asking.tools is not None,
         types=ArgumentTypes(None if asking.tools is None else asking.tools.plain),
-        one_call=body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use,
+        one_call=not wanted.parallel,
         stops=stops,
     )
     hides = body.thinking is not None and body.thinking.display == "omitted"
     writer = MessagesWriter(service.model_name, len(prompt.ids), service.seal, hides_reasoning=hides)
     generation = service.generate(
-        choices_of(prompt.ids, params, options, 1),
+        choices_of(prompt.ids, params, options, 1, constraint),
         asking.origin,
         answer_id=writer.answer_id,
         per_prompt=1,
@@ -90,24 +94,6 @@ async def count_tokens(request: Request, service: Service, data: bytes) -> Respo
     service.check_model(asking.body.model)
     prompt = await prompt_of(asking, service)
     return json_response({"input_tokens": len(prompt.ids)}, {"request-id": new_request_id()})
-
-
-def _check(body: MessagesBody) -> None:
-    """Refuse what this server does not do, by name."""
-    if body.mcp_servers:
-        raise refused("mcp_servers", "this server calls no other; connect the client to them")
-    if body.output_format is not None:
-        raise refused("output_format", "constrained output is not offered by this version")
-    if body.output_config is not None and body.output_config.format is not None:
-        raise refused("output_config.format", "constrained output is not offered by this version")
-    if body.tool_choice is not None:
-        if body.tool_choice.type not in TOOL_CHOICES:
-            raise out_of_range("tool_choice.type", repr(body.tool_choice.type[:100]), ", ".join(TOOL_CHOICES))
-        if body.tool_choice.type in ("any", "tool"):
-            raise refused(
-                "tool_choice",
-                "only 'auto' and 'none': forcing a call needs constrained output, not offered yet",
-            )
 
 
 class MessagesWriter:

@@ -15,6 +15,7 @@ from tokenspeed.serve.origin import origin_of
 from tokenspeed.serve.reading import Document, Fields, Tools, array_place, retain_of
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
+from tokenspeed.text.plane import Ending
 
 _THINKS: Final = {"enabled": True, "adaptive": True, "disabled": False}
 
@@ -72,8 +73,9 @@ class MessagesSpelling:
         retain_us = max((retain_of(mark.ttl) for mark in marks if mark is not None), default=0)
         return origin_of(request, body, user_id=user_id, retain_us=retain_us)
 
-    def generates(self, body: MessagesBody | CountBody) -> bool:
-        return True
+    def ending(self, body: MessagesBody | CountBody, last_role: str) -> Ending:
+        """An answer that has been begun is gone on with."""
+        return "last" if last_role == "assistant" else "answer"
 
 
 MESSAGES: Final = MessagesSpelling(MessagesBody)

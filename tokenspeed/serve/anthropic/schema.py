@@ -67,10 +67,11 @@ class Tool(msgspec.Struct, kw_only=True):
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
     cache_control: CacheControl | None = None
 
     ignored: ClassVar[frozenset[str]] = frozenset(
-        {"strict", "input_examples", "eager_input_streaming", "defer_loading", "allowed_callers"}
+        {"input_examples", "eager_input_streaming", "defer_loading", "allowed_callers"}
     )
 
 
@@ -87,9 +88,16 @@ class Thinking(msgspec.Struct, kw_only=True):
     ignored: ClassVar[frozenset[str]] = frozenset({"budget_tokens"})
 
 
+class OutputFormat(msgspec.Struct, kw_only=True):
+    type: str
+    schema: dict[str, Any] | None = None
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"name"})
+
+
 class OutputConfig(msgspec.Struct, kw_only=True):
     effort: str | None = None
-    format: Any = None
+    format: OutputFormat | None = None
 
     ignored: ClassVar[frozenset[str]] = frozenset({"task_budget"})
 
@@ -134,12 +142,12 @@ class MessagesBody(OriginBody, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
     metadata: Metadata | None = None
     cache_control: CacheControl | None = None
     # Beyond Anthropic's.
     chat_template_kwargs: dict[str, Any] | None = None
     # Refused where they ask for something.
-    output_format: Any = None
     mcp_servers: list[Any] | None = None
 
     ignored: ClassVar[frozenset[str]] = frozenset(

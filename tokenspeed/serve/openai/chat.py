@@ -51,16 +51,16 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         tokens_max=tokens_max,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
-    plain = [] if asking.tools is None else asking.tools.plain
-    check_ending(body, chat_wanted_of(body, plain, in_reasoning=False))
+    check_ending(body, chat_wanted_of(body, asking.offers, in_reasoning=False))
     prompt = await prompt_of(asking, service)
     service.check_length(len(prompt.ids), "messages")
-    constraint = await service.constraint(chat_wanted_of(body, plain, in_reasoning=prompt.in_reasoning))
+    wanted = chat_wanted_of(body, asking.offers, in_reasoning=prompt.in_reasoning)
+    constraint = await service.constraint(wanted)
     options = OutputOptions(
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
         calls=asking.tools is not None,
-        types=ArgumentTypes(plain),
+        types=ArgumentTypes(None if asking.tools is None else asking.tools.plain),
         one_call=body.parallel_tool_calls is False,
     )
     n = body.n or 1
@@ -82,8 +82,6 @@ def _check(body: ChatBody) -> None:
         raise refused("modalities", "this server answers with text only")
     if body.web_search_options is not None:
         raise refused("web_search_options", "this server fetches nothing; offer a tool instead")
-    if body.continue_final_message:
-        raise refused("continue_final_message", "not offered by this version; use /v1/completions")
     if body.top_logprobs is not None:
         if not body.logprobs:
             raise refused("top_logprobs", "only with logprobs: true")

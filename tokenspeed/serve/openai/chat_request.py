@@ -8,6 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from tokenspeed.serve.errors import out_of_range
+from tokenspeed.serve.forms import offers
 from tokenspeed.serve.generation import Origin
 from tokenspeed.serve.openai.messages import plain_messages, plain_tools
 from tokenspeed.serve.openai.schema import ChatBody
@@ -15,6 +16,7 @@ from tokenspeed.serve.origin import origin_of
 from tokenspeed.serve.reading import Document, Fields, Tools, array_place
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
+from tokenspeed.text.plane import Ending
 
 
 class ChatSpelling:
@@ -40,22 +42,26 @@ class ChatSpelling:
 
     def tools(self, documents: list[Document]) -> Tools | None:
         plain = plain_tools(documents)
-        return None if plain is None else Tools(plain)
+        return None if plain is None else Tools(plain, offers=tuple(offers(plain)))
 
     def offers_tools(self, body: ChatBody) -> bool:
         return body.tool_choice != "none"
 
     def variables(self, body: ChatBody) -> dict[str, Any]:
         variables = dict(body.chat_template_kwargs or {})
-        if body.reasoning_effort is not None:
+        if body.reasoning_effort == "none":
+            variables = {"enable_thinking": False, "thinking": False} | variables
+        elif body.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", body.reasoning_effort)
         return variables
 
     def origin(self, body: ChatBody, request: Request) -> Origin:
         return origin_of(request, body, cache_key=body.prompt_cache_key)
 
-    def generates(self, body: ChatBody) -> bool:
-        return body.add_generation_prompt
+    def ending(self, body: ChatBody, last_role: str) -> Ending:
+        if body.continue_final_message:
+            return "last"
+        return "answer" if body.add_generation_prompt else "none"
 
 
 SPELLING = ChatSpelling()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -18,13 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tokenspeed.base.errors import RequestError
-from tokenspeed.base.sampling import TokenLogprob
+from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import wire
 from tokenspeed.serve.answer import Collected, Usage, json_response, respond
 from tokenspeed.serve.errors import out_of_range, refused
-from tokenspeed.serve.generation import Update
+from tokenspeed.serve.generation import Origin, Update
+from tokenspeed.serve.openai.echo import prompt_logprobs
 from tokenspeed.serve.openai.forms import check_ending, wanted_of
-from tokenspeed.serve.openai.logprobs import completion_logprobs
+from tokenspeed.serve.openai.logprobs import completion_logprobs, echoed_logprobs, joined_logprobs
 from tokenspeed.serve.openai.sampling import (
     CHOICES_MAX,
     check_common,
@@ -36,7 +38,8 @@ from tokenspeed.serve.openai.stream import DONE, failure, frames
 from tokenspeed.serve.origin import origin_of
 from tokenspeed.serve.sampling import choices_of
 from tokenspeed.serve.service import Service
-from tokenspeed.serve.sse import frame
+from tokenspeed.serve.sse import HEADERS, frame
+from tokenspeed.text.fill import Fill
 from tokenspeed.text.output import OutputOptions, content_of
 from tokenspeed.text.tokenizer import Tokenizer
 from tokenspeed.text.tools.spec import PLAIN
@@ -44,15 +47,19 @@ from tokenspeed.text.tools.spec import PLAIN
 TOKENS_DEFAULT: Final = 16  # the API's own default
 
 
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What precedes the text of a choice."""
+
+    text: str = ""
+    logprobs: dict[str, Any] | None = None
+
+
 async def handle(request: Request, service: Service, data: bytes) -> Response:
     """Answer one request."""
     body, raw = service.bodies.parse(data, CompletionBody)
     service.check_model(body.model)
     check_common(body, raw, service.bodies)
-    if body.suffix:
-        raise refused("suffix", "filling in the middle is not offered by this version")
-    if body.echo and body.logprobs is not None:
-        raise refused("logprobs", "not with echo: log probabilities of prompt tokens are not offered")
     prompts = _prompts(body.prompt)
     n = body.n or 1
     if len(prompts) * n > CHOICES_MAX:
@@ -70,32 +77,85 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     wanted = wanted_of(body)
     check_ending(body, wanted)
     constraint = await service.constraint(wanted, PLAIN)
-    tokenizer = service.text.tokenizer
-    encoded = await service.run_text(
-        lambda: [
-            tokenizer.encode(prompt, add_special_tokens=body.add_special_tokens)
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in prompts
-        ]
-    )
+    fill = _fill_of(body, service)
+    if fill is not None and not body.ignore_eos:
+        params = msgspec.structs.replace(params, stop_ids=(*params.stop_ids, *fill.stop_ids))
+    encoded = await service.run_text(lambda: _encoded(prompts, body, fill, service.text.tokenizer))
     for ids in encoded:
         service.check_length(len(ids), "prompt")
-    echoes = [_echo(tokenizer, prompt) if body.echo else "" for prompt in prompts for _ in range(n)]
-    writer = CompletionWriter(body, service.model_name, tokenizer, sum(map(len, encoded)), echoes)
-    if only_echo and not body.stream:
-        return json_response(
-            writer.whole([Collected(finish="length") for _ in echoes], Usage(writer.prompt_tokens, 0, 0))
-        )
-    if only_echo:
-        raise refused("max_tokens", "0 with echo answers whole only; leave out stream")
-    options = options_of(body, OutputOptions())
-    choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n, constraint)]
     origin = origin_of(request, body, cache_key=body.prompt_cache_key)
+    options = options_of(body, OutputOptions())
+    answer_id = f"cmpl-{secrets.token_hex(12)}"
+    echoes = [Echo()] * len(prompts)
+    if body.echo:
+        echoes = await _echoes(request, service, prompts, encoded, params, origin, answer_id)
+    echoes = [echo for echo in echoes for _ in range(n)]
+    writer = CompletionWriter(
+        body, service.model_name, service.text.tokenizer, sum(map(len, encoded)), echoes, answer_id
+    )
+    if only_echo:
+        return _only_echo(writer, len(echoes), is_stream=bool(body.stream))
+    choices = [choice for ids in encoded for choice in choices_of(ids, params, options, n, constraint)]
     generation = service.generate(choices, origin, answer_id=writer.answer_id, per_prompt=n)
     return await respond(
         request, generation, writer, len(choices), stream=bool(body.stream), note_error=service.note_error
     )
+
+
+def _fill_of(body: CompletionBody, service: Service) -> Fill | None:
+    """How the model is asked for what stands before `suffix`; None where there is none."""
+    if not body.suffix:
+        return None
+    fill = Fill.of(service.text.tokenizer)
+    if fill is None:
+        raise refused("suffix", "this model's vocabulary has no tokens for filling in the middle")
+    return fill
+
+
+def _encoded(
+    prompts: list[str] | list[list[int]], body: CompletionBody, fill: Fill | None, tokenizer: Tokenizer
+) -> list[list[int]]:
+    """The ids of each prompt."""
+
+    def ids_of(text: str | list[int], *, framed: bool) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=framed) if isinstance(text, str) else text
+
+    if fill is None:
+        return [ids_of(prompt, framed=body.add_special_tokens) for prompt in prompts]
+    head = tokenizer.encode("", add_special_tokens=True) if body.add_special_tokens else []
+    after = ids_of(body.suffix or "", framed=False)
+    return [[*head, *fill.prompt(ids_of(prompt, framed=False), after)] for prompt in prompts]
+
+
+async def _echoes(
+    request: Request,
+    service: Service,
+    prompts: list[str] | list[list[int]],
+    encoded: list[list[int]],
+    params: SamplingParams,
+    origin: Origin,
+    answer_id: str,
+) -> list[Echo]:
+    """What precedes the texts of each prompt's choices."""
+    tokenizer = service.text.tokenizer
+    texts = [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
+    if params.logprobs is None:
+        return list(map(Echo, texts))
+    found = await prompt_logprobs(request, service, encoded, params, origin, answer_id=answer_id)
+    return [
+        Echo(text, echoed_logprobs(tokenizer, ids, logprobs) if ids else None)
+        for text, ids, logprobs in zip(texts, encoded, found, strict=True)
+    ]
+
+
+def _only_echo(writer: CompletionWriter, choices: int, *, is_stream: bool) -> Response:
+    """The answer to a request for no tokens at all."""
+    usage = Usage(writer.prompt_tokens, 0, 0)
+    if not is_stream:
+        return json_response(writer.whole([Collected(finish="length")] * choices, usage), writer.headers)
+    last = (writer.update(Update(index, [], [], [], "length")) for index in range(choices))
+    told = writer.opening() + b"".join(last) + writer.closing(usage)
+    return Response(told, headers=HEADERS | writer.headers, media_type="text/event-stream")
 
 
 def _prompts(prompt: str | list[Any]) -> list[str] | list[list[int]]:
@@ -135,18 +195,20 @@ def _check_forced(body: CompletionBody, ids: list[int], service: Service, *, cho
         raise out_of_range("max_tokens", body.max_tokens, f"{len(ids)}, the number of {name}, or absent")
 
 
-def _echo(tokenizer: Tokenizer, prompt: str | list[int]) -> str:
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
-
-
 class CompletionWriter:
     """Spells one completion, streamed or whole. `echoes` is what precedes each choice's text."""
 
     def __init__(
-        self, body: CompletionBody, model: str, tokenizer: Tokenizer, prompt_tokens: int, echoes: list[str]
+        self,
+        body: CompletionBody,
+        model: str,
+        tokenizer: Tokenizer,
+        prompt_tokens: int,
+        echoes: list[Echo],
+        answer_id: str,
     ) -> None:
         self.prompt_tokens = prompt_tokens
-        self.answer_id = f"cmpl-{secrets.token_hex(12)}"
+        self.answer_id = answer_id
         self.headers = {"x-request-id": self.answer_id}
         self._head = {
             "id": self.answer_id,
@@ -156,14 +218,14 @@ class CompletionWriter:
         }
         self._tokenizer = tokenizer
         self._echoes = echoes
-        self._offsets = [len(echo) for echo in echoes]
+        self._offsets = [len(echo.text) for echo in echoes]
         self._with_ids = body.return_token_ids
         self._with_logprobs = body.logprobs is not None
         self._with_usage = body.stream_options is not None and body.stream_options.include_usage
 
     def opening(self) -> bytes:
         # Without an echo there is nothing to say yet; an empty piece of text is still a real event.
-        return frames(self._chunk(index, echo) for index, echo in enumerate(self._echoes))
+        return frames(map(self._echoed, range(len(self._echoes))))
 
     def started(self, cached_tokens: int) -> bytes:
         return b""
@@ -201,12 +263,19 @@ class CompletionWriter:
         for index, choice in enumerate(choices):
             document: dict[str, Any] = {
                 "index": index,
-                "text": self._echoes[index] + content_of(choice.events),
-                "logprobs": self._logprobs(index, choice.logprobs),
+                "text": self._echoes[index].text + content_of(choice.events),
+                "logprobs": joined_logprobs(
+                    self._echoes[index].logprobs, self._logprobs(index, choice.logprobs)
+                ),
                 "finish_reason": choice.finish,
             }
             documents.append(document | ({"token_ids": choice.ids} if self._with_ids else {}))
         return self._head | {"choices": documents, "usage": usage.openai()}
+
+    def _echoed(self, index: int) -> dict[str, Any]:
+        chunk = self._chunk(index, self._echoes[index].text)
+        chunk["choices"][0]["logprobs"] = self._echoes[index].logprobs
+        return chunk
 
     def _chunk(self, index: int, text: str) -> dict[str, Any]:
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": None}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenspeed.serve.errors import out_of_range, refused
-from tokenspeed.serve.forms import format_of, offers
+from tokenspeed.serve.forms import format_of
 from tokenspeed.serve.openai.schema import ChatBody, ResponseFormat, SamplingBody
-from tokenspeed.text.grammar import AnyJson, Format, JsonSchema, Wanted
+from tokenspeed.text.grammar import AnyJson, Format, JsonSchema, ToolOffer, Wanted
 
 
 def wanted_of(body: SamplingBody) -> Wanted:
@@ -25,14 +25,14 @@ def wanted_of(body: SamplingBody) -> Wanted:
     return wanted
 
 
-def chat_wanted_of(body: ChatBody, plain: Sequence[dict[str, Any]], *, in_reasoning: bool) -> Wanted:
-    """What a chat body wants; `plain` are the tools on offer."""
+def chat_wanted_of(body: ChatBody, tools: Sequence[ToolOffer], *, in_reasoning: bool) -> Wanted:
+    """What a chat body wants; `tools` are those on offer."""
     text = wanted_of(body)
     required, named = _choice(body.tool_choice)
     return Wanted(
         format=text.format,
         format_param=text.format_param,
-        tools=offers(plain),
+        tools=tools,
         choice="required" if required else "auto",
         named=named,
         parallel=body.parallel_tool_calls is not False,

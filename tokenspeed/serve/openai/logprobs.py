@@ -45,6 +45,21 @@ def completion_logprobs(tokenizer: Tokenizer, logprobs: list[TokenLogprob], offs
     }
 
 
+def echoed_logprobs(tokenizer: Tokenizer, ids: list[int], logprobs: list[TokenLogprob]) -> dict[str, Any]:
+    """`logprobs` of a prompt's tokens, of which the first has none."""
+    first = _text(tokenizer, ids[0])
+    rest = completion_logprobs(tokenizer, logprobs, len(first))
+    head = {"tokens": [first], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+    return {name: head[name] + rest[name] for name in head}
+
+
+def joined_logprobs(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Two such documents, one after the other."""
+    if one is None or other is None:
+        return one or other
+    return {name: one[name] + other[name] for name in one}
+
+
 def _entry(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str, Any]:
     data = tokenizer.token_bytes(token_id)
     return {"token": data.decode(errors="replace"), "logprob": max(logprob, _LOWEST), "bytes": list(data)}

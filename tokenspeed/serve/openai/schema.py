@@ -131,13 +131,13 @@ class ChatBody(SamplingBody, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
     add_generation_prompt: bool = True
+    continue_final_message: bool = False
     # Refused where they ask for something.
     functions: Any = None
     function_call: Any = None
     audio: Any = None
     modalities: list[str] | None = None
     web_search_options: Any = None
-    continue_final_message: bool = False
 
     ignored: ClassVar[frozenset[str]] = SamplingBody.ignored | {
         "verbosity",
@@ -154,7 +154,6 @@ class CompletionBody(SamplingBody, kw_only=True):
     echo: bool = False
     add_special_tokens: bool = True
     forced_token_ids: list[TokenId] | None = None
-    # Refused where they ask for something.
     suffix: str | None = None
 
 

@@ -31,7 +31,7 @@ async def tokenize(request: Request, service: Service, data: bytes) -> Response:
                 messages,
                 tools=tools,
                 variables=body.chat_template_kwargs,
-                add_generation_prompt=body.add_generation_prompt,
+                ending="answer" if body.add_generation_prompt else "none",
             )
         )
         ids = prompt.ids

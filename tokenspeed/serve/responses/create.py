@@ -17,6 +17,7 @@ from tokenspeed.base.errors import PromptTooLongError, RequestError
 from tokenspeed.serve.answer import json_response, respond
 from tokenspeed.serve.errors import refused
 from tokenspeed.serve.reading import Asking, prompt_of, read
+from tokenspeed.serve.responses.forms import wanted_of
 from tokenspeed.serve.responses.request import RESPONSES
 from tokenspeed.serve.responses.schema import ResponsesBody
 from tokenspeed.serve.responses.store import Kept
@@ -37,15 +38,18 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
     body = asking.body
     service.check_model(body.model)
     _check(body)
+    wanted_of(body, asking.offers, in_reasoning=False)  # what is wrong is said before any work
     sampled = {"temperature": body.temperature, "top_p": body.top_p, "tokens_max": body.max_output_tokens}
     params = completed(service.text, sampled)
     prompt = await prompt_of(asking, service)
+    wanted = wanted_of(body, asking.offers, in_reasoning=prompt.in_reasoning)
+    constraint = await service.constraint(wanted)
     options = OutputOptions(
         dialect=service.text.dialect,
         in_reasoning=prompt.in_reasoning,
         calls=asking.tools is not None,
         types=ArgumentTypes(None if asking.tools is None else asking.tools.plain),
-        one_call=body.parallel_tool_calls is False,
+        one_call=not wanted.parallel,
     )
 
     def keep(answer_id: str, document: dict[str, Any]) -> None:
@@ -70,7 +74,7 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
         told = writer.opening() + writer.failure(error)
         return Response(told, headers=HEADERS | writer.headers, media_type="text/event-stream")
     generation = service.generate(
-        choices_of(prompt.ids, params, options, 1),
+        choices_of(prompt.ids, params, options, 1, constraint),
         asking.origin,
         answer_id=writer.answer_id,
         per_prompt=1,
@@ -114,12 +118,6 @@ def _check(body: ResponsesBody) -> None:
         raise refused("prompt", "templates of prompts are not kept here; send instructions and input")
     if body.top_logprobs or _LOGPROBS in (body.include or ()):
         raise refused("top_logprobs", "not on this route; use /v1/chat/completions")
-    if body.text is not None and body.text.format is not None and body.text.format.type != "text":
-        raise refused("text.format", "constrained output is not offered by this version")
-    if body.tool_choice not in (None, "auto", "none"):
-        raise refused(
-            "tool_choice", "only 'auto' and 'none': forcing a call needs constrained output, not offered yet"
-        )
 
 
 def _head(asking: Asking[ResponsesBody], service: Service) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def _head(asking: Asking[ResponsesBody], service: Service) -> dict[str, Any]:
         "store": body.store is not False,
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "text": {"format": {"type": "text"}},
+        "text": body.text or {"format": {"type": "text"}},
         "tool_choice": body.tool_choice or "auto",
         "tools": msgspec.Raw(tools or b"[]"),
         "truncation": "disabled",

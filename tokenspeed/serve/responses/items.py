@@ -23,6 +23,7 @@ from tokenspeed.serve.responses import custom
 from tokenspeed.serve.responses.schema import Item, ItemPart, Tool
 from tokenspeed.serve.seal import Seal
 from tokenspeed.text.chat_template import Message
+from tokenspeed.text.grammar import ToolOffer
 
 ROLES: Final = ("user", "assistant", "system", "developer")
 PROVIDERS_ITEMS: Final = (
@@ -91,6 +92,7 @@ def plain_tools(documents: list[Document]) -> Tools | None:
     """Tools for the template and what they are to the caller, or None if there are none of the client's own."""
     plain: list[Document] = []
     origins: dict[str, Any] = {}
+    offers: list[ToolOffer] = []
     for index, tool in enumerate(msgspec.convert(documents, list[Tool], str_keys=True)):
         inner = tool.tools or [] if tool.type == "namespace" else [tool]
         namespace = tool.name if tool.type == "namespace" else None
@@ -102,8 +104,11 @@ def plain_tools(documents: list[Document]) -> Tools | None:
             name = flat_name(each.name, namespace)
             kind = "function" if each.type == "function" else "custom"
             origins[name] = Origin(kind, each.name, namespace)
-            plain.append({"type": "function", "function": _function(each, name, tool.description)})
-    return Tools(plain, origins) if plain else None
+            function = _function(each, name, tool.description)
+            plain.append({"type": "function", "function": function})
+            at = f"tools[{index}].parameters"
+            offers.append(ToolOffer(name, function["parameters"], each.strict is True, at))
+    return Tools(plain, origins, tuple(offers)) if plain else None
 
 
 def _function(tool: Tool, name: str, description: str | None) -> Document:

@@ -22,6 +22,7 @@ from tokenspeed.serve.responses.items import plain_items, plain_tools
 from tokenspeed.serve.responses.schema import ResponsesBody
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
+from tokenspeed.text.plane import Ending
 
 
 class ResponsesSpelling:
@@ -81,8 +82,8 @@ class ResponsesSpelling:
     def origin(self, body: ResponsesBody, request: Request) -> Origin:
         return origin_of(request, body, cache_key=body.prompt_cache_key)
 
-    def generates(self, body: ResponsesBody) -> bool:
-        return True
+    def ending(self, body: ResponsesBody, last_role: str) -> Ending:
+        return "answer"
 
 
 def _previous(fields: Fields) -> tuple[str, bytes]:

@@ -60,9 +60,10 @@ class Tool(msgspec.Struct, kw_only=True):
     parameters: dict[str, Any] | None = None
     format: ToolFormat | None = None
     tools: list[Tool] | None = None
+    strict: bool | None = None
 
     ignored: ClassVar[frozenset[str]] = frozenset(
-        {"strict", "defer_loading", "async", "allowed_callers", "output_schema"}
+        {"defer_loading", "async", "allowed_callers", "output_schema"}
     )
 
 
@@ -72,8 +73,12 @@ class Reasoning(msgspec.Struct, kw_only=True):
     ignored: ClassVar[frozenset[str]] = frozenset({"summary", "generate_summary", "context"})
 
 
-class TextFormat(msgspec.Struct):
+class TextFormat(msgspec.Struct, kw_only=True):
     type: str
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    ignored: ClassVar[frozenset[str]] = frozenset({"name", "description"})
 
 
 class TextConfig(msgspec.Struct, kw_only=True):
