@@ -6,6 +6,8 @@ In: what each layer keeps per token, a number of blocks. Out: per layer, tensors
     GQA   (k [N, P, K, D], v [N, P, K, D])
     MLA   latent [N, P, L + Dr]
 
+or what holds the same in 8 bits (`kernels.fp8`), a tensor for each of its planes.
+
 Allocated once, never moved, zero at first, so that a block holds finite numbers before it is written. On a
 CPU the memory is mapped, not filled: the system commits a page when it is first touched, and start costs
 nothing. Does not know which block is whose.
@@ -14,21 +16,15 @@ nothing. Does not know which block is whose.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.layers.kv import GQA, MLA, KVSpec
-
-LayerKV = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
-
-
-def bytes_per_token(specs: Sequence[KVSpec], dtype: torch.dtype) -> int:
-    """KV bytes of one token over all layers."""
-    return sum(spec.elements_per_token for spec in specs) * dtype.itemsize
+from tokenspeed.layers.kv import KVSpec, LayerKV, Plane, bytes_per_token
 
 
 class Arena:
@@ -46,14 +42,18 @@ class Arena:
         self.blocks = blocks
         self.block_tokens = block_tokens
         try:
-            self.layers: list[LayerKV] = [
-                _allocate(spec, blocks, block_tokens, dtype, device) for spec in specs
+            self._planes: list[tuple[torch.Tensor, ...]] = [
+                tuple(_allocate(plane, blocks, block_tokens, device) for plane in spec.planes(dtype))
+                for spec in specs
             ]
         except (torch.OutOfMemoryError, OSError) as error:
             size = blocks * block_tokens * bytes_per_token(specs, dtype)
             raise SetupError(
                 f"{device} cannot allocate the KV arena of {size} bytes; give a smaller --kv-cache-bytes"
             ) from error
+        self.layers: list[LayerKV] = [
+            spec.joined(planes) for spec, planes in zip(specs, self._planes, strict=True)
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -65,39 +65,33 @@ class Arena:
 
         Looks at the last layer alone: what is not finite in one layer reaches the next through the residual.
         """
-        last = self.layers[-1]
         sums = [
-            tensor.flatten(0, 1)[write_index].flatten(1).sum(-1, dtype=torch.float32)
-            for tensor in (last if isinstance(last, tuple) else (last,))
+            plane.flatten(0, 1)[write_index].view(len(write_index), -1).sum(-1, dtype=torch.float32)
+            for plane in self._planes[-1]
+            if plane.element_size() > 1  # what is not finite in 8 bits has a scale that is not
         ]
-        return torch.isfinite(sums[0] if len(sums) == 1 else sums[0] + sums[1])
+        return torch.isfinite(sum(sums[1:], sums[0]))
 
     def scrub(self, block_ids: torch.Tensor) -> None:
         """Replace what is not finite in `block_ids` [n] by zero; finite values keep their bits."""
         for tensor in self._tensors():
-            blocks = tensor[block_ids]
-            tensor[block_ids] = blocks.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            if tensor.element_size() > 1:
+                blocks = tensor[block_ids]
+                tensor[block_ids] = blocks.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            else:  # e4m3: every bit but the sign of its one NaN is set
+                codes = tensor.view(torch.uint8)
+                blocks = codes[block_ids]
+                codes[block_ids] = blocks.masked_fill_((blocks & 0x7F) == 0x7F, 0)
 
-    def _tensors(self) -> list[torch.Tensor]:
-        return [
-            tensor for layer in self.layers for tensor in (layer if isinstance(layer, tuple) else (layer,))
-        ]
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        return itertools.chain.from_iterable(self._planes)
 
 
-def _allocate(
-    spec: KVSpec, blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
-) -> LayerKV:
-    def zeros(*shape: int) -> torch.Tensor:
-        if device.type != "cpu":
-            return torch.zeros(shape, dtype=dtype, device=device)
-        return _mapped(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
-
-    match spec:
-        case GQA(kv_heads, head_dim):
-            shape = (blocks, block_tokens, kv_heads, head_dim)
-            return zeros(*shape), zeros(*shape)
-        case MLA(latent, rope):
-            return zeros(blocks, block_tokens, latent + rope)
+def _allocate(plane: Plane, blocks: int, block_tokens: int, device: torch.device) -> torch.Tensor:
+    shape = (blocks, block_tokens, *plane.shape)
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=plane.dtype, device=device)
+    return _mapped(math.prod(shape) * plane.dtype.itemsize).view(plane.dtype).view(shape)
 
 
 def _mapped(size: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from tokenspeed.base.errors import SetupError
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.fp8 import E4M3, Heads, Latents
 from tokenspeed.kernels.needs import (
     AtLeast,
     AtMost,
@@ -36,6 +37,8 @@ from tokenspeed.kernels.needs import (
 )
 from tokenspeed.kernels.spec import Implementation, Inputs, Kernel, Op, Sizes, Tolerance, Trait
 
+STEP = Tolerance(2.0**-9, 2.0**-3)
+"""Of e4m3: what lies between two of its numbers may be rounded to either."""
 TRIES = 200
 """Random combinations tried to fit one trait value into a legal whole."""
 
@@ -151,12 +154,14 @@ def _compare(
         if fault := _difference(*pair, dtype, tolerance):
             yield f"output {i} {fault}"
     for name in inputs.mutates:
-        written = got.args[name], want.args[name], inputs.args[name].dtype
-        if fault := _difference(*written, tolerance):
-            yield f"{name} {fault}"
+        for written in zip(*(_planes(args[name]) for args in (got.args, want.args, inputs.args)), strict=True):
+            allowed = STEP if written[2].dtype is E4M3 else tolerance
+            if fault := _difference(*written[:2], written[2].dtype, allowed):
+                yield f"{name} {fault}"
     free = {*inputs.mutates, *inputs.scratch, way.removeprefix(OUT)}
     for name, value in inputs.args.items():
-        if isinstance(value, Tensor) and name not in free and not _identical(got.args[name], value):
+        pairs = zip(_planes(got.args[name]), _planes(value), strict=True)
+        if name not in free and not all(itertools.starmap(_identical, pairs)):
             yield f"{name} was changed"
 
 
@@ -177,12 +182,21 @@ def _difference(got: Tensor, want: Tensor, dtype: torch.dtype, tolerance: Tolera
     )
 
 
+def _planes(value: Any) -> tuple[Tensor, ...]:
+    """The tensors an argument is made of; none where it is no tensor."""
+    return (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, Latents | Heads) else ()
+
+
 def _doubled(value: Any) -> Any:
+    if isinstance(value, Latents | Heads):
+        return type(value)(*map(_doubled, value))
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else twin(value)
 
 
 def twin(value: Any) -> Any:
     """Copy a tensor with its strides; what lies between its elements stays unset, that is, poisoned."""
+    if isinstance(value, Latents | Heads):
+        return type(value)(*map(twin, value))
     if not isinstance(value, Tensor):
         return value
     with poisoned():

@@ -49,7 +49,7 @@ class GQAttend(Layer):
         self._shape, self._index, self._rotary = shape, index, rotary
         self._heads = len(local_units(build.mesh, "tp", shape.heads, f"{name} query heads"))
         self._kv_heads = len(local_units(build.mesh, "tp", shape.kv_heads, f"{name} kv heads", repeats=True))
-        self.kv_spec = GQA(self._kv_heads, shape.head_dim)
+        self.kv_spec = GQA(self._kv_heads, shape.head_dim, build.kv)
         self._scale = shape.head_dim**-0.5
         self._eps = shape.qk_norm_eps or 0.0
         self._norms: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -59,6 +59,7 @@ class GQAttend(Layer):
             "kv_heads": self._kv_heads,
             "head_dim": shape.head_dim,
             "block_tokens": build.block_tokens,
+            "kv": build.kv,
         }
         turning = {"rotary_dim": rotary.config.rotary_dim, "interleaved": False, "qk_norm": normed}
         self._rope_write = kernels.bind("rope.gqa_write", build.device, **traits, **turning)

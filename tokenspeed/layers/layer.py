@@ -29,7 +29,8 @@ class Build:
     """What every layer is built with.
 
     `format`: how dense and expert weights are held: "native", "int8", or "fp8_block", which takes them as a
-    block-scaled checkpoint has them; what cannot be held so is native.
+    block-scaled checkpoint has them; what cannot be held so is native. `encoded`: the checkpoint is in that format;
+    else kernels round what is loaded. `kv`: how the context is held, "native" or "fp8".
     """
 
     mesh: Mesh
@@ -37,6 +38,8 @@ class Build:
     device: Device
     block_tokens: int
     format: str = "native"
+    encoded: bool = True
+    kv: str = "native"
 
 
 class Module(Protocol):
@@ -65,7 +68,7 @@ class Layer:
 
         Their scales then come after all other parameters. Returns the format they will be in.
         """
-        if self.build.format != "fp8_block":
+        if self.build.format != "fp8_block" or not self.build.encoded:
             return self.build.format
         encoded = [in_blocks(parameter, FP8_BLOCK) for parameter in self.parameters[:count]]
         pairs = [pair for pair in encoded if pair is not None]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenspeed import kernels
+from tokenspeed.kernels.fp8 import Latents
 from tokenspeed.layers.kv import MLA
 from tokenspeed.layers.layer import Build, Group, Layer
 from tokenspeed.layers.linear import Linear, LinearPair, Projection
@@ -109,7 +110,7 @@ class MLAttend(Layer):
         super().__init__(build, f"{name}.attend", weights)
         self._shape, self._index, self._rotary = shape, index, rotary
         self._heads = len(local_units(build.mesh, "tp", shape.heads, f"{name} heads"))
-        self.kv_spec = MLA(shape.latent, shape.rope)
+        self.kv_spec = MLA(shape.latent, shape.rope, build.kv)
         self._scale = shape.q_head**-0.5 * rotary.config.softmax_factor
         self._norm: Tensor
         self._absorb: Any = None
@@ -120,7 +121,9 @@ class MLAttend(Layer):
     def _bind(self) -> None:
         build, shape = self.build, self._shape
         heads = {"dtype": build.dtype, "heads": self._heads}
-        cached = {**heads, "latent": shape.latent, "rope": shape.rope, "block_tokens": build.block_tokens}
+        cached = {
+            **heads, "latent": shape.latent, "rope": shape.rope, "block_tokens": build.block_tokens, "kv": build.kv,
+        }  # fmt: skip
         self._rope_write = kernels.bind(
             "rope.mla_write", build.device, **cached, interleaved=shape.interleaved
         )
@@ -154,7 +157,7 @@ class MLAttend(Layer):
     def run(self, context: StepContext, q: Tensor, latents: Tensor) -> Tensor:
         """q [T, H (Dn + Dr)], latents [T, .. + L + Dr] -> [T, H Dv]; writes the arena, changes q."""
         inputs, shape = context.inputs, self._shape
-        arena: Tensor = context.arena.layers[self._index]
+        arena: Tensor | Latents = context.arena.layers[self._index]
         q = q.view(q.shape[0], self._heads, shape.q_head)
         kv = latents[:, latents.shape[1] - shape.latent - shape.rope :]
         decoded = inputs.decode_rows
@@ -172,7 +175,7 @@ class MLAttend(Layer):
             self._extend_raised(context, q[decoded:], kv[decoded:], arena, out[decoded:])
         return out.flatten(1)
 
-    def _attend_decode(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor) -> Tensor:
+    def _attend_decode(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor | Latents) -> Tensor:
         inputs, rows, latent = context.inputs, q.shape[0], self._shape.latent
         lens = inputs.context_lens[:rows]
         q_latent, q_rope = self._absorb_write(
@@ -193,7 +196,7 @@ class MLAttend(Layer):
         return self._heads_out(attended, self._raise)
 
     def _extend_absorbed(
-        self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor, row_tokens_max: int
+        self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor | Latents, row_tokens_max: int
     ) -> Tensor:
         inputs, decoded, latent = context.inputs, context.inputs.decode_rows, self._shape.latent
         lens = inputs.context_lens[decoded:]
@@ -225,7 +228,7 @@ class MLAttend(Layer):
         )
         return self._heads_out(attended, self._raise)
 
-    def _extend_raised(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor, out: Tensor) -> None:
+    def _extend_raised(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor | Latents, out: Tensor) -> None:
         inputs, latent, q_rope = context.inputs, self._shape.latent, q[..., self._shape.nope :]
         decoded = inputs.decode_rows
         self._rope_write(

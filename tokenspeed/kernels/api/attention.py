@@ -2,10 +2,13 @@
 """Ops `attention.*`: read a paged context. Decode has one query token a row, extend has many and is causal.
 
 New tokens are already in the arena (`rope.*_write` runs before), and are the last of their row's context. A
-table has one line per row; its entries past the row's context are never read. Keys are already rotated.
+table has one line per row; its entries past the row's context are never read. Keys are already rotated. Where the
+trait `kv` is fp8, an arena is what `kernels.fp8` defines: `Latents` in the place of [N, P, L + Dr], `Heads` of [N, P, K, D].
 """
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from tokenspeed.kernels.api.traits import (
     BF16,
@@ -14,6 +17,7 @@ from tokenspeed.kernels.api.traits import (
     FP32,
     HEAD_DIM,
     HEADS,
+    KV,
     KV_HEADS,
     LATENT,
     ROPE,
@@ -22,7 +26,8 @@ from tokenspeed.kernels.api.traits import (
     dtype_of,
     whole,
 )
-from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.draw import Draw, Table
+from tokenspeed.kernels.fp8 import Heads, Latents, quantised
 from tokenspeed.kernels.ref import attention as ref
 from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Tolerance, Traits
 
@@ -53,6 +58,31 @@ def _pairs(sizes: Sizes) -> int:
     return sum(n * (c - n) + n * (n + 1) // 2 for c, n in zip(sizes.contexts, _lengths(sizes), strict=True))
 
 
+def heads_arena(traits: Traits, vectors: Tensor) -> Tensor | Heads:
+    """Vectors [N, P, K, D] as the trait `kv` has them held."""
+    return vectors if traits["kv"] == "native" else Heads(*quantised(vectors.float()))
+
+
+def latents_arena(traits: Traits, draw: Draw, table: Table) -> Tensor | Latents:
+    """Draw an arena of latents, held as the trait `kv` says; places without context are NaN."""
+    latent, rope, dtype = whole(traits, "latent"), whole(traits, "rope"), dtype_of(traits)
+    drawn = draw.arena(table, latent + rope, dtype=dtype)
+    if traits["kv"] == "native":
+        return drawn
+    values, scale = quantised(drawn[..., :latent].float())
+    return Latents(values, drawn[..., latent:].contiguous(), scale)
+
+
+def kv_bytes(traits: Traits) -> int:
+    """Bytes of a token's context: both vectors of every kv head, or its latent and rotary key."""
+    item, narrow = dtype_of(traits).itemsize, traits["kv"] == "fp8"
+    if "latent" in traits:
+        latent, rope = whole(traits, "latent"), whole(traits, "rope")
+        return latent + 4 + rope * item if narrow else (latent + rope) * item
+    vector = whole(traits, "head_dim")
+    return 2 * whole(traits, "kv_heads") * (vector + 4 if narrow else vector * item)
+
+
 def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     heads, kv_heads, head_dim = (whole(traits, name) for name in ("heads", "kv_heads", "head_dim"))
     dtype, block_tokens = dtype_of(traits), whole(traits, "block_tokens")
@@ -60,8 +90,8 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     tokens = len(table.positions)
     args = {
         "q": draw.queries(tokens, heads, head_dim, dtype=dtype),
-        "k_arena": draw.arena(table, kv_heads, head_dim, dtype=dtype),
-        "v_arena": draw.arena(table, kv_heads, head_dim, dtype=dtype),
+        "k_arena": heads_arena(traits, draw.arena(table, kv_heads, head_dim, dtype=dtype)),
+        "v_arena": heads_arena(traits, draw.arena(table, kv_heads, head_dim, dtype=dtype)),
         "block_table": table.block_table,
     }
     if sizes.lengths:
@@ -71,9 +101,9 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
 
 
 def gqa_cost(traits: Traits, sizes: Sizes) -> Cost:
-    heads, kv_heads, head_dim = (whole(traits, name) for name in ("heads", "kv_heads", "head_dim"))
+    heads, head_dim = whole(traits, "heads"), whole(traits, "head_dim")
     item, tokens = dtype_of(traits).itemsize, sum(_lengths(sizes))
-    moved = (2 * sum(sizes.contexts) * kv_heads + 2 * tokens * heads) * head_dim * item
+    moved = sum(sizes.contexts) * kv_bytes(traits) + 2 * tokens * heads * head_dim * item
     return Cost(moved, 4 * _pairs(sizes) * heads * head_dim)
 
 
@@ -93,7 +123,7 @@ GQA_DECODE = Op(
         "h reads kv head h // (H / K)."
     ),
     source="GQA, arXiv 2305.13245; paged KV, arXiv 2309.06180.",
-    traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS),
+    traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS, KV),
     reference=Plain(ref.gqa_decode),
     sizes=DECODE,
     points=tuple(Point(GQA_TRAITS, sizes) for sizes in DECODE_POINTS),
@@ -111,7 +141,7 @@ GQA_EXTEND = Op(
         "int32, context_lens [R] int32 (new tokens included), scale -> [T, H, D]."
     ),
     source="GQA, arXiv 2305.13245; paged KV, arXiv 2309.06180.",
-    traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS),
+    traits=(DTYPE, HEADS, KV_HEADS, HEAD_DIM, BLOCK_TOKENS, KV),
     reference=Plain(ref.gqa_extend),
     sizes=EXTEND,
     points=tuple(Point(GQA_TRAITS, sizes) for sizes in EXTEND_POINTS),
@@ -139,7 +169,7 @@ def mla_decode_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     args = {
         "q_latent": draw.queries(tokens, heads, latent, dtype=dtype),
         "q_rope": draw.queries(tokens, heads, 128 + rope, dtype=dtype)[..., 128:],
-        "arena": draw.arena(table, latent + rope, dtype=dtype),
+        "arena": latents_arena(traits, draw, table),
         "block_table": table.block_table,
         "context_lens": table.context_lens,
         "scale": (latent + rope) ** -0.5,
@@ -155,7 +185,7 @@ def mla_decode_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
 def mla_decode_cost(traits: Traits, sizes: Sizes) -> Cost:
     heads, latent, rope = (whole(traits, name) for name in ("heads", "latent", "rope"))
     item, tokens, context = dtype_of(traits).itemsize, sum(_lengths(sizes)), sum(sizes.contexts)
-    moved = (context * (latent + rope) + tokens * heads * (2 * latent + rope)) * item
+    moved = context * kv_bytes(traits) + tokens * heads * (2 * latent + rope) * item
     return Cost(moved, 2 * _pairs(sizes) * heads * (2 * latent + rope))
 
 
@@ -175,7 +205,7 @@ MLA_DECODE = Op(
         "`Bound.schedule(context_lens, row_tokens_max=1)` returned for this step (default: made at the call)."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, section 2.1.",
-    traits=(DTYPE, HEADS, LATENT, ROPE, BLOCK_TOKENS),
+    traits=(DTYPE, HEADS, LATENT, ROPE, BLOCK_TOKENS, KV),
     reference=Plain(ref.mla_decode),
     sizes=MLA_DECODE_SIZES,
     points=tuple(
@@ -199,7 +229,7 @@ def mla_extend_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     args = {
         # Raised keys may be rounded to the dtype, an error that a long query multiplies.
         "q": draw.queries(tokens, heads, nope + rope, dtype=dtype, last=25.0 if dtype is FP32 else 2.0),
-        "arena": draw.arena(table, latent + rope, dtype=dtype),
+        "arena": latents_arena(traits, draw, table),
         "block_table": table.block_table,
         "row_starts": table.row_starts,
         "context_lens": table.context_lens,
@@ -219,7 +249,7 @@ def mla_extend_cost(traits: Traits, sizes: Sizes) -> Cost:
     )
     item, tokens, context = dtype_of(traits).itemsize, sum(_lengths(sizes)), sum(sizes.contexts)
     weights = heads * latent * (nope + value)
-    moved = (context * (latent + rope) + weights + tokens * heads * (nope + rope + value)) * item
+    moved = context * kv_bytes(traits) + (weights + tokens * heads * (nope + rope + value)) * item
     return Cost(moved, 2 * _pairs(sizes) * heads * (nope + rope + value) + 2 * context * weights)
 
 
@@ -244,6 +274,7 @@ MLA_EXTEND = Op(
         count("nope_dim", (128, 32), "dimensions of a head that do not turn (Dn)"),
         count("value_dim", (128, 32), "dimensions of a head's value (Dv)"),
         BLOCK_TOKENS,
+        KV,
     ),
     reference=Plain(ref.mla_extend, ref.mla_pack),
     sizes=EXTEND,

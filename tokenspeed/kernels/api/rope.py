@@ -5,12 +5,15 @@ The arenas are written at `write_index` (block * P + offset, flat over blocks) a
 distinct within a call, and a negative one (a padded row) writes nothing. Angles come as a table `cos_sin` [M,
 rot] float32, cosines in the first half, sines in the second, any YaRN factor already in them; `rot` may be
 less than the head (partial rotary), the dimensions past it then pass unchanged.
+
+Where the trait `kv` is fp8, what is written is what `kernels.fp8` defines: e4m3 and a scale, `Latents` or `Heads`.
 """
 
 from __future__ import annotations
 
 import torch
 
+from tokenspeed.kernels.api.attention import heads_arena, kv_bytes
 from tokenspeed.kernels.api.traits import (
     BF16,
     BLOCK_TOKENS,
@@ -18,6 +21,7 @@ from tokenspeed.kernels.api.traits import (
     HEAD_DIM,
     HEADS,
     INTERLEAVED,
+    KV,
     KV_HEADS,
     LATENT,
     ROPE,
@@ -28,6 +32,7 @@ from tokenspeed.kernels.api.traits import (
     whole,
 )
 from tokenspeed.kernels.draw import Draw
+from tokenspeed.kernels.fp8 import Latents, quantised
 from tokenspeed.kernels.ref import rope as ref
 from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Trait, Traits
 
@@ -57,7 +62,7 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     tokens = len(table.positions)
     fused = draw.normal(tokens, heads + 2 * kv_heads, head_dim, dtype=dtype)
     q, k, v = fused.split((heads, kv_heads, kv_heads), 1)
-    norm = bool(traits["qk_norm"])
+    norm, places = bool(traits["qk_norm"]), (table.blocks_total, block_tokens)
     args = {
         "q": q,
         "k": k,
@@ -65,8 +70,8 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         "cos_sin": _angles(draw, max(sizes.contexts), whole(traits, "rotary_dim")),
         "positions": table.positions,
         "write_index": table.write_index,
-        "k_arena": draw.normal(table.blocks_total, block_tokens, kv_heads, head_dim, dtype=dtype),
-        "v_arena": draw.normal(table.blocks_total, block_tokens, kv_heads, head_dim, dtype=dtype),
+        "k_arena": heads_arena(traits, draw.normal(*places, kv_heads, head_dim, dtype=dtype)),
+        "v_arena": heads_arena(traits, draw.normal(*places, kv_heads, head_dim, dtype=dtype)),
         "q_norm": draw.normal(head_dim, dtype=dtype) if norm else None,
         "k_norm": draw.normal(head_dim, dtype=dtype) if norm else None,
         "eps": EPS,
@@ -77,7 +82,7 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
 def gqa_cost(traits: Traits, sizes: Sizes) -> Cost:
     heads, kv_heads, head_dim = (whole(traits, name) for name in ("heads", "kv_heads", "head_dim"))
     item, tokens = dtype_of(traits).itemsize, _tokens(sizes)
-    moved = 2 * tokens * (heads + 2 * kv_heads) * head_dim * item + tokens * whole(traits, "rotary_dim") * 4
+    moved = tokens * ((2 * heads + 2 * kv_heads) * head_dim * item + kv_bytes(traits) + whole(traits, "rotary_dim") * 4)
     return Cost(moved, 3 * tokens * (heads + kv_heads) * head_dim)
 
 
@@ -113,6 +118,7 @@ GQA_WRITE = Op(
         INTERLEAVED,
         Trait("qk_norm", (False, True), "q and k are normalised per head first", default=False),
         BLOCK_TOKENS,
+        KV,
     ),
     reference=Plain(ref.gqa_write, call_traits=("interleaved",)),
     sizes=SIZES,
@@ -146,6 +152,10 @@ def mla_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     tokens = len(table.positions)
     q = draw.normal(tokens, heads, 128 + rope, dtype=dtype)
     fused = draw.normal(tokens, latent + rope, dtype=dtype)
+    arena = draw.normal(table.blocks_total, block_tokens, latent + rope, dtype=dtype)
+    if traits["kv"] == "fp8":
+        values, scale = quantised(arena[..., :latent].float())
+        arena = Latents(values, arena[..., latent:].contiguous(), scale)
     args = {
         "q_rope": q[..., 128:],
         "latent": fused[:, :latent],
@@ -155,7 +165,7 @@ def mla_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
         "cos_sin": _angles(draw, max(sizes.contexts), rope),
         "positions": table.positions,
         "write_index": table.write_index,
-        "arena": draw.normal(table.blocks_total, block_tokens, latent + rope, dtype=dtype),
+        "arena": arena,
     }
     return Inputs(args=args, mutates=("arena",), out_may_be="q_rope", out=(tokens, heads, rope))
 
@@ -163,7 +173,7 @@ def mla_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
 def mla_cost(traits: Traits, sizes: Sizes) -> Cost:
     heads, latent, rope = (whole(traits, name) for name in ("heads", "latent", "rope"))
     item, tokens = dtype_of(traits).itemsize, _tokens(sizes)
-    moved = 2 * tokens * (heads * rope + latent + rope) * item + latent * item + tokens * rope * 4
+    moved = tokens * ((2 * heads * rope + latent + rope) * item + kv_bytes(traits) + rope * 4) + latent * item
     return Cost(moved, tokens * (3 * (heads + 1) * rope + 4 * latent))
 
 
@@ -211,7 +221,7 @@ MLA_WRITE = Op(
         "DeepSeek-V2, arXiv 2405.04434, section 2.1.3 (decoupled rotary key); its checkpoints are "
         "interleaved."
     ),
-    traits=(DTYPE, HEADS, LATENT, ROPE, INTERLEAVED, BLOCK_TOKENS),
+    traits=(DTYPE, HEADS, LATENT, ROPE, INTERLEAVED, BLOCK_TOKENS, KV),
     reference=Plain(ref.mla_write, call_traits=("interleaved",)),
     sizes=SIZES,
     points=tuple(
@@ -245,6 +255,7 @@ MLA_ABSORB_WRITE = Op(
         count("nope_dim", (128, 32), "dimensions of a head that do not turn (Dn)"),
         INTERLEAVED,
         BLOCK_TOKENS,
+        KV,
     ),
     reference=Plain(ref.mla_absorb_write, ref.mla_absorb_prepare, call_traits=("interleaved",)),
     sizes=SIZES,

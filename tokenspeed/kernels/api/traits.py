@@ -25,6 +25,13 @@ FORMAT = Trait(
     default="native",
     choices=("native", "int8", "fp8_block"),
 )
+KV = Trait(
+    "kv",
+    ("native", "fp8"),
+    "how the context is held; fp8: e4m3 with a scale a vector (`kernels.fp8`)",
+    default="native",
+    choices=("native", "fp8"),
+)
 INTERLEAVED = Trait(
     "interleaved", (False, True), "rotary pairs are (2i, 2i+1) instead of (i, i+rot/2)", default=False
 )

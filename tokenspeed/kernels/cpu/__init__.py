@@ -43,6 +43,8 @@ def _kernel(
     needs: dict[str, Any] = {"device": "cpu"}
     if dtyped:
         needs["dtype"] = {torch.bfloat16, torch.float32}
+    if op.startswith(("attention.", "rope.")):
+        needs["kv"] = "native"
     if "format" in prepare_traits:
         needs["format"] = {"native", "int8"}
     return Kernel(

@@ -9,12 +9,13 @@ their references.
 
 from __future__ import annotations
 
-from tokenspeed.kernels.hopper import gqa_decode, mla_decode, prefill
+from tokenspeed.kernels.hopper import gqa_decode, mla_decode, mla_decode_fp8, prefill
 from tokenspeed.kernels.spec import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *gqa_decode.KERNELS,
     *mla_decode.KERNELS,
+    *mla_decode_fp8.KERNELS,
     *prefill.KERNELS,
 )
 """What `kernels.load` collects."""

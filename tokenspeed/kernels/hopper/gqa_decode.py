@@ -337,6 +337,7 @@ KERNELS = (
             heads=AtMost(64),
             head_dim={64, 128},
             block_tokens={16, 32, 64, 128},
+            kv="native",
         ),
         Band.TUNED,
         _build,

@@ -680,7 +680,7 @@ KERNELS: tuple[Kernel, ...] = (
     Kernel(
         op="attention.mla_decode",
         name="gluon",
-        needs=Needs(sm=(9, 0), dtype=BF16, latent={512}, rope={64}, block_tokens={64}),
+        needs=Needs(sm=(9, 0), dtype=BF16, latent={512}, rope={64}, block_tokens={64}, kv="native"),
         band=Band.TUNED,
         build=_build,
     ),

@@ -19,6 +19,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from tokenspeed.kernels.api.traits import BF16
+from tokenspeed.kernels.fp8 import Latents
 from tokenspeed.kernels.hopper import flash
 from tokenspeed.kernels.needs import AtMost, MultipleOf, Needs
 from tokenspeed.kernels.spec import Band, Kernel, Plain
@@ -68,7 +69,7 @@ def _launch(q: Tensor, jobs: int, value: int) -> _Launch:
 
 def _mla_extend(
     q: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     w_uk: Tensor,
     w_uv: Tensor,
     block_table: Tensor,
@@ -193,7 +194,7 @@ KERNELS = (
     Kernel(
         "attention.gqa_extend",
         "gluon",
-        Needs(**_HOPPER, head_dim={64, 128}, heads=AtMost(128), block_tokens={16, 32, 64, 128}),
+        Needs(**_HOPPER, kv="native", head_dim={64, 128}, heads=AtMost(128), block_tokens={16, 32, 64, 128}),
         Band.TUNED,
         Plain(_gqa_extend),
     ),

@@ -2,7 +2,7 @@
 """Attention over a paged context, written plainly: gather each row's blocks, softmax in float32, one row at a
 time.
 
-In: queries, an arena of blocks, a table that says which blocks hold which row. Out: new tensors, in the dtype
+In: queries, an arena of blocks (or what holds one in 8 bits, `kernels.fp8`), a table that says which blocks hold which row. Out: new tensors, in the dtype
 of the queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or
 float64 when the inputs are. Every row reads only its own `context_lens` tokens; table entries past them are
 never looked at. A decode skips a row of context 0 (padding): its output is 0, its log-sum -inf.
@@ -16,13 +16,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokenspeed.kernels.fp8 import Heads, Latents, restored
 from tokenspeed.kernels.ref.math import finish, wide
 
 
 def gqa_decode(
     q: Tensor,
-    k_arena: Tensor,
-    v_arena: Tensor,
+    k_arena: Tensor | Heads,
+    v_arena: Tensor | Heads,
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
@@ -36,8 +37,8 @@ def gqa_decode(
 
 def gqa_extend(
     q: Tensor,
-    k_arena: Tensor,
-    v_arena: Tensor,
+    k_arena: Tensor | Heads,
+    v_arena: Tensor | Heads,
     block_table: Tensor,
     row_starts: Tensor,
     context_lens: Tensor,
@@ -52,19 +53,19 @@ def gqa_extend(
         if context == 0:
             results.append(wide(torch.zeros_like(q[begin:end])))
             continue
-        k = wide(_gather(k_arena, block_table[row], context))
-        v = wide(_gather(v_arena, block_table[row], context))
+        k = _gather(k_arena, block_table[row], context)
+        v = _gather(v_arena, block_table[row], context)
         groups = q.shape[1] // k.shape[1]
         results.append(
             attend(wide(q[begin:end]), k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1), scale)
         )
-    return finish(_joined(results, q, v_arena.shape[-1]), q.dtype, out)
+    return finish(_joined(results, q, q.shape[-1]), q.dtype, out)
 
 
 def mla_decode(
     q_latent: Tensor,
     q_rope: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
@@ -86,7 +87,7 @@ def mla_decode(
         context = int(context_lens[row])
         if context == 0:
             continue
-        kv = wide(_gather(arena, block_table[row], context))
+        kv = _gather(arena, block_table[row], context)
         scores = torch.einsum("thd,cd->thc", q[begin:end], kv) * scale
         query_at = torch.arange(context - (end - begin), context, device=q.device)
         hidden = torch.arange(context, device=q.device)[None, :] > query_at[:, None]
@@ -100,7 +101,7 @@ def mla_decode(
 
 def mla_extend(
     q: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     w_uk: Tensor,
     w_uv: Tensor,
     block_table: Tensor,
@@ -115,7 +116,7 @@ def mla_extend(
     latent = w_uk.shape[-1]
     results: list[Tensor] = []
     for row, (begin, end) in enumerate(_spans(row_starts)):
-        cached = wide(_gather(arena, block_table[row], int(context_lens[row])))
+        cached = _gather(arena, block_table[row], int(context_lens[row]))
         k_nope = torch.einsum("tl,hnl->thn", cached[:, :latent], wide(w_uk))
         k_rope = cached[:, None, latent:].expand(-1, q.shape[1], -1)
         v = torch.einsum("tl,hlv->thv", cached[:, :latent], wide(w_uv))
@@ -137,10 +138,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return torch.einsum("htc,chd->thd", scores.masked_fill(hidden, -torch.inf).softmax(-1), v)
 
 
-def _gather(arena: Tensor, blocks: Tensor, context: int) -> Tensor:
-    block_tokens = arena.shape[1]
-    used = blocks[: -(-context // block_tokens)].long()
-    return arena[used].flatten(0, 1)[:context]
+def _gather(arena: Tensor | Latents | Heads, blocks: Tensor, context: int) -> Tensor:
+    """The vectors of a context, wide, whatever they are held as."""
+    if isinstance(arena, Tensor):
+        return wide(_pages(arena, blocks, context))
+    values, scale = (_pages(plane, blocks, context) for plane in (arena.values, arena.scale))
+    vectors = restored(values, scale, wide(scale).dtype)
+    if isinstance(arena, Heads):
+        return vectors
+    return torch.cat((vectors, wide(_pages(arena.rope, blocks, context))), -1)
+
+
+def _pages(plane: Tensor, blocks: Tensor, context: int) -> Tensor:
+    used = blocks[: -(-context // plane.shape[1])].long()
+    return plane[used].flatten(0, 1)[:context]
 
 
 def _spans(row_starts: Tensor) -> list[tuple[int, int]]:

@@ -52,7 +52,7 @@ def quantise_fp8_block(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round to e4m3 with one scale per block of 128 x 128: scale = max|w| / 448 (1 for a zero block).
 
     weight [..., O, I] -> e4m3 of that shape, scale [..., ceil(O / 128), ceil(I / 128)] float32: the format
-    `fp8_block`, which DeepSeek's checkpoints have. Kernels are handed it; this makes it for tests.
+    `fp8_block`, which DeepSeek's checkpoints have; of others, this is how they are rounded.
     """
     single = weight.to(torch.float32)
     down, right = -single.shape[-2] % FP8_BLOCK, -single.shape[-1] % FP8_BLOCK
@@ -81,7 +81,9 @@ def restored(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor
 def dense_prepare(
     weight: Tensor, bias: Tensor | None = None, scale: Tensor | None = None, *, format: str = "native"
 ) -> DenseWeight:
-    """Keep the weight, with its scale where it has one, or round it to int8."""
+    """Keep the weight, with its scale where it has one, or round it as the format says."""
+    if format == "fp8_block" and scale is None:
+        weight, scale = quantise_fp8_block(weight)
     if format != "int8":
         return DenseWeight(weight, scale, bias)
     quantised, scale = quantise_int8(weight)

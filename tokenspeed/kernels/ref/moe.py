@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenspeed.kernels.ref.dense import DenseWeight, dense_prepare, quantise_int8, restored
+from tokenspeed.kernels.ref.dense import DenseWeight, dense_prepare, quantise_fp8_block, quantise_int8, restored
 from tokenspeed.kernels.ref.math import finish, wide
 
 
@@ -129,6 +129,8 @@ def experts_prepare(
         )
     if format == "int8":
         (w13, scale13), (w2, scale2) = quantise_int8(w13), quantise_int8(w2)
+    if format == "fp8_block" and scale13 is None:
+        (w13, scale13), (w2, scale2) = quantise_fp8_block(w13), quantise_fp8_block(w2)
     return ExpertWeights(w13, w2, scale13, scale2, shared)
 
 

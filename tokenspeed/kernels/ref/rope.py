@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenspeed.kernels.fp8 import E4M3, Heads, Latents, quantised
 from tokenspeed.kernels.ref.dense import heads, normalised
 from tokenspeed.kernels.ref.math import finish, wide
 
@@ -23,8 +24,8 @@ def gqa_write(
     cos_sin: Tensor,
     positions: Tensor,
     write_index: Tensor,
-    k_arena: Tensor,
-    v_arena: Tensor,
+    k_arena: Tensor | Heads,
+    v_arena: Tensor | Heads,
     q_norm: Tensor | None,
     k_norm: Tensor | None,
     eps: float,
@@ -36,8 +37,8 @@ def gqa_write(
     angles = cos_sin[positions]
     wide_q = wide(q) if q_norm is None else normalised(wide(q), q_norm, eps)
     wide_k = wide(k) if k_norm is None else normalised(wide(k), k_norm, eps)
-    _write(k_arena, write_index, rotated(wide_k, angles, interleaved))
-    _write(v_arena, write_index, v)
+    _write_heads(k_arena, write_index, rotated(wide_k, angles, interleaved))
+    _write_heads(v_arena, write_index, v)
     return finish(rotated(wide_q, angles, interleaved), q.dtype, out)
 
 
@@ -50,7 +51,7 @@ def mla_write(
     cos_sin: Tensor,
     positions: Tensor,
     write_index: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     *,
     interleaved: bool,
     out: Tensor | None = None,
@@ -58,7 +59,14 @@ def mla_write(
     """Normalise the latent, rotate the rope parts, write [latent | k_rope], return q_rope."""
     angles = cos_sin[positions]
     key = rotated(wide(k_rope)[:, None, :], angles, interleaved)[:, 0]
-    _write(arena, write_index, torch.cat((normalised(wide(latent), norm_weight, eps), key), -1))
+    vectors = normalised(wide(latent), norm_weight, eps)
+    if isinstance(arena, Latents):
+        values, scale = quantised(vectors)
+        _write(arena.values, write_index, values)
+        _write(arena.rope, write_index, key)
+        _write(arena.scale, write_index, scale)
+    else:
+        _write(arena, write_index, torch.cat((vectors, key), -1))
     return finish(rotated(wide(q_rope), angles, interleaved), q_rope.dtype, out)
 
 
@@ -76,7 +84,7 @@ def mla_absorb_write(
     cos_sin: Tensor,
     positions: Tensor,
     write_index: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     w: Tensor,
     *,
     interleaved: bool,
@@ -106,6 +114,18 @@ def rotated(x: Tensor, angles: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((together, passing), -1)
 
 
-def _write(arena: Tensor, write_index: Tensor, values: Tensor) -> None:
+def _write_heads(arena: Tensor | Heads, write_index: Tensor, vectors: Tensor) -> None:
+    if isinstance(arena, Heads):
+        values, scale = quantised(wide(vectors))
+        _write(arena.values, write_index, values)
+        _write(arena.scale, write_index, scale)
+    else:
+        _write(arena, write_index, vectors)
+
+
+def _write(plane: Tensor, write_index: Tensor, values: Tensor) -> None:
     kept = write_index >= 0
-    arena.view(-1, *arena.shape[2:])[write_index[kept]] = values[kept].to(arena.dtype)
+    flat, rows = plane.view(-1, *plane.shape[2:]), values[kept].to(plane.dtype)
+    if plane.dtype is E4M3:  # torch indexes no 8-bit floats everywhere
+        flat, rows = flat.view(torch.uint8), rows.view(torch.uint8)
+    flat[write_index[kept]] = rows

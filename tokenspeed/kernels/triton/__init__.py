@@ -12,17 +12,32 @@ a row whose `context_lens` is 0 reads and costs nothing, and a negative `write_i
 from __future__ import annotations
 
 from tokenspeed.kernels.spec import Kernel
-from tokenspeed.kernels.triton import absorb, gqa, linear, mla, moe, pointwise, prefill, rope, sampling, step
+from tokenspeed.kernels.triton import (
+    absorb,
+    gqa,
+    linear,
+    linear_fp8,
+    mla,
+    moe,
+    pointwise,
+    prefill,
+    rope,
+    rope_fp8,
+    sampling,
+    step,
+)
 
 KERNELS: tuple[Kernel, ...] = (
     *absorb.KERNELS,
     *gqa.KERNELS,
     *linear.KERNELS,
+    *linear_fp8.KERNELS,
     *mla.KERNELS,
     *moe.KERNELS,
     *pointwise.KERNELS,
     *prefill.KERNELS,
     *rope.KERNELS,
+    *rope_fp8.KERNELS,
     *sampling.KERNELS,
     *step.KERNELS,
 )

@@ -153,7 +153,7 @@ def build_composed(traits: Traits, device: Device) -> Implementation:
     return Implementation(composed, heads.prepare)
 
 
-_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32})
+_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32}, kv="native")
 _FUSED = Plain(mla_absorb_write, prepare, call_traits=("interleaved",))
 
 KERNELS = (

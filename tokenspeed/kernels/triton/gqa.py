@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tokenspeed.kernels.api.traits import BF16, FP32, dtype_of, whole
 from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.fp8 import Heads
 from tokenspeed.kernels.needs import AtLeast, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
 from tokenspeed.kernels.workspace import COUNTERS, counters
@@ -45,6 +46,8 @@ def _decode(
     q,
     k_arena,
     v_arena,
+    k_scale,
+    v_scale,
     block_table,
     context_lens,
     out,
@@ -91,7 +94,7 @@ def _decode(
         head_at = (head * GROUP + m)[:, None] * DIM + d[None, :]
         query = tl.load(q + row.to(tl.int64) * q_row + head_at, mask=held, other=0.0)
         top, norm, acc = _attend(
-            query, k_arena, v_arena, block_table + row * table_row, head, context,
+            query, k_arena, v_arena, k_scale, v_scale, block_table + row * table_row, head, context,
             (at - first) * TILE, tl.minimum((till - first) * TILE, context), scale_log2,
             KV_HEADS, DIM, BLOCK_TOKENS, M, D, TILE, PRECISION,
         )  # fmt: skip
@@ -127,7 +130,7 @@ def _clear_empty(
 
 @triton.jit
 def _attend(
-    query, k_arena, v_arena, table, head, context, begin, end, scale_log2,
+    query, k_arena, v_arena, k_scale, v_scale, table, head, context, begin, end, scale_log2,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_TOKENS: tl.constexpr, M: tl.constexpr, D: tl.constexpr,
     TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -148,12 +151,21 @@ def _attend(
         there = seen[:, None] & (d < DIM)[None, :]
         k = tl.load(k_arena + place, mask=there, other=0.0)
         v = tl.load(v_arena + place, mask=there, other=0.0)
+        if k_scale is not None:
+            k_by = tl.load(k_scale + token * KV_HEADS + head, mask=seen, other=1.0)
+            v_by = tl.load(v_scale + token * KV_HEADS + head, mask=seen, other=1.0)
+            k, v = k.to(query.dtype), v.to(query.dtype)
         scores = tl.dot(query, tl.trans(k), input_precision=PRECISION) * scale_log2
+        if k_scale is not None:  # a value's scale in the exponent: weights stay in [0, 1]
+            scores = scores * k_by[None, :] + tl.log2(v_by)[None, :]
         scores = tl.where(seen[None, :], scores, -float("inf"))
         raised = tl.maximum(top, tl.max(scores, 1))
         weights = tl.exp2(scores - raised[:, None])
         fade = tl.exp2(top - raised)
-        norm = norm * fade + tl.sum(weights, 1)
+        if k_scale is None:
+            norm = norm * fade + tl.sum(weights, 1)
+        else:
+            norm = norm * fade + tl.sum(weights / v_by[None, :], 1)
         acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         top = raised
     return top, norm, acc
@@ -205,8 +217,8 @@ class _Shape:
 
 def _gqa_decode(
     q: Tensor,
-    k_arena: Tensor,
-    v_arena: Tensor,
+    k_arena: Tensor | Heads,
+    v_arena: Tensor | Heads,
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
@@ -220,7 +232,9 @@ def _gqa_decode(
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     assert q.stride()[1:] == (shape.head_dim, 1), "want heads dense"
-    assert all(tensor.is_contiguous() for tensor in (k_arena, v_arena, out)), "want dense arenas and out"
+    k, k_scale = k_arena if isinstance(k_arena, Heads) else (k_arena, None)
+    v, v_scale = v_arena if isinstance(v_arena, Heads) else (v_arena, None)
+    assert all(tensor.is_contiguous() for tensor in (k, v, out)), "want dense arenas and out"
     assert block_table.stride(1) == 1
     assert rows * shape.kv_heads <= COUNTERS, f"{rows} rows of {shape.kv_heads} kv heads want a counter each"
     group = shape.heads // shape.kv_heads
@@ -228,7 +242,7 @@ def _gqa_decode(
     sums = torch.empty((programs, 2, group, shape.head_dim), dtype=torch.float32, device=q.device)
     stats = torch.empty((programs, 2, group, 2), dtype=torch.float32, device=q.device)
     _decode[(programs,)](
-        q, k_arena, v_arena, block_table, context_lens, out, sums, stats, counters(q.device), rows,
+        q, k, v, k_scale, v_scale, block_table, context_lens, out, sums, stats, counters(q.device), rows,
         scale * LOG2_E, q.stride(0), block_table.stride(0),
         KV_HEADS=shape.kv_heads,
         GROUP=group,
@@ -259,7 +273,14 @@ KERNELS = (
     Kernel(
         "attention.gqa_decode",
         "triton",
-        Needs(sm=AtLeast((8, 0)), dtype={BF16, FP32, torch.float16}),
+        Needs(sm=AtLeast((8, 0)), dtype={BF16, FP32, torch.float16}, kv="native"),
+        Band.FAST,
+        _build,
+    ),
+    Kernel(
+        "attention.gqa_decode",
+        "triton_fp8",
+        Needs(sm=AtLeast((8, 9)), dtype={BF16, FP32, torch.float16}, kv="fp8"),
         Band.FAST,
         _build,
     ),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, Needs, Traits
-from tokenspeed.kernels.ref.dense import quantise_int8, restored
+from tokenspeed.kernels.ref.dense import quantise_fp8_block, quantise_int8, restored
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton.launch import power_of_2
 from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, multiply
@@ -88,6 +88,8 @@ class Dense:
         """Keep the weight [O, I], its bias and its scales; round it where the format is int8."""
         if self._format == "int8":
             weight, scale = quantise_int8(weight)
+        if self._format == "fp8_block" and scale is None:
+            weight, scale = quantise_fp8_block(weight)
         return Weight(weight.contiguous()[None], scale, bias, self._format)
 
     def __call__(self, x: Tensor, w: Weight, *, out: Tensor | None = None) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from tokenspeed.kernels.api.traits import BF16, FP32, dtype_of, whole
 from tokenspeed.kernels.device import Device
+from tokenspeed.kernels.fp8 import Latents
 from tokenspeed.kernels.needs import AtLeast, MultipleOf, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
 from tokenspeed.kernels.workspace import COUNTERS, counters
@@ -46,6 +47,8 @@ def _decode(
     q_latent,
     q_rope,
     arena,
+    ropes,
+    scales,
     block_table,
     context_lens,
     row_starts,
@@ -109,7 +112,7 @@ def _decode(
             qr = tl.load(q_rope + at_rope[:, None] + r[None, :], mask=rope_q, other=0.0)
             table = block_table + row.to(tl.int64) * table_row
             peak, total_p, acc = _attend(
-                q, qr, arena, table, at - row_begin, end - row_begin, context, sees, scale_log2,
+                q, qr, arena, ropes, scales, table, at - row_begin, end - row_begin, context, sees, scale_log2,
                 LATENT, ROPE, BLOCK_TOKENS, M, L, R, TILE, STAGES, PRECISION,
             )  # fmt: skip
             first_lane, last_lane = row_begin // share, (row_end - 1) // share
@@ -183,6 +186,8 @@ def _attend(
     q,
     qr,
     arena,
+    ropes,
+    scales,
     table,
     begin,
     end,
@@ -210,17 +215,31 @@ def _attend(
         page = tl.load(table + first // BLOCK_TOKENS).to(tl.int64)
         source = arena + (page * BLOCK_TOKENS + first % BLOCK_TOKENS) * width
         there = (first + n < context)[:, None]
-        kv = tl.load(source + n[:, None] * width + d[None, :], mask=there & (d < LATENT)[None, :], other=0.0)
-        kr = tl.load(
-            source + n[:, None] * width + LATENT + r[None, :], mask=there & (r < ROPE)[None, :], other=0.0
-        )
+        if scales is None:
+            kv = tl.load(source + n[:, None] * width + d[None, :], mask=there & (d < LATENT)[None, :], other=0.0)
+            kr = tl.load(
+                source + n[:, None] * width + LATENT + r[None, :], mask=there & (r < ROPE)[None, :], other=0.0
+            )
+        else:
+            token = page * BLOCK_TOKENS + first % BLOCK_TOKENS + n
+            kv = tl.load(arena + token[:, None] * LATENT + d[None, :], there & (d < LATENT)[None, :], 0.0)
+            kv = kv.to(q.dtype)
+            scale = tl.load(scales + token, first + n < context, 1.0)
+            kr = tl.load(ropes + token[:, None] * ROPE + r[None, :], there & (r < ROPE)[None, :], 0.0)
         scores = tl.dot(q, tl.trans(kv), input_precision=PRECISION)
+        if scales is not None:
+            scores *= scale[None, :]
         scores = tl.dot(qr, tl.trans(kr), scores, input_precision=PRECISION) * scale_log2
+        if scales is not None:  # as a factor of the values, in the exponent: weights stay in [0, 1]
+            scores += tl.log2(scale)[None, :]
         scores = tl.where((first + n)[None, :] < sees[:, None], scores, -float("inf"))
         grown = tl.maximum(peak, tl.max(scores, 1))
         shrink = tl.exp2(peak - grown)
         p = tl.exp2(scores - grown[:, None])
-        total = total * shrink + tl.sum(p, 1)
+        if scales is None:
+            total = total * shrink + tl.sum(p, 1)
+        else:
+            total = total * shrink + tl.sum(p / scale[None, :], 1)
         acc = tl.dot(p.to(kv.dtype), kv, acc * shrink[:, None], input_precision=PRECISION)
         peak = grown
     return peak, total, acc
@@ -285,7 +304,7 @@ class Tuning:
 def mla_decode(
     q_latent: Tensor,
     q_rope: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     block_table: Tensor,
     context_lens: Tensor,
     scale: float,
@@ -317,11 +336,12 @@ def mla_decode(
     places = 2 * lanes * blocks * tuning.m
     sums = torch.empty((places, wide), dtype=FP32, device=out.device)
     stats = torch.empty((places, 2), dtype=FP32, device=out.device)
+    values, ropes, scales = arena if isinstance(arena, Latents) else (arena, None, None)
     _decode[(lanes, blocks)](
-        q_latent, q_rope, arena, block_table, context_lens, row_starts, out, lse, sums, stats,
+        q_latent, q_rope, values, ropes, scales, block_table, context_lens, row_starts, out, lse, sums, stats,
         counters(out.device), rows, scale * LOG2_E, q_latent.stride(0), q_latent.stride(1),
         q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
-        EACH=each, HEADS=heads, LATENT=latent, ROPE=rope, BLOCK_TOKENS=arena.shape[1],
+        EACH=each, HEADS=heads, LATENT=latent, ROPE=rope, BLOCK_TOKENS=values.shape[1],
         ROWS=triton.next_power_of_2(rows), M=tuning.m, L=wide, R=triton.next_power_of_2(rope),
         TILE=tuning.tile, LEAST=TILES_LEAST, STAGES=tuning.stages,
         PRECISION="ieee" if out.dtype is FP32 else None,
@@ -335,21 +355,22 @@ def _build(traits: Traits, device: Device) -> Implementation:
     return Implementation(partial(mla_decode, traits=traits, programs=programs))
 
 
+def _kernel(name: str, sm: tuple[int, int], kv: str) -> Kernel:
+    needs = Needs(
+        device="cuda",
+        sm=AtLeast(sm),
+        dtype={BF16, torch.float16, FP32},
+        latent=MultipleOf(16),
+        rope=MultipleOf(16),
+        block_tokens={16, 32, 64, 128},
+        kv=kv,
+    )
+    return Kernel("attention.mla_decode", name, needs, Band.FAST, _build)
+
+
 KERNELS: tuple[Kernel, ...] = (
-    Kernel(
-        op="attention.mla_decode",
-        name="triton",
-        needs=Needs(
-            device="cuda",
-            sm=AtLeast((8, 0)),
-            dtype={BF16, torch.float16, FP32},
-            latent=MultipleOf(16),
-            rope=MultipleOf(16),
-            block_tokens={16, 32, 64, 128},
-        ),
-        band=Band.FAST,
-        build=_build,
-    ),
+    _kernel("triton", (8, 0), "native"),
+    _kernel("triton_fp8", (8, 9), "fp8"),
 )
 
 __all__ = ["KERNELS", "Tuning", "mla_decode"]

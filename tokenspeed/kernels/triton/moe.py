@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, AtMost, MultipleOf, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
-from tokenspeed.kernels.triton import moe_few, moe_gate, moe_many, moe_weights, tuned
+from tokenspeed.kernels.triton import moe_few, moe_few_fp8, moe_gate, moe_many, moe_weights, tuned
 
 OP = "moe.experts"
 VERSION = 2
@@ -48,6 +48,8 @@ def build(traits: Traits, device: Device) -> Implementation:
 def run(x: Tensor, ids: Tensor, weights: Tensor, w: moe_weights.Stacked, plan: Plan, y: Tensor) -> Tensor:
     """Run tokens as `plan` has it; write and return y."""
     if isinstance(plan, moe_few.Plan):
+        if w.format == "fp8_block" and x.element_size() == 2:
+            return moe_few_fp8.run(x, ids, weights, w, plan, y)
         return moe_few.run(x, ids, weights, w, plan, y)
     return moe_many.run(x, ids, weights, w, plan, y)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenspeed.kernels.ref.dense import FP8_BLOCK, quantise_int8
+from tokenspeed.kernels.ref.dense import FP8_BLOCK, quantise_fp8_block, quantise_int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,11 @@ def prepare(
         if shared13 is not None and shared2 is not None:  # as wholes: an output has one scale over all inputs
             (shared13, shared_scale13), (shared2, one) = quantise_int8(shared13), quantise_int8(shared2)
             shared_scale2 = one.expand(-1, shared)
+    if format == "fp8_block" and scale13 is None:
+        (w13, scale13), (w2, scale2) = _quantised(w13), _quantised(w2)
+        if shared13 is not None and shared2 is not None:
+            shared13, shared_scale13 = quantise_fp8_block(shared13)
+            shared2, shared_scale2 = quantise_fp8_block(shared2)
     w13, w2 = _behind(w13, _ups(shared13, shared)), _behind(w2, _downs(shared2, shared))
     if format == "native":
         return Stacked(w13, w2, shared)
@@ -58,6 +63,17 @@ def prepare(
         raise ValueError(f"weights in {format} come with scales, one per {FP8_BLOCK} x {FP8_BLOCK}")
     scale13 = _behind(scale13, _ups(shared_scale13, shared))
     return Stacked(w13, w2, shared, format, scale13, _behind(scale2, _downs(shared_scale2, shared)))
+
+
+def _quantised(stacked: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantise_fp8_block` of each expert on its own: its temporaries are wide."""
+    values = torch.empty(stacked.shape, dtype=torch.float8_e4m3fn, device=stacked.device)
+    scales: list[Tensor] = []
+    for into, expert in zip(values, stacked, strict=True):
+        rounded, scale = quantise_fp8_block(expert)
+        into.copy_(rounded)
+        scales.append(scale)
+    return values, torch.stack(scales)
 
 
 def _ups(joined: Tensor | None, shared: int) -> Tensor | None:

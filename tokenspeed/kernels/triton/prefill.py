@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from tokenspeed.kernels.api.traits import BF16, FP32
+from tokenspeed.kernels.fp8 import Heads, Latents
 from tokenspeed.kernels.needs import AtLeast, Needs
 from tokenspeed.kernels.spec import Band, Kernel, Plain
 
@@ -43,6 +44,8 @@ def _extend(
     k,
     v,
     k_shared,
+    k_scale,
+    v_scale,
     block_table,
     row_starts,
     context_lens,
@@ -110,15 +113,17 @@ def _extend(
     clear = (context - length + first + 1) // TILE * TILE  # keys that every query of the tile sees
     last = tl.minimum(context - length + first + TOKENS, context)
     k, v = k + kv_head * k_head, v + kv_head * k_head
+    if k_scale is not None:
+        k_scale, v_scale = k_scale + kv_head, v_scale + kv_head
     for key in range(0, clear, TILE):
         top, norm, acc = _step(
-            query, shared, k, v, k_shared, block_table, base, position, key, context, top, norm, acc,
+            query, shared, k, v, k_shared, k_scale, v_scale, block_table, base, position, key, context, top, norm, acc,
             scale_log2, k_token, shared_token,
             DIM, SHARED, VALUE, BLOCK_TOKENS, D, S, V, TILE, PRECISION, False,
         )  # fmt: skip
     for key in range(clear, last, TILE):
         top, norm, acc = _step(
-            query, shared, k, v, k_shared, block_table, base, position, key, context, top, norm, acc,
+            query, shared, k, v, k_shared, k_scale, v_scale, block_table, base, position, key, context, top, norm, acc,
             scale_log2, k_token, shared_token,
             DIM, SHARED, VALUE, BLOCK_TOKENS, D, S, V, TILE, PRECISION, True,
         )  # fmt: skip
@@ -133,7 +138,7 @@ def _extend(
 
 @triton.jit
 def _step(
-    query, shared, k, v, k_shared, block_table, base, position, key, context, top, norm, acc,
+    query, shared, k, v, k_shared, k_scale, v_scale, block_table, base, position, key, context, top, norm, acc,
     scale_log2, k_token, shared_token,
     DIM: tl.constexpr, SHARED: tl.constexpr, VALUE: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
     D: tl.constexpr, S: tl.constexpr, V: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
@@ -160,6 +165,11 @@ def _step(
     else:
         keys = tl.load(k + token[:, None] * k_token + d[None, :], mask=(d < DIM)[None, :], other=0.0)
         values = tl.load(v + token[:, None] * k_token + e[None, :], mask=(e < VALUE)[None, :], other=0.0)
+    if k_scale is not None:
+        kv_heads = k_token // DIM
+        k_by = tl.load(k_scale + token * kv_heads, mask=seen, other=1.0)
+        v_by = tl.load(v_scale + token * kv_heads, mask=seen, other=1.0)
+        keys, values = keys.to(query.dtype), values.to(query.dtype)
     scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION)
     if SHARED:
         s = tl.arange(0, S)
@@ -167,12 +177,17 @@ def _step(
         keys = tl.load(k_shared + token[:, None] * shared_token + s[None, :], mask=mask, other=0.0)
         scores = tl.dot(shared, tl.trans(keys), scores, input_precision=PRECISION)
     scores *= scale_log2
+    if k_scale is not None:  # a value's scale in the exponent: weights stay in [0, 1]
+        scores = scores * k_by[None, :] + tl.log2(v_by)[None, :]
     if MASKED:
         scores = tl.where(n[None, :] <= position[:, None], scores, -float("inf"))
     raised = tl.maximum(top, tl.max(scores, 1))
     weights = tl.exp2(scores - raised[:, None])
     fade = tl.exp2(top - raised)
-    norm = norm * fade + tl.sum(weights, 1)
+    if k_scale is None:
+        norm = norm * fade + tl.sum(weights, 1)
+    else:
+        norm = norm * fade + tl.sum(weights / v_by[None, :], 1)
     acc = tl.dot(weights.to(values.dtype), values, acc * fade[:, None], input_precision=PRECISION)
     return raised, norm, acc
 
@@ -180,19 +195,24 @@ def _step(
 @triton.jit(do_not_specialize=["rows", "table_row"])
 def _gather(
     arena,
+    ropes,
+    scales,
     block_table,
     context_lens,
     latents,
     rows,
     table_row,
     WIDTH: tl.constexpr,
+    LATENT: tl.constexpr,
     BLOCK_TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     ALIGN: tl.constexpr,
     TOKENS: tl.constexpr,
     W: tl.constexpr,
 ):
-    """Copy the context of every row, one row after the other, each filled up to a multiple of ALIGN with 0."""
+    """Copy the context of every row, one row after the other, each filled up to a multiple of ALIGN with 0. What is
+    held in 8 bits is restored.
+    """
     row_at = tl.arange(0, ROWS)
     contexts = tl.load(context_lens + row_at, mask=row_at < rows, other=0)
     spaces = tl.cdiv(contexts, ALIGN) * ALIGN
@@ -207,25 +227,41 @@ def _gather(
     source = block.to(tl.int64) * BLOCK_TOKENS + place % BLOCK_TOKENS
     w = tl.arange(0, W)
     inside = (w < WIDTH)[None, :]
-    values = tl.load(arena + source[:, None] * WIDTH + w[None, :], mask=held[:, None] & inside, other=0.0)
+    if scales is None:
+        values = tl.load(arena + source[:, None] * WIDTH + w[None, :], mask=held[:, None] & inside, other=0.0)
+    else:
+        narrow = held[:, None] & (w < LATENT)[None, :]
+        values = tl.load(arena + source[:, None] * LATENT + w[None, :], mask=narrow, other=0.0).to(tl.float32)
+        values *= tl.load(scales + source, mask=held, other=0.0)[:, None]
+        turned = held[:, None] & inside & (w >= LATENT)[None, :]
+        rope = tl.load(ropes + source[:, None] * (WIDTH - LATENT) + (w - LATENT)[None, :], mask=turned, other=0.0)
+        values += rope.to(tl.float32)
     where = latents + at.to(tl.int64)[:, None] * WIDTH + w[None, :]
-    tl.store(where, values, mask=(at < total)[:, None] & inside)
+    tl.store(where, values.to(latents.dtype.element_ty), mask=(at < total)[:, None] & inside)
 
 
 def gather_latents(
-    arena: Tensor, block_table: Tensor, context_lens: Tensor, contexts: Sequence[int] | None, align: int = 1
+    arena: Tensor | Latents,
+    block_table: Tensor,
+    context_lens: Tensor,
+    contexts: Sequence[int] | None,
+    align: int = 1,
 ) -> Tensor:
-    """Copy the rows' contexts out of their pages: [C, L + Dr], row after row, each filled up with zeros to a
-    multiple of `align`.
+    """Copy the rows' contexts out of their pages, restored: [C, L + Dr], row after row, each filled up with zeros to
+    a multiple of `align`.
     """
-    width, tokens, rows = arena.shape[2], 16, context_lens.shape[0]
+    values, ropes, scales = arena if isinstance(arena, Latents) else (arena, None, None)
+    latent, dtype = values.shape[2], values.dtype if ropes is None else ropes.dtype
+    width = latent + (0 if ropes is None else ropes.shape[2])
+    tokens, rows = 16, context_lens.shape[0]
     known: Sequence[int] = context_lens.tolist() if contexts is None else contexts
     context_tokens = sum(triton.cdiv(context, align) * align for context in known)
-    latents = torch.empty((context_tokens, width), dtype=arena.dtype, device=arena.device)
+    latents = torch.empty((context_tokens, width), dtype=dtype, device=values.device)
     _gather[(triton.cdiv(context_tokens, tokens),)](
-        arena, block_table, context_lens, latents, rows, block_table.stride(0),
+        values, ropes, scales, block_table, context_lens, latents, rows, block_table.stride(0),
         WIDTH=width,
-        BLOCK_TOKENS=arena.shape[1],
+        LATENT=latent,
+        BLOCK_TOKENS=values.shape[1],
         ROWS=triton.next_power_of_2(max(rows, ROWS_LEAST)),
         ALIGN=align,
         TOKENS=tokens,
@@ -253,6 +289,8 @@ def _launch(
     scale: float,
     out: Tensor,
     block_tokens: int,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> None:
     """Attend with q [T, H, Dk], k and v seen as [tokens, K, ..] (alike in strides), k_shared [tokens, Dr]."""
     tokens, heads, rows = q.shape[0], q.shape[1], context_lens.shape[0]
@@ -268,7 +306,7 @@ def _launch(
     queries = QUERIES if narrow else max(32, lanes)
     tiles = triton.cdiv(tokens * lanes, queries) + rows
     _extend[(tiles, kv_heads)](
-        q, k, v, k if k_shared is None else k_shared, block_table, row_starts, context_lens, out, rows,
+        q, k, v, k if k_shared is None else k_shared, k_scale, v_scale, block_table, row_starts, context_lens, out, rows,
         scale * LOG2_E, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
         0 if k_shared is None else k_shared.stride(0), block_table.stride(0), out.stride(0), out.stride(1),
         GROUP=group,
@@ -291,8 +329,8 @@ def _launch(
 
 def _gqa_extend(
     q: Tensor,
-    k_arena: Tensor,
-    v_arena: Tensor,
+    k_arena: Tensor | Heads,
+    v_arena: Tensor | Heads,
     block_table: Tensor,
     row_starts: Tensor,
     context_lens: Tensor,
@@ -303,8 +341,12 @@ def _gqa_extend(
     """Attend causally with each row's new tokens over its pages."""
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    k, v = k_arena.flatten(0, 1), v_arena.flatten(0, 1)
-    _launch(q, k, v, None, block_table, row_starts, context_lens, scale, out, k_arena.shape[1])
+    keys, k_scale = k_arena if isinstance(k_arena, Heads) else (k_arena, None)
+    values, v_scale = v_arena if isinstance(v_arena, Heads) else (v_arena, None)
+    k, v = keys.flatten(0, 1), values.flatten(0, 1)
+    _launch(
+        q, k, v, None, block_table, row_starts, context_lens, scale, out, keys.shape[1], k_scale, v_scale
+    )
     return out
 
 
@@ -321,7 +363,7 @@ def pack_raising(w_uk: Tensor, w_uv: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mla_extend(
     q: Tensor,
-    arena: Tensor,
+    arena: Tensor | Latents,
     w_uk: Tensor,
     w_uv: Tensor,
     block_table: Tensor,
@@ -348,10 +390,13 @@ def _mla_extend(
     return out
 
 
-_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={BF16, FP32, torch.float16})
+_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={BF16, FP32, torch.float16}, kv="native")
+_FP8 = Needs(sm=AtLeast((8, 9)), dtype={BF16, FP32, torch.float16}, kv="fp8")
 
 KERNELS = (
     Kernel("attention.gqa_extend", "triton", _NEEDS, Band.FAST, Plain(_gqa_extend)),
+    Kernel("attention.gqa_extend", "triton_fp8", _FP8, Band.FAST, Plain(_gqa_extend)),
     Kernel("attention.mla_extend", "triton", _NEEDS, Band.FAST, Plain(_mla_extend, pack_raising)),
+    Kernel("attention.mla_extend", "triton_fp8", _FP8, Band.FAST, Plain(_mla_extend, pack_raising)),
 )
 """What `kernels.triton` gathers."""

@@ -33,12 +33,13 @@ def angles(cos_sin, position, ROT: tl.constexpr, PAIRS: tl.constexpr):
 
 
 @triton.jit
-def turn(
-    source, source_row, target, target_row, row, rows, norm, eps, cos, sin,
+def turned(
+    source, source_row, row, rows, norm, eps, cos, sin,
     D: tl.constexpr, ROT: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr,
     NORMED: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and rotate the vectors `row` [N, 1] (those under `rows`) of `source` into `target`."""
+    """The vectors `row` [N, 1] (those under `rows`) of `source`, normalised and rotated: first and second members
+    of pairs [N, PAIRS], what does not turn [N, REST]; zero where nothing is."""
     pair = tl.arange(0, PAIRS)[None, :]
     first_at = 2 * pair if INTERLEAVED else pair
     second_at = first_at + (1 if INTERLEAVED else ROT // 2)
@@ -58,10 +59,40 @@ def turn(
         second *= scale * tl.load(norm + second_at, pair < ROT // 2, 0.0).to(tl.float32)
         if D > ROT:
             rest *= scale * tl.load(norm + rest_at, rest_at < D, 0.0).to(tl.float32)
-    tl.store(target + row * target_row + first_at, first * cos - second * sin, inside)
-    tl.store(target + row * target_row + second_at, second * cos + first * sin, inside)
+    if D == ROT:
+        rest = tl.zeros((1, 1), tl.float32)
+    return first * cos - second * sin, second * cos + first * sin, rest
+
+
+@triton.jit
+def put(
+    target, target_row, row, rows, first, second, rest,
+    D: tl.constexpr, ROT: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Write what `turned` returns into the vectors `row` of `target`."""
+    pair = tl.arange(0, PAIRS)[None, :]
+    first_at = 2 * pair if INTERLEAVED else pair
+    second_at = first_at + (1 if INTERLEAVED else ROT // 2)
+    inside = (row < rows) & (pair < ROT // 2)
+    tl.store(target + row * target_row + first_at, first.to(target.dtype.element_ty), inside)
+    tl.store(target + row * target_row + second_at, second.to(target.dtype.element_ty), inside)
     if D > ROT:
-        tl.store(target + row * target_row + rest_at, rest, resting)
+        rest_at = ROT + tl.arange(0, REST)[None, :]
+        resting = (row < rows) & (rest_at < D)
+        tl.store(target + row * target_row + rest_at, rest.to(target.dtype.element_ty), resting)
+
+
+@triton.jit
+def turn(
+    source, source_row, target, target_row, row, rows, norm, eps, cos, sin,
+    D: tl.constexpr, ROT: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, INTERLEAVED: tl.constexpr,
+    NORMED: tl.constexpr,
+):  # fmt: skip
+    """Normalise and rotate the vectors `row` [N, 1] (those under `rows`) of `source` into `target`."""
+    first, second, rest = turned(
+        source, source_row, row, rows, norm, eps, cos, sin, D, ROT, PAIRS, REST, INTERLEAVED, NORMED
+    )
+    put(target, target_row, row, rows, first, second, rest, D, ROT, PAIRS, REST, INTERLEAVED)
 
 
 @triton.jit
@@ -223,7 +254,7 @@ def mla_write(
     return y
 
 
-_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32})
+_NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.float32}, kv="native")
 
 KERNELS = (
     Kernel("rope.gqa_write", "triton", _NEEDS, Band.FAST, Plain(gqa_write, call_traits=("interleaved",))),

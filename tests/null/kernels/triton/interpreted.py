@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -47,6 +48,16 @@ def patch_tensor(tensor: Any, scope: Any) -> None:
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+def convert_float(values: Any, source: Any, target: Any, rounding: Any) -> Any:
+    """Convert as the interpreter does, but round to e4m3 as torch does: the interpreter loses the carry."""
+    if target == tl.float8e4nv and source == tl.float32:
+        rounded = torch.from_numpy(values).to(torch.float8_e4m3fn)
+        return rounded.view(torch.uint8).numpy()
+    return CONVERT_FLOAT(values, source, target, rounding)
+
+
+CONVERT_FLOAT = interpreter._convert_float
+interpreter._convert_float = convert_float
 PATCH_TENSOR = interpreter._patch_lang_tensor
 interpreter._patch_lang_tensor = patch_tensor
 InterpreterBuilder.create_dot = dot

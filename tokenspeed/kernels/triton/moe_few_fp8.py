@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: MIT
+"""Experts in block-scaled 8 bits for few tokens: two launches, bound by half the bytes of `moe_few`.
+
+In and out as in `moe_few`, whose programs these are but for their products. Weights [E + S, .., ..] are e4m3 with a
+float32 scale per 128 x 128. Nothing is rounded but activations, to float16: e4m3 becomes float16 by one
+instruction a pair, bfloat16 would take two more.
+
+Why another file: converted weights cannot be an operand that lies in shared memory without being written back
+there, which costs more than it saves (docs/log/0004: no gain at all but at 16 tokens). So tokens are on the short
+side of the smaller matrix product (`mma.sync`), which takes both operands from registers: a weight goes from
+shared memory to a register as 8 bits, four neighbours to a thread, and is converted there.
+
+That product has tiles of 16 tokens and is slower, so tokens that did not choose the expert are left out here
+instead of masked: `SLOTS` of those that did at a time, and another sweep (from the second-level cache) where there
+are more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from tokenspeed.kernels.triton.launch import early
+from tokenspeed.kernels.triton.moe_few import Plan, _add_parts, _expert_of, _places
+from tokenspeed.kernels.triton.moe_weights import Stacked, blocks
+from tokenspeed.kernels.workspace import COUNTERS, counters
+
+DEPTH = 128
+"""Channels of a step: those of a scale."""
+HALF_MAX = tl.constexpr(65504.0)
+
+
+@triton.jit
+def half(x):
+    """Round to float16, what is too large to the largest."""
+    return tl.minimum(tl.maximum(x.to(tl.float32), -HALF_MAX), HALF_MAX).to(tl.float16)
+
+
+@triton.jit
+def scaled_product(activations, weight, scale, total):
+    """total [SLOTS, ROWS] plus activations [SLOTS, 128] times weight [ROWS, 128] in e4m3, scaled."""
+    return total + tl.dot(activations, tl.trans(weight.to(tl.float16))) * tl.load(scale)
+
+
+@triton.jit
+def _slots(place, first, TOKENS: tl.constexpr, SLOTS: tl.constexpr):
+    # The tokens [SLOTS] that hold ranks first.. among those with a place, and whether there is one.
+    token = tl.arange(0, TOKENS)
+    chose = (place >= 0).to(tl.int32)
+    rank = tl.cumsum(chose, 0) - 1
+    slot = first + tl.arange(0, SLOTS)
+    mine = (chose != 0)[None, :] & (rank[None, :] == slot[:, None])
+    return tl.sum(tl.where(mine, token[None, :], 0), 1), slot < tl.sum(chose, 0)
+
+
+@triton.jit
+def _place_of(
+    ids, expert, token, there, E: tl.constexpr, TOP: tl.constexpr, TOP_PAD: tl.constexpr
+):
+    # Which of its choices the expert is to each of these tokens.
+    choice = tl.arange(0, TOP_PAD)
+    chosen = tl.load(ids + token[:, None] * TOP + choice[None, :], there[:, None] & (choice < TOP)[None, :], -1)
+    place = tl.max(tl.where(chosen == expert, choice[None, :], -1), 1)
+    return tl.where(expert >= E, TOP + expert - E, place)
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _gate_up_fp8(
+    x, x_stride, ids, w13, scale, hidden, tokens,
+    C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
+    SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
+    TOKENS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(1)
+    row = tl.program_id(0) * ROWS
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
+    if expert >= 0:
+        places = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+        chose = tl.sum((places >= 0).to(tl.int32), 0)
+        depth = tl.arange(0, DEPTH)
+        gate_row = expert * (2 * F) + row
+        of_gate = scale + gate_row // 128 * tl.cdiv(C, 128)
+        of_up = scale + (gate_row + F) // 128 * tl.cdiv(C, 128)
+        channel = row + tl.arange(0, ROWS)
+        first = tl.zeros((), tl.int32)
+        while first < chose:
+            token, there = _slots(places, first, TOKENS, SLOTS)
+            source = x + token[:, None] * x_stride + depth[None, :]
+            gate = tl.zeros([SLOTS, ROWS], tl.float32)
+            up = tl.zeros([SLOTS, ROWS], tl.float32)
+            for k in tl.range(0, C, DEPTH, num_stages=STAGES):
+                inside = there[:, None] if C % DEPTH == 0 else there[:, None] & (depth < C - k)[None, :]
+                activations = half(tl.load(source + k, inside, 0.0))
+                gate = scaled_product(activations, w13.load([gate_row, k]), of_gate + k // 128, gate)
+                up = scaled_product(activations, w13.load([gate_row + F, k]), of_up + k // 128, up)
+            place = _place_of(ids, expert, token, there, E, TOP, TOP_PAD)
+            result = half(gate / (1.0 + tl.exp(-gate)) * up)
+            to = hidden + (token * (TOP + S) + place)[:, None] * F + channel[None, :]
+            tl.store(to, result, there[:, None] & (channel < F)[None, :])
+            first += SLOTS
+
+
+@triton.jit(do_not_specialize=["tokens"])
+def _down_fp8(
+    hidden, ids, weights, w2, scale, parts, y, counters, tokens,
+    C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
+    SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
+    TOKENS: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(1)
+    block = tl.program_id(0)
+    row = block * ROWS
+    expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
+    places = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+    if EARLY:
+        gdc_wait()
+    channel = row + tl.arange(0, ROWS)
+    if expert >= 0:
+        chose = tl.sum((places >= 0).to(tl.int32), 0)
+        depth = tl.arange(0, DEPTH)
+        of_block = scale + (expert * tl.cdiv(C, 128) + row // 128) * tl.cdiv(F, 128)
+        first = tl.zeros((), tl.int32)
+        while first < chose:
+            token, there = _slots(places, first, TOKENS, SLOTS)
+            place = _place_of(ids, expert, token, there, E, TOP, TOP_PAD)
+            pair = token * (TOP + S) + place
+            source = hidden + pair[:, None] * F + depth[None, :]
+            total = tl.zeros([SLOTS, ROWS], tl.float32)
+            for k in tl.range(0, F, DEPTH, num_stages=STAGES):
+                activations = tl.load(source + k, there[:, None], 0.0)
+                total = scaled_product(activations, w2.load([expert * C + row, k]), of_block + k // 128, total)
+            routed = there & (place < TOP)
+            total = total * tl.load(weights + token * TOP + place, routed, 1.0)[:, None]
+            mask = there[:, None] & (channel < C)[None, :]
+            tl.store(parts + pair[:, None] * C + channel[None, :], total, mask)
+            first += SLOTS
+    tl.debug_barrier()
+    arrived = tl.atomic_add(counters + block, 1, sem="acq_rel")
+    if arrived == tl.num_programs(1) - 1:
+        tl.store(counters + block, 0)
+        _add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
+
+
+def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
+    """Run T <= moe_few.TOKENS_MAX tokens through their experts and the shared ones; write and return y."""
+    tokens, width = x.shape
+    stacked, _, ffn = w.w2.shape
+    shared, top = w.shared, ids.shape[1]
+    experts = stacked - shared
+    hidden = x.new_empty((tokens, top + shared, ffn), dtype=torch.float16)
+    parts = x.new_empty((tokens, top + shared, width), dtype=torch.float32)
+    tile = max(16, triton.next_power_of_2(tokens))
+    sizes: dict[str, Any] = dict(  # noqa: C408
+        C=width, F=ffn, E=experts, S=shared, TOP=top, SINGLE=tokens == 1, TOKENS=tile,
+        SLOTS=16 if tokens <= 32 else 32, E_PAD=triton.next_power_of_2(experts),
+        TOP_PAD=triton.next_power_of_2(top), PAIRS_PAD=tile * triton.next_power_of_2(top), DEPTH=DEPTH,
+    )  # fmt: skip
+    ahead = early(x.device)
+    launch = {"launch_pdl": True} if ahead else {}
+    runs = shared + min(tokens * top, experts)
+    up, down = plan.up, plan.down
+    assert triton.cdiv(width, down.rows) <= COUNTERS
+    assert w.scale13 is not None
+    assert w.scale2 is not None
+    _gate_up_fp8[(triton.cdiv(ffn, up.rows), runs)](
+        x, x.stride(0), ids, blocks(w.w13, up.rows, DEPTH), w.scale13, hidden, tokens, **sizes, ROWS=up.rows,
+        STAGES=up.stages, EARLY=ahead, num_warps=up.warps, **launch,
+    )  # fmt: skip
+    _down_fp8[(triton.cdiv(width, down.rows), runs)](
+        hidden, ids, weights, blocks(w.w2, down.rows, DEPTH), w.scale2, parts, y, counters(x.device), tokens,
+        **sizes, ROWS=down.rows, STAGES=down.stages, EARLY=ahead, num_warps=down.warps, **launch,
+    )  # fmt: skip
+    return y
