@@ -32,6 +32,7 @@ from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.bench.provenance import commit, machine
 from tokenspeed.control import Plan
 from tokenspeed.engine.boot import Core, boot
+from tokenspeed.kernels.fp8 import Heads, Latents
 
 GREEDY = SamplingParams(temperature=0.0, tokens_max=1 << 30, seed=0)
 WARM_STEPS = 6
@@ -240,9 +241,21 @@ def kernels_of(run: Callable[[], None], steps: int) -> list[dict[str, Any]]:
 def fill(core: Core) -> None:
     """Random numbers into all KV: a zero can cost less than a number."""
     for layer in vars(core.executor)["_arena"].layers:
-        for tensor in layer if isinstance(layer, tuple) else (layer,):
-            for start in range(0, len(tensor), 4096):
-                tensor[start : start + 4096].normal_()
+        for part in layer if type(layer) is tuple else (layer,):
+            if isinstance(part, Latents | Heads):
+                randomise(part.values, 100.0)
+                part.scale.uniform_(0.005, 0.02)
+            if isinstance(part, Latents):
+                randomise(part.rope)
+            if isinstance(part, torch.Tensor):
+                randomise(part)
+
+
+def randomise(plane: torch.Tensor, size: float = 1.0) -> None:
+    """Normal numbers of this size, some blocks at a time."""
+    for start in range(0, len(plane), 4096):
+        blocks = plane[start : start + 4096]
+        blocks.copy_(torch.randn(blocks.shape, device=plane.device).mul_(size))
 
 
 def cells(text: str, shared: str) -> list[Cell]:

@@ -54,7 +54,10 @@ class ModelConfig:
         choices=("auto", "bfloat16", "float32"),
     )
     quantization: str = option(
-        "none", "int8: weight-only, quantised while loading (CPU)", choices=("none", "int8")
+        "auto",
+        "how weights are held: auto keeps a checkpoint's block-scaled fp8 where a GPU can, and decodes it elsewhere; "
+        "fp8_block (GPU) and int8 (CPU) also round while loading; none decodes",
+        choices=("auto", "none", "fp8_block", "int8"),
     )
     max_model_len: int | None = option(None, "longest prompt plus answer", low=16, unit="tokens")
     seed: int = option(0, "seed of dummy weights", low=0, high=2**63 - 1)
@@ -75,6 +78,11 @@ class CacheConfig:
     block_tokens: int = option(64, "tokens per KV block", low=1, high=1024, unit="tokens")
     kv_cache_bytes: int | None = option(
         None, "size of the KV arena; chosen from free memory when absent", low=1, unit="bytes"
+    )
+    kv_dtype: str = option(
+        "auto",
+        "how the context is held: auto in the model's dtype, fp8 in 8 bits with a scale a vector",
+        choices=("auto", "fp8"),
     )
     prefix_cache: bool = option(True, "reuse the KV of shared prefixes")
 

@@ -39,6 +39,14 @@ class DeviceFacts:
     """Free now, for weights still to come and for KV."""
 
 
+class Choice(NamedTuple):
+    """One decision, for the startup banner."""
+
+    name: str
+    value: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What the checkpoint says."""
@@ -54,14 +62,8 @@ class ModelFacts:
     """Still to be loaded; 0 once they are in."""
     step_bytes: int = 0
     """What steps and their graphs take on a GPU beside weights and KV; 0 before it is measured."""
-
-
-class Choice(NamedTuple):
-    """One decision, for the startup banner."""
-
-    name: str
-    value: str
-    reason: str
+    choices: tuple[Choice, ...] = ()
+    """What had to be chosen before the model could be built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Res
         tokens_per_step_max=prefill_tokens + slots,
         choices=(
             dtype_choice,
+            *model.choices,
             threads_choice,
             *([wanted_choice] if context == wanted else []),
             *memory_choices,
@@ -127,6 +130,25 @@ def resolve_dtype(config: ModelConfig, checkpoint_dtype: str) -> tuple[str, Choi
         return checkpoint_dtype, Choice("dtype", checkpoint_dtype, "the checkpoint's")
     reason = f"the checkpoint is written in {checkpoint_dtype}, which is not computed in"
     return "bfloat16", Choice("dtype", "bfloat16", reason)
+
+
+def resolve_held(config: EngineConfig, *, stored_fp8: bool, able_fp8: bool) -> tuple[str | None, str, tuple[Choice, ...]]:
+    """(format of weights, format of the context, what was chosen); needed before the model can be built.
+
+    `stored_fp8`: the checkpoint has block-scaled fp8 weights; `able_fp8`: the device multiplies by them.
+    """
+    asked, choices = config.model.quantization, []
+    quantization = None if asked in ("auto", "none") else asked
+    if asked == "auto" and stored_fp8:
+        quantization = "fp8_block" if able_fp8 else None
+        reason = "as the checkpoint has them" if able_fp8 else "the device does not multiply by 8-bit floats"
+        choices.append(Choice("weights", quantization or "decoded", reason))
+    elif asked != "auto":
+        choices.append(Choice("weights", quantization or "decoded", "asked for"))
+    kv_format = "native" if config.cache.kv_dtype == "auto" else config.cache.kv_dtype
+    if kv_format != "native":
+        choices.append(Choice("KV dtype", kv_format, "asked for"))
+    return quantization, kv_format, tuple(choices)
 
 
 def resolve_threads(config: DeviceConfig, cores: int) -> tuple[int, Choice]:

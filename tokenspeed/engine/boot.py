@@ -35,6 +35,7 @@ from tokenspeed.base.resolve import (
     resolve,
     resolve_dtype,
     resolve_graphs,
+    resolve_held,
     resolve_threads,
 )
 from tokenspeed.control import Scheduler, SchedulerOptions
@@ -49,6 +50,8 @@ from tokenspeed.kernels.compiling import ALL, Share
 from tokenspeed.sampling import Sampler
 
 _log = get_logger("engine")
+FP8_SM: Final = (8, 9)
+"""GPUs from this compute capability on convert and multiply 8-bit floats."""
 NULL_DEVICE: Final = DeviceFacts(
     "null", "no device", cores=1, memory_total_bytes=1 << 50, memory_available_bytes=1 << 50
 )
@@ -114,7 +117,8 @@ def draw(config: EngineConfig) -> Blueprint:
     threads, _ = resolve_threads(config.device, found.cores)
     graph_rows_max, _ = resolve_graphs(config, found)
     model = _build(config, hf_config, device, threads)
-    about = _model_facts(model, hf_config, config.model)
+    _, _, held = _held(config, hf_config, device)
+    about = dataclasses.replace(_model_facts(model, hf_config, config.model), choices=held)
     resolved = resolve(config, found, about)  # refuse what cannot fit before reading it
     return Blueprint(
         config, directory, hf_config, device, found, threads, graph_rows_max, model, about, resolved
@@ -193,15 +197,24 @@ class _Laps:
 def _build(
     config: EngineConfig, hf_config: dict[str, Any], device: torch.device, threads: int
 ) -> models.Model:
+    quantization, kv_format, _ = _held(config, hf_config, device)
     with kernels.overriding(*config.device.kernel):
         return models.build(
             hf_config,
             dtype=resolve_dtype(config.model, models.checkpoint_dtype(hf_config))[0],
             device=_described(device, threads),
-            quantization=None if config.model.quantization == "none" else config.model.quantization,
+            quantization=quantization,
+            kv_format=kv_format,
             block_tokens=config.cache.block_tokens,
             context_tokens=config.model.max_model_len,
         )
+
+
+def _held(
+    config: EngineConfig, hf_config: dict[str, Any], device: torch.device
+) -> tuple[str | None, str, tuple[Choice, ...]]:
+    able = (kernels.describe(device).sm or (0, 0)) >= FP8_SM
+    return resolve_held(config, stored_fp8=models.is_fp8_block(hf_config), able_fp8=able)
 
 
 def _limits(resolved: Resolved) -> BatchLimits:
@@ -299,13 +312,16 @@ def _with_layers(hf_config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 def _model_facts(model: models.Model, hf_config: dict[str, Any], config: ModelConfig) -> ModelFacts:
     weight_bytes = model.facts.parameter_bytes
+    rounded = config.quantization == "int8" or (
+        config.quantization == "fp8_block" and not models.is_fp8_block(hf_config)
+    )
     return ModelFacts(
         name=config.served_model_name or model.facts.architecture,
         dtype=models.checkpoint_dtype(hf_config),
         context_tokens_max=model.facts.context_tokens,
         vocab_size=model.facts.vocab,
         kv_bytes_per_token=model.facts.kv_bytes_per_token,
-        weight_bytes=weight_bytes // model.dtype.itemsize if config.quantization == "int8" else weight_bytes,
+        weight_bytes=weight_bytes // model.dtype.itemsize if rounded else weight_bytes,
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenspeed import kernels
+from tokenspeed.kernels.fp8 import Heads
 from tokenspeed.layers.kv import GQA
 from tokenspeed.layers.layer import Build, Group, Layer
 from tokenspeed.layers.linear import Linear, Projection
@@ -22,6 +23,10 @@ from tokenspeed.layers.step import StepContext, StepInputs
 from tokenspeed.spmd.compile import local_units
 from tokenspeed.spmd.placement import Shard
 from tokenspeed.spmd.program import Call, Edge
+
+
+Keys = Tensor | Heads
+"""The arena of keys, or of values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +96,7 @@ class GQAttend(Layer):
         )
         return self._attend(inputs, q, k_arena, v_arena).flatten(1)
 
-    def _attend(self, inputs: StepInputs, q: Tensor, k_arena: Tensor, v_arena: Tensor) -> Tensor:
+    def _attend(self, inputs: StepInputs, q: Tensor, k_arena: Keys, v_arena: Keys) -> Tensor:
         decoded = inputs.decode_rows
         if decoded == inputs.rows:
             return self._decode(q, k_arena, v_arena, inputs.block_table, inputs.context_lens, self._scale)

@@ -143,7 +143,7 @@ class LinearPair(Layer):
         ]
         super().__init__(build, name, weights)
         self._seam = self.parameters[0].shape[0]
-        seamless = build.format != "fp8_block" or self._seam % FP8_BLOCK == 0
+        seamless = build.format != "fp8_block" or not build.encoded or self._seam % FP8_BLOCK == 0
         self._dense = kernels.bind(
             "linear.dense",
             build.device,

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenspeed import kernels
-from tokenspeed.layers.layer import Build, Group, Layer
+from tokenspeed.layers.layer import FP8_BLOCK, Build, Group, Layer
 from tokenspeed.layers.mlp import gated_mlp
 from tokenspeed.layers.step import StepContext
 from tokenspeed.spmd.placement import Layout, Replicate, Shard
@@ -145,9 +145,13 @@ class Experts(Layer):
             width=shape.width,
             ffn=ffn,
             shared=shared,
-            format=self.hold_encoded(len(weights)),
+            format=self._held(len(weights), ffn),
         )
         self._weights: Any = None
+
+    def _held(self, count: int, ffn: int) -> str:
+        """The format of the weights: gate and up share no block."""
+        return "native" if self.build.format == "fp8_block" and ffn % FP8_BLOCK else self.hold_encoded(count)
 
     def install(self, tensors: Sequence[Tensor]) -> None:
         """Take w13 [E, 2F, C] and w2 [E, C, F], gate-and-up and down of the shared experts, if any, and, where

@@ -41,7 +41,7 @@ class StepInputs:
 
 
 class Arena(Protocol):
-    """KV memory: per layer `(k, v)` for GQA, one tensor for MLA (shapes in `layers.kv`)."""
+    """KV memory: per layer what its ops take for an arena (`layers.kv.LayerKV`)."""
 
     @property
     def layers(self) -> Sequence[Any]: ...

@@ -8,7 +8,7 @@ logits = model.forward(inputs, arena)     # [S, V] float32
 
 from tokenspeed.layers.kv import GQA, MLA, KVSpec
 from tokenspeed.models.model import Facts, Model
-from tokenspeed.models.registry import ARCHITECTURES, build, checkpoint_dtype, read_config
+from tokenspeed.models.registry import ARCHITECTURES, build, checkpoint_dtype, is_fp8_block, read_config
 
 __all__ = [
     "ARCHITECTURES",
@@ -19,5 +19,6 @@ __all__ = [
     "Model",
     "build",
     "checkpoint_dtype",
+    "is_fp8_block",
     "read_config",
 ]

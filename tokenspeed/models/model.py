@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tokenspeed.layers.embedding import ROWS, Embedding, Head, Select
-from tokenspeed.layers.kv import KVSpec
+from tokenspeed.layers.kv import KVSpec, bytes_per_token
 from tokenspeed.layers.layer import Build, Layer, Module
 from tokenspeed.layers.norm import RmsNorm
 from tokenspeed.layers.rope import Rotary
@@ -118,7 +118,7 @@ class Model:
             eos_ids=eos_ids,
             dtype=build.dtype,
             parameter_bytes=sum(_bytes(layer, build) for layer in self.loadables()),
-            kv_bytes_per_token=sum(spec.elements_per_token for spec in self.kv_spec) * build.dtype.itemsize,
+            kv_bytes_per_token=bytes_per_token(self.kv_spec, build.dtype),
         )
 
     def loadables(self) -> Iterator[Layer]:

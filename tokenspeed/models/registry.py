@@ -49,6 +49,7 @@ def build(
     dtype: torch.dtype | str | None = None,
     device: kernels.Device | torch.device | str = "cpu",
     quantization: str | None = None,
+    kv_format: str = "native",
     block_tokens: int = 64,
     context_tokens: int | None = None,
     collectives: Collectives | None = None,
@@ -56,9 +57,9 @@ def build(
     """Build the model that `hf_config` describes, without memory; `weights.load` then fills it.
 
     dtype: torch dtype or name; None takes the checkpoint's. device: a place, or facts of one (fewer cores
-    than it has, say). quantization: None, or "int8" to hold dense and expert weights in 8 bits, or "fp8_block" to
-    hold those of a block-scaled fp8 checkpoint as they are (else they are decoded). block_tokens:
-    P of the arenas it will run on. context_tokens: longest context wanted, at most the model's own.
+    than it has, say). quantization: None to decode weights, or "int8" or "fp8_block" to hold dense and expert
+    weights in 8 bits: as they are where the checkpoint has them block-scaled, else rounded as they come.
+    kv_format: "native" or "fp8", how the context is held. block_tokens: P of the arenas it will run on. context_tokens: longest context wanted, at most the model's own.
     collectives: what a mesh of several ranks moves data with; needed to run, not to build. Raises SetupError
     for architectures, fields and meshes that are not supported, naming them.
     """
@@ -69,16 +70,14 @@ def build(
             f"quantization {quantization!r} is not a load option; supported: int8, fp8_block, or none"
         )
     stored = hf_config.get("quantization_config") or text.get("quantization_config")
-    if quantization == "fp8_block" and parse_format(stored) != BlockFp8(FP8_BLOCK, FP8_BLOCK):
-        raise SetupError(
-            f"quantization fp8_block needs a checkpoint of fp8 weights in blocks of {FP8_BLOCK} x {FP8_BLOCK}"
-        )
     setting = Build(
         mesh=mesh or Mesh(),
         dtype=_dtype(dtype, hf_config),
         device=device if isinstance(device, kernels.Device) else kernels.describe(device),
         block_tokens=block_tokens,
         format=quantization or "native",
+        encoded=is_fp8_block(hf_config),
+        kv=kv_format,
     )
     return Model(
         ARCHITECTURES[architecture](hf_config, setting, context_tokens),
@@ -88,6 +87,13 @@ def build(
         collectives=collectives,
         quantization_config=stored,
     )
+
+
+def is_fp8_block(hf_config: Mapping[str, Any]) -> bool:
+    """Say whether a config's checkpoint has weights in the format "fp8_block"."""
+    text = hf_config.get("text_config") or {}
+    stored = hf_config.get("quantization_config") or text.get("quantization_config")
+    return parse_format(stored) == BlockFp8(FP8_BLOCK, FP8_BLOCK)
 
 
 def architecture_of(hf_config: Mapping[str, Any]) -> str:

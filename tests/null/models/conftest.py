@@ -166,12 +166,12 @@ class Paged:
         self.layers = [self._layer(spec, blocks, generator) for spec in model.kv_spec]
 
     def _layer(self, spec: models.KVSpec, blocks: int, generator: torch.Generator) -> Any:
-        def memory(*shape: int) -> torch.Tensor:
-            return torch.randn(blocks, BLOCK_TOKENS, *shape, generator=generator).to(self.model.dtype)
-
-        if isinstance(spec, GQA):
-            return memory(spec.kv_heads, spec.head_dim), memory(spec.kv_heads, spec.head_dim)
-        return memory(spec.latent + spec.rope)
+        return spec.joined(
+            [
+                torch.randn(blocks, BLOCK_TOKENS, *plane.shape, generator=generator).to(plane.dtype)
+                for plane in spec.planes(self.model.dtype)
+            ]
+        )
 
     def row(self, tokens: list[int], shared: Row | None = None, shared_tokens: int = 0) -> Row:
         """A new row; with `shared`, its first tokens are read from another row's blocks."""

@@ -39,6 +39,21 @@ def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(case: str, twin: An
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen3-moe", "moonlight"])
+def test_context_in_8_bits_stays_close(case: str, twin: Any, paged: Any) -> None:
+    """Prefill and decode agree with the context in the model's dtype within what three bits of fraction cost."""
+    model = twin(case).ours(kv_format="fp8")
+    native = twin(case).ours()
+    assert model.facts.kv_bytes_per_token < native.facts.kv_bytes_per_token
+    want, got = all_logits(native, paged), all_logits(model, paged)
+    error = (got - want).abs().mean()
+    assert 0 < error < 0.12 * want.std()
+    again = paged(model)
+    row = again.row(TOKENS)  # in pieces as whole: what is read back is what was written
+    pieces = [again.step([(row, count)], sampled="all")[0] for count in (13, 19, 1, 7)]
+    assert torch.allclose(torch.cat(pieces)[-7:], got[-7:], atol=0.05 * float(want.std()))
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3-moe", "moonlight"])
 def test_int8_weights_stay_close(case: str, twin: Any, paged: Any) -> None:
     want = all_logits(twin(case).ours(), paged)
     got = all_logits(twin(case).ours(quantization="int8"), paged)
