@@ -68,7 +68,7 @@ def test_traits_are_checked_against_the_schema(registry: Registry, cpu: Device) 
         "heads must be at least 1, got 0; "
         "latent must be int, got True; "
         "rope is missing (dimensions of the shared rotary key (Dr)). "
-        "Its traits are: dtype, heads, latent, rope, block_tokens"
+        "Its traits are: dtype, heads, latent, rope, block_tokens, kv"
     )
 
 
