@@ -54,6 +54,8 @@ from tokenspeed.kernels.spec import Band, Implementation, Kernel
 
 LOG2_E = 1.4426950408889634
 STAGES = 2
+"""Places for tiles; pages are looked up for as many."""
+BITS_K, BITS_V = False, False
 TILES_LEAST = 4
 """A lane takes at least so many tiles: its partial is read and written, 2 x 32 KB for 41 KB of a tile."""
 RECORD = 8
@@ -67,6 +69,7 @@ LN_2 = gl.constexpr(0.6931471805599453)
 NEVER = gl.constexpr(-1e30)
 HALF_MAX = gl.constexpr(65504.0)
 VALUES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
+WORDS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=32, rank=2))
 ROPES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
 
@@ -129,10 +132,10 @@ def _load_queries(queries, q_values, q_ropes, token, block, tokens, HEADS: gl.co
 
 
 @gluon.jit
-def _fetch(pages, table, tile, stage, values_kv, ropes_kv, full):
+def _fetch(pages, page, stage, values_kv, ropes_kv, full):
     """Ask for a tile in its place of shared memory."""
     values, ropes, _ = pages
-    token = gl.load(table + tile) * TILE
+    token = page * TILE
     gate = full.index(stage)
     mbarrier.expect(gate, TILE * (LATENT + 2 * ROPE))
     tma.async_copy_global_to_shared(values, [token, 0], gate, values_kv.index(stage))
@@ -140,7 +143,59 @@ def _fetch(pages, table, tile, stage, values_kv, ropes_kv, full):
 
 
 @gluon.jit
-def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: gl.constexpr):
+def _scale_of(scales, page, key, context, m):
+    """The scales of the tokens of a tile; one past the context."""
+    return gl.load(scales + page.to(gl.int64) * TILE + m, mask=key + m < context, other=1.0)
+
+
+@gluon.jit
+def _halves(x, BITS: gl.constexpr):
+    """e4m3 as float16, by `BITS` times 2^-8: shifts and masks instead of the conversion."""
+    if BITS:
+        half = gl.inline_asm_elementwise(
+            "{ .reg .b32 a, b, s, t; prmt.b32 a, $2, 0, 0x4140; prmt.b32 b, $2, 0, 0x4342; "
+            "and.b32 s, a, 0x00800080; shl.b32 t, a, 7; mad.lo.u32 $0, s, 128, t; "
+            "and.b32 s, b, 0x00800080; shl.b32 t, b, 7; mad.lo.u32 $1, s, 128, t; }",
+            "=r,=r,r", [x], dtype=gl.float16, is_pure=True, pack=4,
+        )  # fmt: skip
+    else:
+        half = x.to(gl.float16)
+    return half
+
+
+@gluon.jit
+def _halves_of_pairs(first, second, BITS: gl.constexpr):
+    """Words of four e4m3 of two tokens as float16, `BITS` as in `_halves`: both tokens of the first channel, then of
+    the second, ..
+    """
+    halves: gl.constexpr = (gl.float16,) * 8
+    if BITS:
+        return gl.inline_asm_elementwise(
+            "{ .reg .b32 a, t; "
+            "prmt.b32 a, $8, $9, 0x4400; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
+            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$0, $1}, a; "
+            "prmt.b32 a, $8, $9, 0x5511; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
+            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$2, $3}, a; "
+            "prmt.b32 a, $8, $9, 0x6622; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
+            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$4, $5}, a; "
+            "prmt.b32 a, $8, $9, 0x7733; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
+            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$6, $7}, a; "
+            "}",
+            "=h,=h,=h,=h,=h,=h,=h,=h,r,r", [first, second], dtype=halves, is_pure=True, pack=1,
+        )  # fmt: skip
+    else:
+        return gl.inline_asm_elementwise(
+            "{ .reg .b32 a, b; .reg .b16 c, d; "
+            "prmt.b32 a, $8, $9, 0x5140; mov.b32 {c, d}, a; "
+            "cvt.rn.f16x2.e4m3x2 b, c; mov.b32 {$0, $1}, b; cvt.rn.f16x2.e4m3x2 b, d; mov.b32 {$2, $3}, b; "
+            "prmt.b32 a, $8, $9, 0x7362; mov.b32 {c, d}, a; "
+            "cvt.rn.f16x2.e4m3x2 b, c; mov.b32 {$4, $5}, b; cvt.rn.f16x2.e4m3x2 b, d; mov.b32 {$6, $7}, b; }",
+            "=h,=h,=h,=h,=h,=h,=h,=h,r,r", [first, second], dtype=halves, is_pure=True, pack=1,
+        )  # fmt: skip
+
+
+@gluon.jit
+def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: gl.constexpr, BITS: gl.constexpr):
     """values [64, 512] q^T times each token's scale, plus ropes [64, 64] q_rope^T: [64, N]."""
     load: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [0, 8], [0, 16], [8, 0]],
@@ -152,7 +207,7 @@ def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: 
     )  # fmt: skip
     total = gl.zeros([64, N], gl.float32, layout=s_layout)
     for part in gl.static_range(4):
-        left = values.slice(part * 128, 128, dim=1).load(load).to(gl.float16)
+        left = _halves(values.slice(part * 128, 128, dim=1).load(load), BITS)
         left = gl.convert_layout(
             _by_fragment(left, 64, 128), gl.DotOperandLayout(0, s_layout, 2), assert_trivial=True
         )
@@ -165,19 +220,24 @@ def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: 
             total, held = warpgroup_mma_wait(1, deps=[total, held])
         held = left
     turned, total, held = warpgroup_mma_wait(0, deps=[turned, total, held])
-    return total * scale[:, None] + turned
+    return total * (scale * 256.0 if BITS else scale)[:, None] + turned
 
 
 @gluon.jit
-def _add_values(values, weights, acc, N: gl.constexpr, o_layout: gl.constexpr):
+def _add_values(values, weights, acc, N: gl.constexpr, o_layout: gl.constexpr, BITS: gl.constexpr):
     """acc [512, N] plus values^T [512, 64] weights^T [64, N]."""
     load: gl.constexpr = gl.DistributedLinearLayout(
-        [[1, 0], [0, 1], [0, 2], [0, 4], [0, 8], [8, 0]],
-        [[2, 0], [4, 0], [0, 16], [0, 32], [0, 64]], [[0, 128], [0, 256]], [], [16, 512],
+        [[1, 0], [0, 1], [0, 2], [8, 0]],
+        [[2, 0], [4, 0], [0, 4], [0, 8], [0, 16]], [[0, 32], [0, 64]], [], [16, 128],
     )  # fmt: skip
+    words = values._reinterpret(gl.int32, [64, 128], WORDS)
     for part in gl.static_range(4):
-        left = values.slice(part * 16, 16, dim=0).load(load).to(gl.float16)
-        left = left.permute((1, 0)).reshape((4, 8, 8, 2, 16)).permute((2, 0, 3, 1, 4)).reshape((512, 16))
+        word = words.slice(part * 16, 16, dim=0).load(load)
+        first, second = gl.split(word.reshape((8, 2, 128)).permute((0, 2, 1)))
+        a0, a1, b0, b1, c0, c1, d0, d1 = _halves_of_pairs(first, second, BITS)
+        a, b, c, d = gl.join(a0, a1), gl.join(b0, b1), gl.join(c0, c1), gl.join(d0, d1)
+        left = gl.join(gl.join(a, c), gl.join(b, d))  # [8 pairs, 128 words, 2 tokens, channel / 2, channel % 2]
+        left = left.permute((1, 3, 4, 0, 2)).reshape((4, 8, 8, 2, 16)).permute((2, 0, 3, 1, 4)).reshape((512, 16))
         left = gl.convert_layout(left, gl.DotOperandLayout(0, o_layout, 2), assert_trivial=True)
         acc = warpgroup_mma(left, weights.slice(part * 16, 16, dim=0), acc, is_async=True)
         if N > 16:
@@ -239,7 +299,7 @@ def _store(
 def _decode(
     q_latent, q_rope, values, ropes, scales, block_table, context_lens, records, out, lse, sums, stats,
     rows, each, scale_log2, latent_token, latent_head, rope_token, rope_head, table_row,
-    HEADS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
+    HEADS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, BITS_K: gl.constexpr, BITS_V: gl.constexpr,
 ):  # fmt: skip
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
@@ -282,9 +342,12 @@ def _decode(
         if count > 0:
             table = block_table + row * table_row + begin
             gl.thread_barrier()  # all have read what lay in the places that are filled now
-            for ahead in gl.static_range(STAGES):
-                if ahead < count:
-                    _fetch(pages, table, ahead, (step + ahead) % STAGES, values_kv, ropes_kv, full)
+            page = gl.load(table)
+            _fetch(pages, page, step % STAGES, values_kv, ropes_kv, full)
+            next_page = gl.load(table + 1, mask=count > 1, other=0)
+            if count > 1:
+                _fetch(pages, next_page, (step + 1) % STAGES, values_kv, ropes_kv, full)
+            next_scale = _scale_of(scales, page, begin * TILE, context, m)
             first = row * each
             _load_queries(queries, q_values, q_ropes, first, block, each, HEADS, N)
             sees = context - each + 1 + (block * N + n) // HEADS
@@ -293,14 +356,16 @@ def _decode(
             acc = gl.zeros([LATENT, N], gl.float32, layout=o_layout)
             for i in range(count):
                 stage = step % STAGES
-                page = gl.load(table + i).to(gl.int64)
                 key = (begin + i) * TILE
-                scale = gl.load(scales + page * TILE + m, mask=key + m < context, other=1.0)
+                # What is needed of later tiles beside their bytes is asked for a tile before it is used.
+                scale = next_scale
+                next_scale = _scale_of(scales, next_page, key + TILE, context, m)
+                next_page = gl.load(table + i + 2, mask=i + 2 < count, other=0)
                 mbarrier.wait(full.index(stage), (step // STAGES) & 1)
                 kv = values_kv.index(stage)
                 if key + TILE > context:
                     _clear_tail(kv, context - key)
-                scores = _scores(kv, ropes_kv.index(stage), q_values, q_ropes, scale, N, s_layout)
+                scores = _scores(kv, ropes_kv.index(stage), q_values, q_ropes, scale, N, s_layout, BITS_K)
                 scores = scores * scale_log2 + gl.log2(scale)[:, None]
                 if key + TILE > context - each + 1:
                     scores = gl.where((key + m)[:, None] < sees[None, :], scores, -float("inf"))
@@ -313,14 +378,14 @@ def _decode(
                 fence_async_shared()
                 gl.thread_barrier()
                 acc = acc * gl.convert_layout(shrink, o_rows)[None, :]
-                acc = _add_values(kv, weights, acc, N, o_layout)
+                acc = _add_values(kv, weights, acc, N, o_layout, BITS_V)
                 gl.thread_barrier()
                 if i + STAGES < count:
-                    _fetch(pages, table, i + STAGES, stage, values_kv, ropes_kv, full)
+                    _fetch(pages, next_page, stage, values_kv, ropes_kv, full)
                 step += 1
             total = gl.sum(sums_of, 0)
             seen = total > 0
-            inverse = gl.where(seen, 1.0 / gl.where(seen, total, 1.0), 0.0)
+            inverse = gl.where(seen, (256.0 if BITS_V else 1.0) / gl.where(seen, total, 1.0), 0.0)
             log_sum = gl.where(seen, peak + gl.log2(total), -float("inf"))
             _store(
                 answer, run, acc, gl.convert_layout(inverse, o_rows), gl.convert_layout(log_sum, o_rows),
@@ -443,7 +508,7 @@ class MLADecode:
             TensorDescriptor.from_tensor(arena.rope.flatten(0, 1), [64, 64], ROPES), arena.scale, block_table,
             context_lens, schedule, out, lse, sums, stats, rows, each, scale * LOG2_E,
             q_latent.stride(0), q_latent.stride(1), q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
-            HEADS=heads, N=n, STAGES=STAGES, num_warps=4, launch_pdl=True,
+            HEADS=heads, N=n, STAGES=STAGES, BITS_K=BITS_K, BITS_V=BITS_V, num_warps=4, launch_pdl=True,
         )  # fmt: skip
         pieces = -(-min(n, each * heads) // MERGED_ROWS) * (latent // MERGED_COLUMNS)
         _merge[(rows, blocks, pieces)](

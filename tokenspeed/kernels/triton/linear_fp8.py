@@ -30,7 +30,6 @@ from tokenspeed.kernels.needs import AtLeast, MultipleOf, Needs, Traits
 from tokenspeed.kernels.ref.dense import FP8_BLOCK, quantise_fp8_block
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
 from tokenspeed.kernels.triton.launch import early, power_of_2
-from tokenspeed.kernels.triton.moe_few_fp8 import half
 from tokenspeed.kernels.triton.stream import Tiling, Weight, multiply
 from tokenspeed.kernels.workspace import counters
 
@@ -44,9 +43,14 @@ AT_ONCE = 4
 
 
 @triton.jit
-def _add(total, x, x_token, token, there, depth, inside, weight, of_block):
-    value = tl.load(x + token[:, None] * x_token + depth[None, :], there[:, None] & inside[None, :], 0.0)
-    return total + tl.dot(half(value), weight) * of_block
+def _values(x, x_token, token, T, depth, INS: tl.constexpr):
+    inside = (token < T)[:, None] & (depth < INS)[None, :]
+    return tl.load(x + token[:, None] * x_token + depth[None, :], inside, 0.0)
+
+
+@triton.jit
+def _add(total, value, weight, of_block):
+    return total + tl.dot(value.to(tl.float16), weight) * of_block
 
 
 @triton.jit
@@ -77,27 +81,32 @@ def _tiles(
     if EARLY:
         cuda.gdc_wait()
     if ONCE:
-        for step in tl.static_range(STEPS):
-            loaded = first if step == 0 else second if step == 1 else third if step == 2 else fourth
-            weight = tl.trans(loaded.to(tl.float16))
-            inside = depth + step * 128 < INS
-            here = x + step * 128
-            by = tl.load(of_block + step, part * STEPS + step < (INS + 127) // 128, 0.0)
-            total = _add(total, here, x_token, token, token < T, depth, inside, weight, by)
-            if PAIR:
-                further = token + TOKENS
-                other = _add(other, here, x_token, further, further < T, depth, inside, weight, by)
+        value = _values(x, x_token, token, T, depth, INS)
+        if STEPS > 1:
+            value_1 = _values(x, x_token, token, T, depth + 128, INS)
+        if STEPS > 2:
+            value_2 = _values(x, x_token, token, T, depth + 256, INS)
+            value_3 = _values(x, x_token, token, T, depth + 384, INS)
+        left = (INS + 127) // 128 - part * STEPS
+        total = _add(total, value, tl.trans(first.to(tl.float16)), tl.load(of_block))
+        if STEPS > 1:
+            by = tl.load(of_block + 1, left > 1, 0.0)
+            total = _add(total, value_1, tl.trans(second.to(tl.float16)), by)
+        if STEPS > 2:
+            by = tl.load(of_block + 2, left > 2, 0.0)
+            total = _add(total, value_2, tl.trans(third.to(tl.float16)), by)
+            by = tl.load(of_block + 3, left > 3, 0.0)
+            total = _add(total, value_3, tl.trans(fourth.to(tl.float16)), by)
     else:
         for step in tl.range(0, STEPS, num_stages=STAGES):
             inside = depth + step * 128 < INS
             loaded = tl.load(at + step * 128, there[:, None] & inside[None, :], 0.0)
             weight = tl.trans(loaded.to(tl.float16))
-            here = x + step * 128
             by = tl.load(of_block + step, part * STEPS + step < (INS + 127) // 128, 0.0)
-            total = _add(total, here, x_token, token, token < T, depth, inside, weight, by)
+            total = _add(total, _values(x, x_token, token, T, depth + step * 128, INS), weight, by)
             if PAIR:
-                further = token + TOKENS
-                other = _add(other, here, x_token, further, further < T, depth, inside, weight, by)
+                value = _values(x, x_token, token + TOKENS, T, depth + step * 128, INS)
+                other = _add(other, value, weight, by)
     last = True
     if PARTS > 1:
         size: tl.constexpr = ROWS * TOKENS * (2 if PAIR else 1)

@@ -32,6 +32,8 @@ from tokenspeed.kernels.workspace import COUNTERS, counters
 
 DEPTH = 128
 """Channels of a step: those of a scale."""
+CONVERTED_LEAST = 3
+"""Fewer tokens are converted where they are used: a launch costs more."""
 HALF_MAX = tl.constexpr(65504.0)
 
 
@@ -39,6 +41,23 @@ HALF_MAX = tl.constexpr(65504.0)
 def half(x):
     """Round to float16, what is too large to the largest."""
     return tl.minimum(tl.maximum(x.to(tl.float32), -HALF_MAX), HALF_MAX).to(tl.float16)
+
+
+@triton.jit
+def _as_half(x, y, size, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + at, half(tl.load(x + at, at < size, 0.0)), at < size)
+
+
+def as_half(x: Tensor) -> Tensor:
+    """x [T, C] dense in float16: once, where every warp of a product would do it for itself."""
+    y = torch.empty_like(x, dtype=torch.float16)
+    ahead = early(x.device)
+    _as_half[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), 1024, ahead, num_warps=4, launch_pdl=ahead)
+    return y
 
 
 @triton.jit
@@ -99,7 +118,7 @@ def _gate_up_fp8(
             up = tl.zeros([SLOTS, ROWS], tl.float32)
             for k in tl.range(0, C, DEPTH, num_stages=STAGES):
                 inside = there[:, None] if C % DEPTH == 0 else there[:, None] & (depth < C - k)[None, :]
-                activations = half(tl.load(source + k, inside, 0.0))
+                activations = tl.load(source + k, inside, 0.0).to(tl.float16)
                 gate = scaled_product(activations, w13.load([gate_row, k]), of_gate + k // 128, gate)
                 up = scaled_product(activations, w13.load([gate_row + F, k]), of_up + k // 128, up)
             place = _place_of(ids, expert, token, there, E, TOP, TOP_PAD)
@@ -154,6 +173,8 @@ def _down_fp8(
 def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
     """Run T <= moe_few.TOKENS_MAX tokens through their experts and the shared ones; write and return y."""
     tokens, width = x.shape
+    if tokens >= CONVERTED_LEAST and x.dtype is not torch.float16:
+        x = as_half(x)
     stacked, _, ffn = w.w2.shape
     shared, top = w.shared, ids.shape[1]
     experts = stacked - shared
