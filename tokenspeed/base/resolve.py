@@ -132,7 +132,9 @@ def resolve_dtype(config: ModelConfig, checkpoint_dtype: str) -> tuple[str, Choi
     return "bfloat16", Choice("dtype", "bfloat16", reason)
 
 
-def resolve_held(config: EngineConfig, *, stored_fp8: bool, able_fp8: bool) -> tuple[str | None, str, tuple[Choice, ...]]:
+def resolve_held(
+    config: EngineConfig, *, stored_fp8: bool, able_fp8: bool
+) -> tuple[str | None, str, tuple[Choice, ...]]:
     """(format of weights, format of the context, what was chosen); needed before the model can be built.
 
     `stored_fp8`: the checkpoint has block-scaled fp8 weights; `able_fp8`: the device multiplies by them.

@@ -154,7 +154,9 @@ def _compare(
         if fault := _difference(*pair, dtype, tolerance):
             yield f"output {i} {fault}"
     for name in inputs.mutates:
-        for written in zip(*(_planes(args[name]) for args in (got.args, want.args, inputs.args)), strict=True):
+        for written in zip(
+            *(_planes(args[name]) for args in (got.args, want.args, inputs.args)), strict=True
+        ):
             allowed = STEP if written[2].dtype is E4M3 else tolerance
             if fault := _difference(*written[:2], written[2].dtype, allowed):
                 yield f"{name} {fault}"
@@ -184,7 +186,9 @@ def _difference(got: Tensor, want: Tensor, dtype: torch.dtype, tolerance: Tolera
 
 def _planes(value: Any) -> tuple[Tensor, ...]:
     """The tensors an argument is made of; none where it is no tensor."""
-    return (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, Latents | Heads) else ()
+    return (
+        (value,) if isinstance(value, Tensor) else tuple(value) if isinstance(value, Latents | Heads) else ()
+    )
 
 
 def _doubled(value: Any) -> Any:

@@ -24,7 +24,6 @@ from tokenspeed.spmd.compile import local_units
 from tokenspeed.spmd.placement import Shard
 from tokenspeed.spmd.program import Call, Edge
 
-
 Keys = Tensor | Heads
 """The arena of keys, or of values."""
 

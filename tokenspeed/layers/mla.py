@@ -228,7 +228,9 @@ class MLAttend(Layer):
         )
         return self._heads_out(attended, self._raise)
 
-    def _extend_raised(self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor | Latents, out: Tensor) -> None:
+    def _extend_raised(
+        self, context: StepContext, q: Tensor, kv: Tensor, arena: Tensor | Latents, out: Tensor
+    ) -> None:
         inputs, latent, q_rope = context.inputs, self._shape.latent, q[..., self._shape.nope :]
         decoded = inputs.decode_rows
         self._rope_write(

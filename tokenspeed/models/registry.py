@@ -92,7 +92,9 @@ def build(
 def is_fp8_block(hf_config: Mapping[str, Any]) -> bool:
     """Say whether a config's checkpoint has weights in the format "fp8_block"."""
     text = hf_config.get("text_config") or {}
-    stored = hf_config.get("quantization_config") or text.get("quantization_config")
+    stored = hf_config.get("quantization_config") or text.get("quantization_config") or {}
+    if stored.get("quant_method") != "fp8":  # what else there is, is for the loader to refuse
+        return False
     return parse_format(stored) == BlockFp8(FP8_BLOCK, FP8_BLOCK)
 
 

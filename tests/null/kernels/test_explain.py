@@ -30,7 +30,7 @@ attention.mla_decode(q_latent, q_rope, arena, block_table, context_lens, scale, 
   source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
 
 device  a laptop, 8 cores, 16 GiB, avx2 fma
-traits  dtype=bfloat16 (assumed), heads=128, latent=512 (assumed), rope=64 (assumed), block_tokens=16, kv=native (default)
+traits  dtype=bfloat16 (assumed), heads=128, latent=512 (assumed), rope=64 (assumed), block_tokens=16, kv=native (assumed)
 
    kernel  band   from        why
 *  ref     REF    tokenspeed  chosen: best band that holds (REF)

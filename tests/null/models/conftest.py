@@ -19,7 +19,7 @@ import transformers
 
 from tokenspeed import models, weights
 from tokenspeed.layers.step import StepInputs
-from tokenspeed.models import GQA, Model
+from tokenspeed.models import Model
 
 BLOCK_TOKENS = 16
 YARN = {

@@ -16,7 +16,6 @@ import transformers
 from safetensors import safe_open
 
 from tokenspeed import models, weights
-from tokenspeed.base.errors import SetupError
 from tokenspeed.text.plane import TextPlane
 
 ROOT = Path(__file__).parents[3]

@@ -82,7 +82,9 @@ def gqa_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
 def gqa_cost(traits: Traits, sizes: Sizes) -> Cost:
     heads, kv_heads, head_dim = (whole(traits, name) for name in ("heads", "kv_heads", "head_dim"))
     item, tokens = dtype_of(traits).itemsize, _tokens(sizes)
-    moved = tokens * ((2 * heads + 2 * kv_heads) * head_dim * item + kv_bytes(traits) + whole(traits, "rotary_dim") * 4)
+    moved = tokens * (
+        (2 * heads + 2 * kv_heads) * head_dim * item + kv_bytes(traits) + whole(traits, "rotary_dim") * 4
+    )
     return Cost(moved, 3 * tokens * (heads + kv_heads) * head_dim)
 
 

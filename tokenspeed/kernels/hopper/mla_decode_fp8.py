@@ -117,7 +117,9 @@ def _load_queries(queries, q_values, q_ropes, token, block, tokens, HEADS: gl.co
     narrow: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     n = block * N + gl.arange(0, N, layout=gl.SliceLayout(1, wide))
     there = (n < tokens * HEADS)[:, None]
-    source = q_latent + ((token + n // HEADS).to(gl.int64) * latent_token + (n % HEADS) * latent_head)[:, None]
+    source = (
+        q_latent + ((token + n // HEADS).to(gl.int64) * latent_token + (n % HEADS) * latent_head)[:, None]
+    )
     for column in gl.static_range(0, LATENT, 256):
         d = column + gl.arange(0, 256, layout=gl.SliceLayout(0, wide))
         part = gl.load(source + d[None, :], mask=there, other=0.0).to(gl.float32)
@@ -195,7 +197,9 @@ def _halves_of_pairs(first, second, BITS: gl.constexpr):
 
 
 @gluon.jit
-def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: gl.constexpr, BITS: gl.constexpr):
+def _scores(
+    values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: gl.constexpr, BITS: gl.constexpr
+):
     """values [64, 512] q^T times each token's scale, plus ropes [64, 64] q_rope^T: [64, N]."""
     load: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [0, 8], [0, 16], [8, 0]],
@@ -217,7 +221,7 @@ def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: 
         if N > 16:
             turned, total, left = warpgroup_mma_wait(0, deps=[turned, total, left])
         elif part > 0:
-            total, held = warpgroup_mma_wait(1, deps=[total, held])
+            total, held = warpgroup_mma_wait(1, deps=[total, held])  # noqa: F821 - of the part before
         held = left
     turned, total, held = warpgroup_mma_wait(0, deps=[turned, total, held])
     return total * (scale * 256.0 if BITS else scale)[:, None] + turned
@@ -236,14 +240,21 @@ def _add_values(values, weights, acc, N: gl.constexpr, o_layout: gl.constexpr, B
         first, second = gl.split(word.reshape((8, 2, 128)).permute((0, 2, 1)))
         a0, a1, b0, b1, c0, c1, d0, d1 = _halves_of_pairs(first, second, BITS)
         a, b, c, d = gl.join(a0, a1), gl.join(b0, b1), gl.join(c0, c1), gl.join(d0, d1)
-        left = gl.join(gl.join(a, c), gl.join(b, d))  # [8 pairs, 128 words, 2 tokens, channel / 2, channel % 2]
-        left = left.permute((1, 3, 4, 0, 2)).reshape((4, 8, 8, 2, 16)).permute((2, 0, 3, 1, 4)).reshape((512, 16))
+        left = gl.join(
+            gl.join(a, c), gl.join(b, d)
+        )  # [8 pairs, 128 words, 2 tokens, channel / 2, channel % 2]
+        left = (
+            left.permute((1, 3, 4, 0, 2))
+            .reshape((4, 8, 8, 2, 16))
+            .permute((2, 0, 3, 1, 4))
+            .reshape((512, 16))
+        )
         left = gl.convert_layout(left, gl.DotOperandLayout(0, o_layout, 2), assert_trivial=True)
         acc = warpgroup_mma(left, weights.slice(part * 16, 16, dim=0), acc, is_async=True)
         if N > 16:
             acc, left = warpgroup_mma_wait(0, deps=[acc, left])
         elif part > 0:
-            acc, held = warpgroup_mma_wait(1, deps=[acc, held])
+            acc, held = warpgroup_mma_wait(1, deps=[acc, held])  # noqa: F821 - of the part before
         held = left
     acc, held = warpgroup_mma_wait(0, deps=[acc, held])
     return acc

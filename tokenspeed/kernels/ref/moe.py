@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokenspeed.kernels.ref.dense import DenseWeight, dense_prepare, quantise_fp8_block, quantise_int8, restored
+from tokenspeed.kernels.ref.dense import (
+    DenseWeight,
+    dense_prepare,
+    quantise_fp8_block,
+    quantise_int8,
+    restored,
+)
 from tokenspeed.kernels.ref.math import finish, wide
 
 

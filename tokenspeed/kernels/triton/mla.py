@@ -216,7 +216,9 @@ def _attend(
         source = arena + (page * BLOCK_TOKENS + first % BLOCK_TOKENS) * width
         there = (first + n < context)[:, None]
         if scales is None:
-            kv = tl.load(source + n[:, None] * width + d[None, :], mask=there & (d < LATENT)[None, :], other=0.0)
+            kv = tl.load(
+                source + n[:, None] * width + d[None, :], mask=there & (d < LATENT)[None, :], other=0.0
+            )
             kr = tl.load(
                 source + n[:, None] * width + LATENT + r[None, :], mask=there & (r < ROPE)[None, :], other=0.0
             )

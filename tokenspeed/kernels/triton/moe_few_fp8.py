@@ -78,12 +78,12 @@ def _slots(place, first, TOKENS: tl.constexpr, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def _place_of(
-    ids, expert, token, there, E: tl.constexpr, TOP: tl.constexpr, TOP_PAD: tl.constexpr
-):
+def _place_of(ids, expert, token, there, E: tl.constexpr, TOP: tl.constexpr, TOP_PAD: tl.constexpr):
     # Which of its choices the expert is to each of these tokens.
     choice = tl.arange(0, TOP_PAD)
-    chosen = tl.load(ids + token[:, None] * TOP + choice[None, :], there[:, None] & (choice < TOP)[None, :], -1)
+    chosen = tl.load(
+        ids + token[:, None] * TOP + choice[None, :], there[:, None] & (choice < TOP)[None, :], -1
+    )
     place = tl.max(tl.where(chosen == expert, choice[None, :], -1), 1)
     return tl.where(expert >= E, TOP + expert - E, place)
 
@@ -157,7 +157,9 @@ def _down_fp8(
             total = tl.zeros([SLOTS, ROWS], tl.float32)
             for k in tl.range(0, F, DEPTH, num_stages=STAGES):
                 activations = tl.load(source + k, there[:, None], 0.0)
-                total = scaled_product(activations, w2.load([expert * C + row, k]), of_block + k // 128, total)
+                total = scaled_product(
+                    activations, w2.load([expert * C + row, k]), of_block + k // 128, total
+                )
             routed = there & (place < TOP)
             total = total * tl.load(weights + token * TOP + place, routed, 1.0)[:, None]
             mask = there[:, None] & (channel < C)[None, :]

@@ -234,7 +234,9 @@ def _gather(
         values = tl.load(arena + source[:, None] * LATENT + w[None, :], mask=narrow, other=0.0).to(tl.float32)
         values *= tl.load(scales + source, mask=held, other=0.0)[:, None]
         turned = held[:, None] & inside & (w >= LATENT)[None, :]
-        rope = tl.load(ropes + source[:, None] * (WIDTH - LATENT) + (w - LATENT)[None, :], mask=turned, other=0.0)
+        rope = tl.load(
+            ropes + source[:, None] * (WIDTH - LATENT) + (w - LATENT)[None, :], mask=turned, other=0.0
+        )
         values += rope.to(tl.float32)
     where = latents + at.to(tl.int64)[:, None] * WIDTH + w[None, :]
     tl.store(where, values.to(latents.dtype.element_ty), mask=(at < total)[:, None] & inside)
@@ -344,9 +346,7 @@ def _gqa_extend(
     keys, k_scale = k_arena if isinstance(k_arena, Heads) else (k_arena, None)
     values, v_scale = v_arena if isinstance(v_arena, Heads) else (v_arena, None)
     k, v = keys.flatten(0, 1), values.flatten(0, 1)
-    _launch(
-        q, k, v, None, block_table, row_starts, context_lens, scale, out, keys.shape[1], k_scale, v_scale
-    )
+    _launch(q, k, v, None, block_table, row_starts, context_lens, scale, out, keys.shape[1], k_scale, v_scale)
     return out
 
 
