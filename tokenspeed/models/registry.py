@@ -59,7 +59,8 @@ def build(
     dtype: torch dtype or name; None takes the checkpoint's. device: a place, or facts of one (fewer cores
     than it has, say). quantization: None to decode weights, or "int8" or "fp8_block" to hold dense and expert
     weights in 8 bits: as they are where the checkpoint has them block-scaled, else rounded as they come.
-    kv_format: "native" or "fp8", how the context is held. block_tokens: P of the arenas it will run on. context_tokens: longest context wanted, at most the model's own.
+    kv_format: "native" or "fp8", how the context is held. block_tokens: P of the arenas it will run on.
+    context_tokens: longest context wanted, at most the model's own.
     collectives: what a mesh of several ranks moves data with; needed to run, not to build. Raises SetupError
     for architectures, fields and meshes that are not supported, naming them.
     """

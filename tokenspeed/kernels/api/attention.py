@@ -3,7 +3,8 @@
 
 New tokens are already in the arena (`rope.*_write` runs before), and are the last of their row's context. A
 table has one line per row; its entries past the row's context are never read. Keys are already rotated. Where the
-trait `kv` is fp8, an arena is what `kernels.fp8` defines: `Latents` in the place of [N, P, L + Dr], `Heads` of [N, P, K, D].
+trait `kv` is fp8, an arena is what `kernels.fp8` defines: `Latents` in the place of [N, P, L + Dr], `Heads` in that of
+[N, P, K, D].
 """
 
 from __future__ import annotations

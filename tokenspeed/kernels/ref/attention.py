@@ -2,10 +2,10 @@
 """Attention over a paged context, written plainly: gather each row's blocks, softmax in float32, one row at a
 time.
 
-In: queries, an arena of blocks (or what holds one in 8 bits, `kernels.fp8`), a table that says which blocks hold which row. Out: new tensors, in the dtype
-of the queries. The arena is only read: new tokens were written by `rope.*_write` before. Math is float32, or
-float64 when the inputs are. Every row reads only its own `context_lens` tokens; table entries past them are
-never looked at. A decode skips a row of context 0 (padding): its output is 0, its log-sum -inf.
+In: queries, an arena of blocks (or what holds one in 8 bits, `kernels.fp8`), a table that says which blocks hold which
+row. Out: new tensors, in the dtype of the queries. The arena is only read: new tokens were written by `rope.*_write`
+before. Math is float32, or float64 when the inputs are. Every row reads only its own `context_lens` tokens; table
+entries past them are never looked at. A decode skips a row of context 0 (padding): its output is 0, its log-sum -inf.
 """
 
 from __future__ import annotations

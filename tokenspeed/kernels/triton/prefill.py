@@ -308,8 +308,8 @@ def _launch(
     queries = QUERIES if narrow else max(32, lanes)
     tiles = triton.cdiv(tokens * lanes, queries) + rows
     _extend[(tiles, kv_heads)](
-        q, k, v, k if k_shared is None else k_shared, k_scale, v_scale, block_table, row_starts, context_lens, out, rows,
-        scale * LOG2_E, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
+        q, k, v, k if k_shared is None else k_shared, k_scale, v_scale, block_table, row_starts, context_lens, out,
+        rows, scale * LOG2_E, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
         0 if k_shared is None else k_shared.stride(0), block_table.stride(0), out.stride(0), out.stride(1),
         GROUP=group,
         DIM=dim,
