@@ -26,7 +26,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenspeed.base.errors import SetupError
-from tokenspeed.control import Finish, IdleClass, Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
+from tokenspeed.control import (
+    CopyResult,
+    Finish,
+    IdleClass,
+    Outcome,
+    Plan,
+    Scheduler,
+    SchedulerOptions,
+    SubmitStatus,
+    Tier,
+)
 from tokenspeed.sim.device import DeviceModel, Noise, Step
 from tokenspeed.sim.sessions import CHAIN_TOKENS, Call, Session
 
@@ -91,6 +101,7 @@ class Record:
     refusals: int = 0
     sessions_ended: int = 0
     evictions: int = 0
+    copies: int = 0  # of blocks, between tiers
 
 
 @dataclass(slots=True)
@@ -131,6 +142,7 @@ class Agents:
         self._options = options
         self._device = device
         self._setting = setting
+        self._copied_us = [0, 0]  # when the link up, and down, is free
         self._noise_random = Random(f"{setting.seed}/noise")
         self._order = list(range(len(sessions)))
         Random(f"{setting.seed}/order").shuffle(self._order)
@@ -277,9 +289,12 @@ class Agents:
         plan = self.scheduler.plan(self._now_us)
         if plan is None:
             return None
+        self._copy(plan)
         self._bind(plan)
-        exact_us = self._device.step_us(Step(*plan.work))
-        step_us = self._setting.noise.apply(exact_us, self._noise_random)
+        step_us = 0
+        if plan.rows:  # else it holds copies alone, and nothing is launched
+            exact_us = self._device.step_us(Step(*plan.work))
+            step_us = self._setting.noise.apply(exact_us, self._noise_random)
         start_us = self._now_us + round(self._device.host_us)
         if running is not None:
             start_us = max(start_us, running.end_us)
@@ -288,6 +303,26 @@ class Agents:
             self.record.busy_us += step_us
             self.record.prefill_tokens += len(plan.tokens) - plan.decode_rows
         return _Running(plan.step, start_us + step_us, step_us, self._sample(plan))
+
+    def _copy(self, plan: Plan) -> None:
+        """Move blocks between tiers beside the step: one at a time each way, all of them well."""
+        copies = len(plan.copy_ids)
+        if copies == 0:
+            return
+        self.record.copies += copies
+        up = plan.copy_to_tiers == int(Tier.DEVICE)
+        block_us = self._device.copy_us * self._options.block_tokens
+        for way, ids in ((0, plan.copy_ids[up]), (1, plan.copy_ids[~up])):
+            if len(ids) == 0:
+                continue
+            free_us = max(self._copied_us[way], self._now_us) + round(block_us * len(ids))
+            self._copied_us[way] = free_us
+            mine = ids.copy()
+            self._post(free_us, lambda mine=mine: self._copied(mine))
+
+    def _copied(self, ids: NDArray[np.uint64]) -> None:
+        done = np.full(len(ids), int(CopyResult.DONE), np.uint8)
+        self.scheduler.transferred(ids, done, self._now_us)
 
     def _bind(self, plan: Plan) -> None:
         bound = zip(

@@ -11,6 +11,7 @@ the end of the answer, violates it if a whole window would have been over: no sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -18,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenspeed.sim.agents import Record, Turn
+from tokenspeed.sim.agents import Record, Setting, Turn
 from tokenspeed.sim.device import DeviceModel
 
 WINDOW_TOKENS: Final = 64
@@ -50,6 +51,8 @@ class Measures:
     refusals: int
     busy_share: float
     sessions_ended: int
+    turns_per_hour_of_lane: dict[int, float]  # by tenant: of one of its sessions
+    copies: int  # of blocks, between tiers
 
 
 def violations(times_us: NDArray[np.int64], floor_tps: float) -> tuple[int, int]:
@@ -115,6 +118,8 @@ def measure(record: Record, device: DeviceModel, hit_bound_tokens: int, floor_tp
         refusals=record.refusals,
         busy_share=record.busy_us / (record.end_us - setting.warm_up_us),
         sessions_ended=record.sessions_ended,
+        turns_per_hour_of_lane=_by_tenant(ended, setting, hours),
+        copies=record.copies,
     )
 
 
@@ -122,6 +127,13 @@ def jain(shares: Sequence[float]) -> float:
     """Jain's index of fairness: 1 where all are equal, 1/n where one has everything."""
     total = sum(shares)
     return total * total / (len(shares) * sum(share * share for share in shares)) if total else 0.0
+
+
+def _by_tenant(ended: Iterable[Turn], setting: Setting, hours: float) -> dict[int, float]:
+    """Turns an hour of a lane of each tenant, on average."""
+    tenants = setting.tenants or (0,) * setting.lanes
+    lanes, turns = Counter(tenants), Counter(tenants[turn.lane] for turn in ended)
+    return {tenant: turns[tenant] / lanes[tenant] / hours for tenant in sorted(lanes)}
 
 
 def _service(ended: Iterable[Turn], device: DeviceModel, lanes: int) -> list[float]:

@@ -36,6 +36,8 @@ GOOD = Measures(
     refusals=0,
     busy_share=1.0,
     sessions_ended=10,
+    turns_per_hour_of_lane={0: 12.5},
+    copies=0,
 )
 PROMISE = Promise(violating_max=0.001, ttft_p95_max_s=15.0, door_p95_max_s=30.0)
 
