@@ -100,7 +100,16 @@ def options_of(log: EventLog) -> SchedulerOptions:
         values[name] = (
             tuple(float.fromhex(each) for each in value.split(",")) if name == "cost" else int(value)
         )
-    for name in ("prefix_cache", "overlap", "floor", "session_admission", "fair_share", "retention", "tiers", "stamps"):
+    for name in (
+        "prefix_cache",
+        "overlap",
+        "floor",
+        "session_admission",
+        "fair_share",
+        "retention",
+        "tiers",
+        "stamps",
+    ):
         values[name] = bool(values[name])
     values["cost_exact"] = bool(values["cost_exact"])
     return SchedulerOptions(journal=True, **values)

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.control import SchedulerOptions
+from tokenspeed.control.log import header
 from tokenspeed.sim.agents import Agents, Record, Setting
 from tokenspeed.sim.bounds import Bounds, bounds
 from tokenspeed.sim.device import DEVICES, NOISES, DeviceModel
@@ -106,7 +107,7 @@ def device_of(case: Case) -> DeviceModel:
         raise SetupError(f"no step times of {case.model} on {case.device}; there are {known}") from None
 
 
-def options_of(case: Case, sessions: Sequence[Session]) -> SchedulerOptions:
+def options_of(case: Case, sessions: Sequence[Session], *, journal: bool = False) -> SchedulerOptions:
     """The scheduler of a case."""
     held = working_set_tokens(sessions, case.sessions)
     switches = case.switches
@@ -121,6 +122,7 @@ def options_of(case: Case, sessions: Sequence[Session]) -> SchedulerOptions:
         context_tokens_max=CONTEXT_TOKENS_MAX,
         overlap=case.overlap,
         seed=case.seed,
+        journal=journal,
         floor_mtps=case.floor_tps * 1000 if "floor" in switches else 0,
         cost=device_of(case).prices,
         cost_exact=case.noise == "exact" and device_of(case).expert_us == 0,
@@ -133,8 +135,8 @@ def options_of(case: Case, sessions: Sequence[Session]) -> SchedulerOptions:
     )
 
 
-def play(case: Case, sessions: Sequence[Session]) -> tuple[Record, float]:
-    """Live through a case; its record, and the CPU seconds that took."""
+def play(case: Case, sessions: Sequence[Session], journal: Path | None = None) -> tuple[Record, float]:
+    """Live through a case; its record, and the CPU seconds that took. Its journal goes to a file, if named."""
     setting = Setting(
         seed=case.seed,
         lanes=case.sessions,
@@ -146,19 +148,36 @@ def play(case: Case, sessions: Sequence[Session]) -> tuple[Record, float]:
         tenants=case.tenants,
     )
     begin = time.process_time()
-    record = Agents(sessions, options_of(case, sessions), device_of(case), setting).play()
-    return record, time.process_time() - begin
+    agents = Agents(
+        sessions, options_of(case, sessions, journal=journal is not None), device_of(case), setting
+    )
+    record = agents.play()
+    cpu_s = time.process_time() - begin
+    if journal is not None:
+        part, before = agents.scheduler.take_journal()
+        journal.write_bytes(header(case.seed, before) + part)
+    return record, cpu_s
 
 
-def run(cases: Sequence[Case], trace: Path, *, jobs: int, progress: Callable[[Result], None]) -> list[Result]:
-    """Run cases in `jobs` processes; `progress` hears of each as it comes."""
+def run(
+    cases: Sequence[Case],
+    trace: Path,
+    *,
+    jobs: int,
+    progress: Callable[[Result], None],
+    journal: Path | None = None,
+) -> list[Result]:
+    """Run cases in `jobs` processes; `progress` hears of each as it comes. One that is played alone may leave its
+    journal."""
     groups: dict[Case, list[Case]] = {}
     for case in cases:
         groups.setdefault(_played(case), []).append(case)
+    if journal is not None and len(groups) > 1:
+        raise SetupError(f"--event-log {journal}: a journal is of one run, these are {len(groups)}")
     results: list[Result] = []
     with ExitStack() as stack:
         mapped = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs)).map
-        for found in mapped(partial(_run_group, trace), groups.values()):
+        for found in mapped(partial(_run_group, trace, journal), groups.values()):
             for result in found:
                 progress(result)
                 results.append(result)
@@ -170,12 +189,12 @@ def _played(case: Case) -> Case:
     return case if "floor" in case.switches else replace(case, floor_tps=0)
 
 
-def _run_group(trace: Path, cases: Sequence[Case]) -> list[Result]:
+def _run_group(trace: Path, journal: Path | None, cases: Sequence[Case]) -> list[Result]:
     """Cases that are played alike, judged by their floors."""
     case = cases[0]
     sessions = _sessions(trace, case.gap_scale)
     options = options_of(case, sessions)
-    record, cpu_s = play(case, sessions)
+    record, cpu_s = play(case, sessions, journal)
     pool_tokens = options.blocks_total * BLOCK_TOKENS
     bounded = bounds(record, sessions, pool_tokens)
     return [

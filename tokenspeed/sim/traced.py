@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     def progress(result: Result) -> None:
         print(list(table([result]))[1], flush=True)
 
-    results = run(cases, args.trace, jobs=args.jobs, progress=progress)
+    results = run(cases, args.trace, jobs=args.jobs, progress=progress, journal=args.event_log)
     if args.json:
         args.json.write_text(json.dumps(_record(argv, results), indent=1) + "\n")
     return 0
@@ -163,6 +163,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--close", action="store_true", help="sessions are closed when they end")
     add("--no-overlap", action="store_true", help="launch a step after the one before was read")
     add("--jobs", type=int, default=os.cpu_count() or 1, metavar="J", help="processes (default: cores)")
+    add(
+        "--event-log",
+        type=Path,
+        metavar="FILE",
+        help="write the journal of the one run here, to replay or audit",
+    )
     add("--json", type=Path, metavar="FILE", help="write everything here")
     return parser
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tokenspeed.audit.floors import audit
+from tokenspeed.audit.journal import read
 from tokenspeed.base.errors import SetupError
 from tokenspeed.control import SchedulerOptions
 from tokenspeed.sim.agents import Agents, Record, Setting
@@ -18,6 +20,7 @@ from tokenspeed.sim.bounds import bounds
 from tokenspeed.sim.device import DEVICES, NOISES, Noise, Step
 from tokenspeed.sim.main import main
 from tokenspeed.sim.measures import jain, measure, violations
+from tokenspeed.sim.replay import read_journal, replay
 from tokenspeed.sim.sessions import Session, read_sessions, working_set_tokens
 from tokenspeed.sim.study import SWITCHES, Case, options_of, play
 
@@ -203,3 +206,32 @@ def test_recorded_sessions_play() -> None:
     assert len(recorded) == 330
     record, _ = play(Case(24, 40, 1.0, policies="off", minutes=1.0, warm_up_minutes=0.5), recorded)
     assert len(record.turns) > 100
+
+
+@pytest.mark.parametrize("policies", ["off", "floor", "on", "tiers"])
+def test_the_auditor_and_a_replay_agree_with_the_run(trace: Path, tmp_path: Path, policies: str) -> None:
+    """Two judges that share no code count the same windows, and the journal gives the same decisions again."""
+    sessions = read_sessions(trace)
+    case = Case(
+        3,
+        250,
+        9.0,
+        policies,
+        host=1.0,
+        noise="noisy",
+        model="moonlight-experts",
+        minutes=1.0,
+        warm_up_minutes=0.0,
+    )
+    path = tmp_path / "events"
+    record, _ = play(case, sessions, path)
+    order = np.argsort(record.token_ids, kind="stable")
+    ids, places = np.unique(record.token_ids[order], return_index=True)
+    times = dict(zip(ids.tolist(), np.split(record.token_us[order], places[1:]), strict=True))
+    for floor in (40, 250, 400):
+        mine = [violations(times[request_id], floor) for request_id in times]
+        verdict = audit(read(path.read_bytes()), floor_mtps=floor * 1000)
+        assert verdict.windows == sum(windows for windows, _ in mine) > 10
+        assert len(verdict.violations) == sum(violating for _, violating in mine)
+    assert verdict.violations  # nobody gets 400 tokens a second
+    assert replay(read_journal(path)).difference is None
