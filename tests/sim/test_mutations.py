@@ -129,3 +129,25 @@ def test_every_planted_bug_is_found(extension: Path, capsys: pytest.CaptureFixtu
 def test_product_passes_the_seeds_that_find_the_bugs(extension: Path) -> None:
     verdict = judge(extension, "0", audited=True)
     assert (verdict.seeds, verdict.law) == (SEEDS, None), verdict.message
+
+
+SHRUNK = ("dropped_use", "last_token_cached", "partial_freeze", "parent_evicted")
+"""Plants that the control plane's own assertions find in the journal of a life."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHRUNK)
+def test_a_planted_bug_shrinks_to_twenty_calls(extension: Path, name: str) -> None:
+    number = next(number for plant, number, _ in PLANTS if plant == name)
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/sim/shrunk.py", extension, number, str(SEEDS)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    least = json.loads(done.stdout)
+    assert least is not None
+    assert len(least["left"]) <= 20, least

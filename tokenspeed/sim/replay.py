@@ -37,6 +37,8 @@ INPUTS: Final = frozenset(
     | {"transferred", "corrupt"}
 )
 """Records that stand for a call; a commit's results and a submit's prompt and terms come with them."""
+SAID: Final = frozenset({"options", "terms", "prompt", "results"})
+"""Records of what calls were given."""
 WITHOUT_VALUES: Final = {"submit": ("digest",), "commit": ("digest",)}
 """Fields that speak of tokens, which a replay has not."""
 PRELUDES: Final = frozenset({"terms", "rows"})
@@ -154,6 +156,7 @@ class Feeder:
         self._terms: dict[int, dict[str, int]] = {}
         self._prompts: dict[int, deque[Event]] = {}
         self._results: dict[int, tuple[int, ...]] = {}
+        self._flights: dict[int, tuple[int, int]] = {}  # recorded step -> the one it is here, and its samples
         for event in events:
             if event.kind == "prompt":
                 self._prompts.setdefault(event.fields["request_id"], deque()).append(event)
@@ -177,10 +180,14 @@ class Feeder:
             case "cancel":
                 self._scheduler.cancel(fields["request_id"])
             case "plan" | "no_plan":
-                return self._scheduler.plan(fields["now_us"])
+                plan = self._scheduler.plan(fields["now_us"])
+                if plan is not None and "step" in fields:
+                    self._flights[fields["step"]] = plan.step, plan.samples
+                return plan
             case "commit":
-                step = fields["step"]
-                tokens = self._tokens(step, fields["samples"])
+                # In a journal that was made shorter, steps have other numbers and rows.
+                step, samples = self._flights.pop(fields["step"], (fields["step"], fields["samples"]))
+                tokens = self._tokens(fields["step"], samples)
                 self._scheduler.commit(step, tokens, fields["now_us"], fields["step_us"])
             case "late":
                 self._scheduler.commit(fields["step"], np.empty(0, np.int32))
@@ -233,30 +240,38 @@ class Feeder:
         tokens = np.zeros(samples, np.int32)
         said = self._results.get(step, ())
         for place, what in zip(said[::2], said[1::2], strict=True):
+            if place >= samples:
+                break
             tokens[place] = {SAID_FAILED: FAILED, SAID_STOP: STOP}.get(what, what - SAID_FIRST)
         return tokens
 
 
 def shrink(events: Sequence[Event], fails: Callable[[Sequence[Event]], bool]) -> list[Event]:
-    """Leave out inputs, by halves and then one by one, while the rest still fails; what cannot be spared.
+    """Leave out calls while the rest still fails: by halves, then steps with their commits, then one by one; what
+    cannot be spared.
 
-    Prompts, terms and results are no inputs of their own: they stay with what names them.
+    Prompts, terms and results are no calls of their own: they stay, and count for nothing without theirs.
     """
-    kept = [event for event in events if event.kind not in {"bind", "retract", "finish", "decision", "rows"}]
+    kept = [event for event in events if event.kind in INPUTS]
+    said = [event for event in events if event.kind in SAID]
+    order = {id(event): place for place, event in enumerate(events)}
+
+    def failing(calls: Sequence[Event]) -> bool:
+        return fails(sorted([*said, *calls], key=lambda event: order[id(event)]))
+
     size = max(1, len(kept) // 2)
     while True:
         at, spared = 0, False
         while at < len(kept):
-            if kept[at].kind == "options":
-                at += 1
-                continue
-            shorter = kept[:at] + [e for e in kept[at : at + size] if e.kind == "options"] + kept[at + size :]
-            if fails(shorter):
+            if failing(shorter := kept[:at] + kept[at + size :]):
                 kept, spared = shorter, True
             else:
                 at += size
+        for step in {event.fields["step"] for event in kept if event.kind == "plan"}:
+            if failing(shorter := [event for event in kept if event.fields.get("step") != step]):
+                kept, spared = shorter, True
         if size == 1 and not spared:
-            return [event for event in kept if event.kind in INPUTS]
+            return kept
         size = max(1, size // 2)
 
 
