@@ -214,8 +214,8 @@ def test_the_auditor_and_a_replay_agree_with_the_run(trace: Path, tmp_path: Path
     sessions = read_sessions(trace)
     case = Case(
         3,
-        250,
-        9.0,
+        40,
+        200.0,  # a session is expected to become as long as real ones
         policies,
         host=1.0,
         noise="noisy",
