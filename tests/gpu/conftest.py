@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import transformers
 
 from tokenspeed.base import config
 from tokenspeed.base.clock import MonotonicClock
+from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.engine import wire
 from tokenspeed.engine.boot import Core, boot
+from tokenspeed.engine.constraints import Constraints
 from tokenspeed.engine.desk import Desk
 from tokenspeed.engine.loop import Loop
+from tokenspeed.text.grammar.matcher import Vocabulary
 
 VOCAB, NEW_TOKENS = 160, 32
 PROMPT_LENGTHS = (5, 40, 70, 17, 33, 96, 1, 64, 8, 130, 21)
@@ -117,7 +121,10 @@ class World:
         self.core: Core = boot(config.build(model=str(directory), **{**defaults, **options}))
         self.answers: dict[int, Answer] = {}
         self._inbox: list[wire.Request] = []
-        desk = Desk(self.core.scheduler, vocab_size=self.core.model.vocab)
+        characters: Future[Vocabulary] = Future()
+        characters.set_result(Vocabulary([bytes([i]) if i < 128 else b"" for i in range(VOCAB)]))
+        constraints = Constraints(characters, vocab=self.core.model.vocab, threads=2, wake=lambda: None)
+        desk = Desk(self.core.scheduler, vocab_size=self.core.model.vocab, constraints=constraints)
         overlap = self.core.resolved.overlap
         self.loop = Loop(desk, self.core.executor, self, self, MonotonicClock(), overlap=overlap)
 
@@ -137,11 +144,13 @@ class World:
                 answer.ids += wire.ids_array(delta.ids).tolist()
                 answer.finish, answer.error = delta.finish, delta.error
 
-    def submit(self, prompt: Sequence[int], **sampling: Any) -> int:
+    def submit(self, prompt: Sequence[int], grammar: str | None = None, **sampling: Any) -> int:
         request_id = len(self.answers) + 1
         self.answers[request_id] = Answer()
         params = SamplingParams(**{"temperature": 0.0, "tokens_max": NEW_TOKENS, "seed": 7, **sampling})
-        self._inbox.append(wire.Generate(request_id, wire.ids_bytes(np.array(prompt)), params))
+        constraint = None if grammar is None else Constraint(grammar)
+        ids = wire.ids_bytes(np.array(prompt))
+        self._inbox.append(wire.Generate(request_id, ids, params, constraint=constraint))
         return request_id
 
     def finish(self) -> None:

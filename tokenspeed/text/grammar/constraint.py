@@ -185,7 +185,7 @@ class _Answer:
             return either(f"{plain}?", calls.bare, words(tagged.partition("[")[0], calls.entries[0].rest))
         ways = [words(self._until(entry.marker), entry.rest) for entry in calls.entries]
         tail = self._rules.add("TEXT", text)
-        body = self._rules.add("answer", f"{either(*ways)}* {tail}?")
+        body = self._rules.add("answer", f"({either(*ways)})* {tail}?")
         reasoning, form = self._dialect.reasoning, self._dialect.calls
         if reasoning is None or form is None or form.ends_reasoning:
             return body

@@ -65,7 +65,7 @@ def upto(*markers: str) -> str:
 
 def without(*markers: str) -> str:
     """Body of a terminal: text that holds none of the markers."""
-    return " & ".join(("/(?s:.*)/", *(f"~/(?s:.*){escaped(marker)}(?s:.*)/" for marker in markers)))
+    return f"/(?s:.*)/ & ~/(?s:.*)({'|'.join(map(escaped, markers))})(?s:.*)/"
 
 
 def either(*alternatives: str) -> str:

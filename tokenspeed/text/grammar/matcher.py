@@ -34,10 +34,9 @@ COMPILED_MAX: Final = 64
 CHECKED_MAX: Final = 4096
 _SPECIAL: Final = b"\xff"  # begins no text, so no grammar over text allows such a token
 _PARALLEL_MIN: Final = 4  # masks made at once from which threads pay
-_LIMITS: Final = LLParserLimits(
-    step_lexer_fuel=100_000, step_max_items=50_000, max_lexer_states=50_000, verbose_errors=False
-)
-"""A mask stops after a few milliseconds of lexing and parsing each."""
+_LIMITS: Final = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+"""The library's fuel: a mask stops after about 15 ms of lexing and 3 ms of parsing, a compilation after 20 ms of
+preparing its lexer. Half of it already ends honest schemas at their first mask."""
 
 
 class Checked:
@@ -72,17 +71,22 @@ def refusal(constraint: Constraint, said: str) -> RequestError:
 class Vocabulary:
     """The tokens of a model as a grammar sees them; takes about a second to make for 150k."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.size = tokenizer.vocab_size
+    def __init__(self, tokens: list[bytes]) -> None:
+        """`tokens` are the bytes of each id; of those that are no text they begin with 0xFF."""
+        self.size = len(tokens)
         """Ids of the tokenizer. A mask has one bit more, which says that the answer may end."""
         self.words = -(-(self.size + 1) // 32)
         end = _SPECIAL + b"<|end of answer|>"
-        self.tokenizer = LLTokenizer(TokenizerWrapper(_Table([*_bytes_of(tokenizer), end])))
+        self.tokenizer = LLTokenizer(TokenizerWrapper(_Table([*tokens, end])))
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Vocabulary:
+        return cls(_bytes_of(tokenizer))
 
     @classmethod
     def load(cls, directory: Path) -> Vocabulary:
         """Read a model directory's tokenizer. Raises `SetupError`."""
-        return cls(Tokenizer.load(directory))
+        return cls.of(Tokenizer.load(directory))
 
 
 class _Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -90,12 +90,30 @@ def escaped(text: str) -> str:
     return _encode(text)[1:-1]
 
 
+def decoded(text: str) -> Any:
+    """The value of JSON; `ValueError` if it is none.
+
+    The decoder refuses numbers that no float holds and halves of surrogate pairs, which JSON has.
+    """
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        try:
+            return json.loads(text, parse_constant=_no_json)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+
+
 def is_json(text: str) -> bool:
     try:
-        msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
+        decoded(text)
+    except ValueError:
         return False
     return True
+
+
+def _no_json(word: str) -> Any:
+    raise ValueError(f"{word} is no JSON")
 
 
 def text_of(quoted_text: str) -> str | None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-import msgspec
-
-from tokenspeed.text.tools.json_text import quoted
+from tokenspeed.text.tools.json_text import decoded, quoted
 
 _SCHEMAS_MAX: Final = 64  # references and alternatives followed for one argument
 _PYTHON_WORDS: Final = {"True": "true", "False": "false", "None": "null"}
@@ -51,8 +49,8 @@ def json_of(text: str, types: frozenset[str]) -> str:
     bare = text.strip()
     bare = _PYTHON_WORDS.get(bare, bare)
     try:
-        value = msgspec.json.decode(bare)
-    except (msgspec.DecodeError, RecursionError):
+        value = decoded(bare)
+    except ValueError:
         return quoted(text)
     # Where a string is allowed too, only a value of another allowed type is not one.
     return quoted(text) if "string" in types and not _kinds(value) & types else bare

@@ -18,7 +18,7 @@ TYPES = {
     "seeds": "*i64", "counts": "*i32", "in_prompt": "*i8", "edit_ids": "*i32", "edit_values": "*fp32",
     "chosen": "*i32", "state": "*i64", "histogram": "*i64", "sums": "*i64", "arrived": "*i32", "forced": "*i32",
     "forced_width": "i32", "last_tokens": "*i64", "partials": "*i64", "ids": "*i64", "ids_count": "i32",
-    "table": "*i32", "table_stride": "i32", "block_table": "*i32", "width": "i32",
+    "table": "*i32", "lines": "*i32", "bits": "*i32", "words": "i32", "out": "*fp32", "table_stride": "i32", "block_table": "*i32", "width": "i32",
 }  # fmt: skip
 CUT = {"PART": 2048, "SIZE": sampling.BLOCK, "FIELDS": sampling.STATE}
 SEARCH = {**CUT, "PARTS": 80, "SHIFT": 21, "BITS": 11}
@@ -30,6 +30,7 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], int, int]] = {
     "count": (sampling._search, {**SEARCH, "WEIGHED": False, "KEY": 1}, 4, 1),
     "weigh": (sampling._search, {**SEARCH, "WEIGHED": True, "KEY": 4}, 4, 1),
     "pick": (sampling._pick, {**CUT, "PARTS": 80, "PARTS_PADDED": 128}, 4, 1),
+    "mask": (sampling._mask, {"SIZE": sampling.ADJUST_BLOCK}, 4, 0),
     "note": (sampling._note, {}, 1, 0),
 }
 
