@@ -136,7 +136,7 @@ class Constraints:
         for (row, request_id, answer), bits in zip(mine, filled, strict=True):
             if answer.walk.error:
                 _log.warning("request %d ends: %s", request_id, answer.walk.error)
-                failed.append((request_id, COSTLY))
+                failed.append((request_id, DEAD if answer.walk.stuck else COSTLY))
                 continue
             may_end, goes_on = self._settle(answer, bits)
             if goes_on or (may_end and len(answer.stop_ids)):

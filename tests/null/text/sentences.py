@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sentences of grammars, taken at random, and what must hold of them: `python tests/null/text/sentences.py COUNT [NAME]`.
+"""Sentences of grammars, taken at random, and what must hold of them; at length: `python sentences.py COUNT [NAME]`.
 
 Tools with random schemas are put on offer to a dialect. A random walk over masks makes an answer; the dialect's
 parser must read it as calls of those tools, whole, with arguments that a validator of ours, which knows nothing of
@@ -23,7 +23,7 @@ from tokenspeed.text.grammar.matcher import Masks, Vocabulary, Walk, compiled
 from tokenspeed.text.tools.families import FAMILIES
 from tokenspeed.text.tools.parser import OutputParser
 from tokenspeed.text.tools.schema import ArgumentTypes
-from tokenspeed.text.tools.spec import Dialect
+from tokenspeed.text.tools.spec import Dialect, Elements
 
 FREE_TOKENS = 120  # then a walk makes for the end
 TOKENS_MAX = 4000
@@ -213,12 +213,20 @@ def check(dialect: Dialect, walker: Walker, rng: random.Random) -> str | None:
     )
     constraint = constraint_for(dialect, wanted)
     assert constraint is not None
-    # A string of a JSON answer may quote a marker, which the parser then finds (docs/concepts/structured-output.md).
     walk = Walk(compiled(constraint, walker.vocabulary))
-    text = walker.sentence(walk, rng, quotes=mode != "json")
+    text = walker.sentence(walk, rng, quotes=mode != "json" and not quotes_json(dialect, wanted))
     if text is not None:
         judge(dialect, wanted, mode, text)
     return text
+
+
+def quotes_json(dialect: Dialect, wanted: Wanted) -> bool:
+    """Whether a string of JSON may stand where the parser looks for markers: the gaps that are known, and said so in
+    docs/concepts/structured-output.md."""
+    if dialect.calls is None or not isinstance(dialect.calls.arguments, Elements):
+        return False
+    written = [json.dumps(tool.schema) for tool in wanted.tools]
+    return any('"array"' in text or '"anyOf"' in text or text.count('"object"') > 1 for text in written)
 
 
 def judge(dialect: Dialect, wanted: Wanted, mode: str, text: str) -> None:

@@ -120,9 +120,9 @@ class Walk:
         return self._matcher.get_error() if self._matcher.is_error() else ""
 
     @property
-    def complete(self) -> bool:
-        """Nothing but the end may follow."""
-        return self._matcher.is_stopped() and not self._matcher.is_error()
+    def stuck(self) -> bool:
+        """It cannot go on because no token fits, rather than for what it would cost."""
+        return self.error.startswith("NoExtension")
 
     def take(self, token: int) -> bool:
         """Go on by a token; False if the grammar does not have it here."""
