@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from starlette.applications import Starlette
@@ -24,10 +26,14 @@ from tokenspeed.obs.metrics import CONTENT_TYPE
 from tokenspeed.serve import dashboard, debug
 from tokenspeed.serve.answer import json_response
 from tokenspeed.serve.anthropic import messages, models
+from tokenspeed.serve.anthropic.schema import CountBody, MessagesBody
 from tokenspeed.serve.auth import guard
 from tokenspeed.serve.errors import ApiError, answer_of, speaks_anthropic
 from tokenspeed.serve.openai import chat, completions, tokens
+from tokenspeed.serve.openai.schema import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from tokenspeed.serve.openapi import Operation, document
 from tokenspeed.serve.responses import create
+from tokenspeed.serve.responses.schema import ResponsesBody
 from tokenspeed.serve.service import Service
 
 _log = get_logger("serve")
@@ -35,41 +41,83 @@ _NEAR: Final = 0.75  # a slip of the path; /v1/messages is another API, no slip 
 _RESPONSE: Final = "/v1/responses/{id}"
 _Handler = Callable[[Request, Service, bytes], Awaitable[Response]]
 
-POSTS: Final[dict[str, _Handler]] = {
-    "/v1/chat/completions": chat.handle,
-    "/v1/completions": completions.handle,
-    "/v1/messages": messages.handle,
-    "/v1/messages/count_tokens": messages.count_tokens,
-    "/v1/responses": create.handle,
-    "/tokenize": tokens.tokenize,
-    "/detokenize": tokens.detokenize,
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A route that takes a body."""
+
+    handler: _Handler
+    operation: Operation
+
+
+POSTS: Final = {
+    "/v1/chat/completions": Post(
+        chat.handle, Operation.generating("Messages in, a message or its deltas out", ChatBody)
+    ),
+    "/v1/completions": Post(
+        completions.handle, Operation.generating("Text or token ids continued", CompletionBody)
+    ),
+    "/v1/messages": Post(messages.handle, Operation.generating("Anthropic Messages", MessagesBody)),
+    "/v1/messages/count_tokens": Post(
+        messages.count_tokens, Operation("Length of the prompt that messages make", CountBody)
+    ),
+    "/v1/responses": Post(create.handle, Operation.generating("OpenAI Responses", ResponsesBody)),
+    "/tokenize": Post(
+        tokens.tokenize, Operation("Ids of a text, or of the prompt of messages", TokenizeBody)
+    ),
+    "/detokenize": Post(tokens.detokenize, Operation("Text of ids", DetokenizeBody)),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """A route that takes none; `method` may be another than GET."""
+
+    handler: Callable[[Request, Service], Response]
+    operation: Operation
+    method: str = "GET"
+
+
+def _gets() -> list[tuple[str, Get]]:
+    text, page = ("text/plain",), ("text/html",)
+    return [
+        ("/v1/models", Get(_models, Operation("The served model"))),
+        ("/v1/models/{model:path}", Get(_model, Operation("The served model, by its id"))),
+        (_RESPONSE, Get(create.retrieve, Operation("An answer that was kept"))),
+        (_RESPONSE, Get(create.delete, Operation("Forget an answer"), "DELETE")),
+        ("/health", Get(_health, Operation("Whether the core reports"))),
+        ("/ready", Get(_ready, Operation("Whether new requests are welcome"))),
+        ("/metrics", Get(_metrics, Operation("Series in Prometheus' text format", media=text))),
+        ("/version", Get(_version, Operation("The version"))),
+        ("/openapi.json", Get(_openapi, Operation("This document"))),
+        ("/dashboard", Get(dashboard.page, Operation("A page that shows this server at work", media=page))),
+        ("/dashboard/data", Get(dashboard.data, Operation("What the page shows"))),
+        ("/debug/requests", Get(debug.listing, Operation("Open requests and those that ended last"))),
+        ("/debug/requests/{id}", Get(debug.timeline, Operation("One request, moment by moment"))),
+    ]
+
+
+@cache
+def openapi() -> bytes:
+    """The OpenAPI document of all routes."""
+    operations = {("post", path): post.operation for path, post in POSTS.items()}
+    operations |= {(get.method.lower(), path): get.operation for path, get in _gets()}
+    return document(operations)
 
 
 def build(service: Service) -> Starlette:
     """The application of one service."""
-    gets = {
-        "/v1/models": _models,
-        "/v1/models/{model:path}": _model,
-        _RESPONSE: create.retrieve,
-        "/health": _health,
-        "/ready": _ready,
-        "/metrics": _metrics,
-        "/version": _version,
-        "/dashboard": dashboard.page,
-        "/dashboard/data": dashboard.data,
-        "/debug/requests": debug.listing,
-        "/debug/requests/{id}": debug.timeline,
-    }
-    routes = [Route(path, _with_service(service, handler), methods=["GET"]) for path, handler in gets.items()]
-    routes += [Route(path, _with_body(service, handler), methods=["POST"]) for path, handler in POSTS.items()]
-    routes.append(Route(_RESPONSE, _with_service(service, create.delete), methods=["DELETE"]))
+    gets = _gets()
+    routes = [Route(path, _with_service(service, get.handler), methods=[get.method]) for path, get in gets]
+    routes += [
+        Route(path, _with_body(service, post.handler), methods=["POST"]) for path, post in POSTS.items()
+    ]
     app = Starlette(
         routes=routes,
         middleware=guard(service.config.server),
         exception_handlers={
             TokenSpeedError: _noting(service),
-            HTTPException: _Unrouted([*gets, *POSTS]),
+            HTTPException: _Unrouted(list(dict.fromkeys([*(path for path, _ in gets), *POSTS]))),
             Exception: _noting(service),
         },
     )
@@ -145,6 +193,10 @@ def _metrics(request: Request, service: Service) -> Response:
 
 def _version(request: Request, service: Service) -> Response:
     return json_response({"version": __version__})
+
+
+def _openapi(request: Request, service: Service) -> Response:
+    return Response(openapi(), media_type="application/json")
 
 
 def _noting(service: Service) -> Callable[[Request, Exception], Awaitable[Response]]:

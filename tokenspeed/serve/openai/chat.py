@@ -76,9 +76,12 @@ async def handle(request: Request, service: Service, data: bytes) -> Response:
 
 def _check(body: ChatBody) -> None:
     """Refuse what this server does not do, by name."""
-    if body.functions is not None or body.function_call is not None:
-        raise refused("functions", "superseded by the API itself; use tools and tool_choice")
-    if body.audio is not None or any(kind != "text" for kind in body.modalities or ()):
+    for name in ("functions", "function_call"):
+        if getattr(body, name) is not None:
+            raise refused(name, "superseded by the API itself; use tools and tool_choice")
+    if body.audio is not None:
+        raise refused("audio", "this server answers with text only")
+    if any(kind != "text" for kind in body.modalities or ()):
         raise refused("modalities", "this server answers with text only")
     if body.web_search_options is not None:
         raise refused("web_search_options", "this server fetches nothing; offer a tool instead")

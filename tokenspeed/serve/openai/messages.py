@@ -15,6 +15,7 @@ import msgspec
 from tokenspeed.serve.body import BodyReader
 from tokenspeed.serve.errors import out_of_range, refused
 from tokenspeed.serve.openai.schema import ChatMessage, ContentPart, Tool, ToolCall
+from tokenspeed.serve.pseudo_headers import without_pseudo_headers
 from tokenspeed.text.chat_template import Message
 
 ROLES: Final = ("system", "developer", "user", "assistant", "tool")
@@ -47,6 +48,8 @@ def _plain(message: ChatMessage, at: str) -> Message:
         "role": "system" if message.role == "developer" else message.role,
         "content": _content(message.content, at),
     }
+    if plain["role"] == "system" and isinstance(plain["content"], str):
+        plain["content"] = without_pseudo_headers(plain["content"])
     if message.role == "tool" and plain["content"] is None:
         plain["content"] = ""
     if message.name is not None:
