@@ -165,7 +165,9 @@ class Sampler:
             history = (self._history.counts, self._history.in_prompt)
             logits, chosen = self._table(torch.float32, rows, self._vocab), self._table(torch.int32, rows)
             self._adjust(logits, *at, *history, self._edit_ids, self._edit_values)
-            self._mask(logits, torch.full_like(chosen, -1), self._table(torch.int32, 1, -(-self._vocab // 32)))
+            self._mask(
+                logits, torch.full_like(chosen, -1), self._table(torch.int32, 1, -(-self._vocab // 32))
+            )
             self._draw(logits, *at, chosen)
             last_tokens = self._table(torch.int64, len(self._needs) + 1)
             self._note(chosen, *at, self._forced, self._history.counts, last_tokens)

@@ -18,7 +18,8 @@ TYPES = {
     "seeds": "*i64", "counts": "*i32", "in_prompt": "*i8", "edit_ids": "*i32", "edit_values": "*fp32",
     "chosen": "*i32", "state": "*i64", "histogram": "*i64", "sums": "*i64", "arrived": "*i32", "forced": "*i32",
     "forced_width": "i32", "last_tokens": "*i64", "partials": "*i64", "ids": "*i64", "ids_count": "i32",
-    "table": "*i32", "lines": "*i32", "bits": "*i32", "words": "i32", "out": "*fp32", "table_stride": "i32", "block_table": "*i32", "width": "i32",
+    "table": "*i32", "lines": "*i32", "bits": "*i32", "words": "i32", "out": "*fp32",
+    "table_stride": "i32", "block_table": "*i32", "width": "i32",
 }  # fmt: skip
 CUT = {"PART": 2048, "SIZE": sampling.BLOCK, "FIELDS": sampling.STATE}
 SEARCH = {**CUT, "PARTS": 80, "SHIFT": 21, "BITS": 11}
