@@ -178,7 +178,7 @@ class World {
 
     // Reports that were heard before, and of copies that never were.
     void report_again() {
-        for (const std::uint64_t id : reported_) {
+        for (const std::uint64_t id : std::vector(reported_)) {
             report(id, CopyResult::done);
         }
         report(0, CopyResult::done);
