@@ -10,6 +10,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -19,6 +20,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -270,6 +272,26 @@ class PyScheduler {
 
     bool idle() const {
         return locked([this] { return scheduler_.idle(); });
+    }
+    // A copy: the record may be forgotten.
+    std::optional<Session> session(std::uint64_t id) const {
+        return locked([&]() -> std::optional<Session> {
+            const Session* const found = scheduler_.session(SessionId{id});
+            return found == nullptr ? std::nullopt : std::optional(*found);
+        });
+    }
+    std::vector<Tenant> tenants() const {
+        return locked([this] { return scheduler_.tenants(); });
+    }
+    std::uint64_t retry_after_us() const {
+        return locked([this] { return scheduler_.retry_after_us(); });
+    }
+    std::array<double, 5> prices() const {
+        const StepCost cost = locked([this] { return scheduler_.cost().prices(); });
+        return {cost.base_us, cost.row_us, cost.context_us, cost.token_us, cost.pair_us};
+    }
+    double step_error() const {
+        return locked([this] { return scheduler_.cost().error_p99(); });
     }
     Stats stats() const {
         return locked([this] { return scheduler_.stats(); });
@@ -596,6 +618,33 @@ void bind_values(nb::module_& m) {
 #undef TS_COUNTER
 }
 
+template <class Owner>
+void bind_account(nb::class_<Owner>& cls) {
+#define TS_USED(name, doc) cls.def_prop_ro(#name, [](const Owner& o) { return o.account.name; }, doc)
+    TS_USED(prefill_ns, "Device time of its chunks of prompts.");
+    TS_USED(decode_ns, "Device time of its output tokens.");
+    TS_USED(queue_us, "From arrival to the first step, over its requests.");
+    TS_USED(requests, "Accepted.");
+    TS_USED(tokens_prompt, "Known tokens of its requests, each time one was admitted.");
+    TS_USED(tokens_cached, "Of these, found in the prefix tree.");
+    TS_USED(tokens_computed, "Prompt tokens computed.");
+    TS_USED(tokens_output, "Sampled.");
+    TS_USED(block_us, "Blocks held, times how long: on the device, the host and the disk.");
+#undef TS_USED
+}
+
+void bind_accounts(nb::module_& m) {
+    nb::class_<Session> session(m, "Session", "What is known of a session, and what it has used; a copy.");
+    session.def_prop_ro("admitted", [](const Session& s) { return s.admitted; }, "Of a root: its family may run.")
+        .def_prop_ro("requests_live", [](const Session& s) { return s.requests_live; })
+        .def_prop_ro("blocks", [](const Session& s) { return s.blocks; }, "Of its latest context.");
+    bind_account(session);
+    nb::class_<Tenant> tenant(m, "Tenant", "What a tenant has used; a copy.");
+    tenant.def_prop_ro("id", [](const Tenant& t) { return t.id.value; })
+        .def_ro("requests_live", &Tenant::requests_live);
+    bind_account(tenant);
+}
+
 void bind_scheduler(nb::module_& m) {
     nb::class_<PyScheduler>(m, "Scheduler",
                             "The control plane: requests and blocks in, plans and outcomes out.")
@@ -629,6 +678,13 @@ void bind_scheduler(nb::module_& m) {
              nb::sig("def tokens(self, request_id: int) -> numpy.typing.NDArray[numpy.int32]"),
              "Prompt and output of a live request, copied; empty for any other.")
         .def("flush_prefix", &PyScheduler::flush_prefix, "Drop every cached block that no request uses.")
+        .def("session", &PyScheduler::session, "session"_a, "A session by its id; None where it is not remembered.")
+        .def("tenants", &PyScheduler::tenants, "Every tenant that has sent a request; the first is that of no name.")
+        .def("retry_after_us", &PyScheduler::retry_after_us,
+             "After how long a request that would be refused now may be admitted.")
+        .def_prop_ro("prices", &PyScheduler::prices, "The cost model's prices now, as SchedulerOptions.cost.")
+        .def_prop_ro("step_error_p99", &PyScheduler::step_error,
+                     "What all but one step in a hundred stay below, of |taken / predicted - 1|.")
         .def_prop_ro("idle", &PyScheduler::idle, "Nothing waits, runs or is in flight.")
         .def_prop_ro("options", &PyScheduler::options)
         .def("stats", &PyScheduler::stats)
@@ -652,5 +708,6 @@ NB_MODULE(_control, m) {
     bind_values(m);
     bind_plan(m);
     bind_outcome(m);
+    bind_accounts(m);
     bind_scheduler(m);
 }

@@ -96,6 +96,37 @@ class SchedulerConfig:
         None, "most prompt tokens computed in one step", low=1, unit="tokens"
     )
     waiting_max: int = option(1024, "requests waiting before new ones get 429", low=1)
+    floor: float | None = option(
+        None,
+        "tokens per second promised to every answer that names no floor; 0 promises only what requests name, and "
+        "without this option no floor is kept",
+        low=0.0,
+        high=100_000.0,
+        unit="tps",
+    )
+    tenant_floor: tuple[str, ...] = option(
+        (), "SALT=TPS: the floor of requests with this cache_salt (repeatable; needs --floor)"
+    )
+    session_admission: str = option(
+        "auto",
+        "admit sessions, not requests, to the KV there is; auto: on where several sessions of an agent fit",
+        choices=("auto", "on", "off"),
+    )
+    door_max: int = option(
+        64, "requests of sessions not yet admitted that are held before new ones get 429", low=1
+    )
+    session_aging_s: float = option(
+        1800.0, "no session waits longer to be admitted", low=0.001, high=1e6, unit="seconds"
+    )
+    session_idle_s: float = option(
+        600.0,
+        "an admitted session that is idle for so long gives way to one that waits; mostly sooner, by what is seen of "
+        "others",
+        low=0.001,
+        high=1e6,
+        unit="seconds",
+    )
+    fair_share: bool = option(True, "order requests by what their tenants have used of the device")
     overlap: str = option(
         "auto", "launch step n+1 before step n is read; auto: on with a GPU", choices=("auto", "on", "off")
     )

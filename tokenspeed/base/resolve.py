@@ -22,6 +22,8 @@ CONTEXTS_MAX: Final = 16  # on a CPU an arena of more full contexts is not chose
 CONTEXT_TOKENS_LEAST: Final = 256
 # cpu: a step stays within about half a second
 PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 8192, "null": 8192}
+SESSION_TOKENS: Final = 70_000  # of a coding agent, on average over its turns
+SESSIONS_LEAST: Final = 4
 DTYPE_BYTES: Final = {"bfloat16": 2, "float32": 4}
 
 
@@ -80,6 +82,7 @@ class Resolved:
     waiting_max: int
     prefill_tokens_max: int
     tokens_per_step_max: int
+    session_admission: bool
     choices: tuple[Choice, ...]
 
     @property
@@ -98,6 +101,7 @@ def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Res
     wanted, wanted_choice = _wanted_context(config.model, model)
     blocks, context, memory_choices = _resolve_memory(config, device, model, wanted)
     slots = config.scheduler.rows_max
+    sessions, sessions_choice = _resolve_sessions(config.scheduler, blocks * config.cache.block_tokens)
     return Resolved(
         dtype=dtype,
         threads=threads,
@@ -109,6 +113,7 @@ def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Res
         waiting_max=config.scheduler.waiting_max,
         prefill_tokens_max=prefill_tokens,
         tokens_per_step_max=prefill_tokens + slots,
+        session_admission=sessions,
         choices=(
             dtype_choice,
             *model.choices,
@@ -117,6 +122,7 @@ def resolve(config: EngineConfig, device: DeviceFacts, model: ModelFacts) -> Res
             *memory_choices,
             prefill_choice,
             overlap_choice,
+            sessions_choice,
             *([graphs_choice] if device.type == "cuda" else []),
         ),
     )
@@ -168,6 +174,14 @@ def resolve_graphs(config: EngineConfig, device: DeviceFacts) -> tuple[int, Choi
     if asked is not None and asked < rows:
         return asked, Choice("graphs", f"decode up to {asked} rows", "asked for")
     return rows, Choice("graphs", f"decode up to {rows} rows", "all that may run at once")
+
+
+def _resolve_sessions(config: SchedulerConfig, kv_tokens: int) -> tuple[bool, Choice]:
+    if config.session_admission != "auto":
+        return config.session_admission == "on", Choice("session admission", config.session_admission, "asked for")
+    several = kv_tokens >= SESSIONS_LEAST * SESSION_TOKENS
+    reason = f"the KV cache holds {kv_tokens / SESSION_TOKENS:.1f} sessions of {SESSION_TOKENS} tokens"
+    return several, Choice("session admission", "on" if several else "off", reason)
 
 
 def _resolve_overlap(config: SchedulerConfig, device: DeviceFacts) -> tuple[bool, Choice]:

@@ -19,8 +19,10 @@ from tokenspeed.control._control import (
     Reason,
     Scheduler,
     SchedulerOptions,
+    Session,
     Stats,
     SubmitStatus,
+    Tenant,
     Tier,
 )
 from tokenspeed.control.log import Event, EventLog, read_log
@@ -37,8 +39,10 @@ __all__ = [
     "Reason",
     "Scheduler",
     "SchedulerOptions",
+    "Session",
     "Stats",
     "SubmitStatus",
+    "Tenant",
     "Tier",
     "read_log",
 ]

@@ -531,6 +531,101 @@ class Outcome:
     def finish(self) -> numpy.typing.NDArray[numpy.uint8]:
         """[K] Finish values"""
 
+class Session:
+    """What is known of a session, and what it has used; a copy."""
+
+    @property
+    def admitted(self) -> bool:
+        """Of a root: its family may run."""
+
+    @property
+    def requests_live(self) -> int: ...
+
+    @property
+    def blocks(self) -> int:
+        """Of its latest context."""
+
+    @property
+    def prefill_ns(self) -> int:
+        """Device time of its chunks of prompts."""
+
+    @property
+    def decode_ns(self) -> int:
+        """Device time of its output tokens."""
+
+    @property
+    def queue_us(self) -> int:
+        """From arrival to the first step, over its requests."""
+
+    @property
+    def requests(self) -> int:
+        """Accepted."""
+
+    @property
+    def tokens_prompt(self) -> int:
+        """Known tokens of its requests, each time one was admitted."""
+
+    @property
+    def tokens_cached(self) -> int:
+        """Of these, found in the prefix tree."""
+
+    @property
+    def tokens_computed(self) -> int:
+        """Prompt tokens computed."""
+
+    @property
+    def tokens_output(self) -> int:
+        """Sampled."""
+
+    @property
+    def block_us(self) -> list[int]:
+        """Blocks held, times how long: on the device, the host and the disk."""
+
+class Tenant:
+    """What a tenant has used; a copy."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def requests_live(self) -> int: ...
+
+    @property
+    def prefill_ns(self) -> int:
+        """Device time of its chunks of prompts."""
+
+    @property
+    def decode_ns(self) -> int:
+        """Device time of its output tokens."""
+
+    @property
+    def queue_us(self) -> int:
+        """From arrival to the first step, over its requests."""
+
+    @property
+    def requests(self) -> int:
+        """Accepted."""
+
+    @property
+    def tokens_prompt(self) -> int:
+        """Known tokens of its requests, each time one was admitted."""
+
+    @property
+    def tokens_cached(self) -> int:
+        """Of these, found in the prefix tree."""
+
+    @property
+    def tokens_computed(self) -> int:
+        """Prompt tokens computed."""
+
+    @property
+    def tokens_output(self) -> int:
+        """Sampled."""
+
+    @property
+    def block_us(self) -> list[int]:
+        """Blocks held, times how long: on the device, the host and the disk."""
+
 class Scheduler:
     """The control plane: requests and blocks in, plans and outcomes out."""
 
@@ -585,6 +680,25 @@ class Scheduler:
 
     def flush_prefix(self) -> int:
         """Drop every cached block that no request uses."""
+
+    def session(self, session: int) -> Session | None:
+        """A session by its id; None where it is not remembered."""
+
+    def tenants(self) -> list[Tenant]:
+        """Every tenant that has sent a request; the first is that of no name."""
+
+    def retry_after_us(self) -> int:
+        """After how long a request that would be refused now may be admitted."""
+
+    @property
+    def prices(self) -> list[float]:
+        """The cost model's prices now, as SchedulerOptions.cost."""
+
+    @property
+    def step_error_p99(self) -> float:
+        """
+        What all but one step in a hundred stay below, of |taken / predicted - 1|.
+        """
 
     @property
     def idle(self) -> bool:

@@ -343,6 +343,7 @@ def _torch_threads(config: EngineConfig, model: models.Model, threads: int) -> i
 
 
 def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOptions:
+    scheduling = config.scheduler
     return SchedulerOptions(
         blocks_total=resolved.blocks_total,
         block_tokens=resolved.block_tokens,
@@ -356,6 +357,13 @@ def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOpt
         context_tokens_max=resolved.context_tokens_max,
         prefix_cache=config.cache.prefix_cache,
         overlap=resolved.overlap,
+        floor=scheduling.floor is not None,
+        floor_mtps=round(1000 * (scheduling.floor or 0.0)),
+        session_admission=resolved.session_admission,
+        fair_share=scheduling.fair_share,
+        door_max=scheduling.door_max,
+        session_aging_us=round(1e6 * scheduling.session_aging_s),
+        session_idle_us=round(1e6 * scheduling.session_idle_s),
         hash_key=secrets.token_bytes(16),
         seed=config.model.seed,
         journal=config.scheduler.event_log is not None,

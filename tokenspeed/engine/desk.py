@@ -22,17 +22,20 @@ import numpy as np
 from tokenspeed.base.errors import RequestError
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.control import Finish, Outcome, Plan, Scheduler, SubmitStatus
+from tokenspeed.control import Finish, IdleClass, Outcome, Plan, Scheduler, SubmitStatus
 from tokenspeed.engine import admission, wire
 from tokenspeed.engine.constraints import Constraints
 from tokenspeed.exec.protocol import RowMasks, StepResult
-from tokenspeed.obs.sample import CoreSample
+from tokenspeed.obs.sample import CoreSample, SessionAccount
 from tokenspeed.obs.timeline import Timeline
 
 _log = get_logger("engine")
 _FINISH: Final[dict[int, wire.Finish | None]] = {0: None, 1: "stop", 2: "length", 3: "cancelled", 4: "error"}
+_IDLE: Final = {"unknown": IdleClass.UNKNOWN, "tool": IdleClass.TOOL, "turn": IdleClass.TURN}
+_RETRIES: Final = frozenset({SubmitStatus.QUEUE_FULL, SubmitStatus.DOOR_FULL})
 _REFUSAL: Final[dict[SubmitStatus, wire.Refusal]] = {
     SubmitStatus.QUEUE_FULL: "queue_full",
+    SubmitStatus.DOOR_FULL: "door_full",
     SubmitStatus.TOO_LONG: "too_long",
     SubmitStatus.EXCEEDS_POOL: "exceeds_pool",
     SubmitStatus.DUPLICATE: "duplicate",
@@ -83,6 +86,7 @@ class Desk:
         self._prompt_tokens_cached = 0
         self._output_tokens = 0
         self._faults = 0
+        self._deadlines_passed = 0
 
     def accept(self, message: wire.Request, now_us: int) -> None:
         """Act on one message from the front; what it must be told waits in `take_notes`."""
@@ -95,6 +99,12 @@ class Desk:
                 self._notes.append(wire.Deltas(ends + self._deltas(self._scheduler.drain(), {}), 0))
             case wire.Flush():
                 self._scheduler.flush_prefix()
+            case wire.Rest():
+                self._scheduler.idle_session(message.session, _IDLE[message.idle], message.gap_key, now_us)
+            case wire.Close():
+                self._scheduler.close_session(message.session, now_us)
+            case wire.Ask():
+                self._notes.append(wire.SessionReport(message.ticket, self._account(message.session)))
             case wire.Stop():
                 self.stopped = True
 
@@ -120,6 +130,7 @@ class Desk:
         """The next step, or None if nothing can run; notes when and with what its requests started."""
         plan = self._scheduler.plan(now_us)
         if plan is None:
+            self._drain_expired()
             return None
         for request_id, cached in zip(
             plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True
@@ -135,6 +146,14 @@ class Desk:
                 self._prompt_tokens += request.prompt_tokens
                 self._prompt_tokens_cached += cached
         return plan
+
+    def _drain_expired(self) -> None:
+        """Where nothing runs, no step would tell of requests whose deadline has passed."""
+        passed = self._scheduler.stats().deadlines_passed
+        if passed > self._deadlines_passed:
+            self._deadlines_passed = passed
+            if items := self._deltas(self._scheduler.drain(), {}):
+                self._notes.append(wire.Deltas(items, 0))
 
     def bindings(self, plan: Plan) -> Iterator[Binding]:
         """The slots `plan` gives to requests."""
@@ -192,6 +211,30 @@ class Desk:
             blocks_leased=stats.blocks_leased,
             blocks_in_flight=stats.blocks_in_flight,
             cpu_us=time.process_time_ns() // 1000,
+            at_door=stats.at_door,
+            sessions_admitted=stats.sessions_admitted,
+            deadlines_passed=stats.deadlines_passed,
+            step_error_p99=self._scheduler.step_error_p99,
+        )
+
+    def _account(self, session: int) -> SessionAccount | None:
+        found = self._scheduler.session(session)
+        if found is None:
+            return None
+        device, host, disk = found.block_us
+        return SessionAccount(
+            admitted=found.admitted,
+            requests=found.requests,
+            requests_live=found.requests_live,
+            prefill_ns=found.prefill_ns,
+            decode_ns=found.decode_ns,
+            queue_us=found.queue_us,
+            tokens_prompt=found.tokens_prompt,
+            tokens_cached=found.tokens_cached,
+            tokens_computed=found.tokens_computed,
+            tokens_output=found.tokens_output,
+            block_us=(device, host, disk),
+            block_tokens=self._scheduler.options.block_tokens,
         )
 
     def _receive(self, message: wire.Generate, now_us: int) -> None:
@@ -240,9 +283,17 @@ class Desk:
             salt=message.salt,
             priority=message.priority,
             now_us=now_us,
+            session=message.session,
+            root=message.root,
+            tenant=message.tenant,
+            floor_mtps=message.floor_mtps,
+            deadline_us=message.deadline_us,
+            final=message.final,
+            retain_us=message.retain_us,
         )
         if status is not SubmitStatus.ACCEPTED:
-            self._notes.append(wire.Refused(message.request_id, _REFUSAL[status]))
+            retry_after_us = self._scheduler.retry_after_us() if status in _RETRIES else 0
+            self._notes.append(wire.Refused(message.request_id, _REFUSAL[status], retry_after_us))
             return False
         self._open[message.request_id] = _Open(sampling, len(tokens), message.arrival_us)
         return True
@@ -259,6 +310,10 @@ class Desk:
         items: list[wire.Delta] = []
         columns = (outcome.request_ids.tolist(), outcome.tokens.tolist(), outcome.finish.tolist())
         for request_id, token, finish in zip(*columns, strict=True):
+            if finish == Finish.DEADLINE:
+                del self._open[request_id]
+                self._notes.append(wire.Refused(request_id, "deadline", self._scheduler.retry_after_us()))
+                continue
             request = self._open[request_id]
             items.append(self._delta(request_id, request, token, finish, logprobs.get(request_id)))
             if self._constraints is not None:

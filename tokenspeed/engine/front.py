@@ -35,14 +35,17 @@ from tokenspeed.base.errors import (
 )
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams
-from tokenspeed.engine import admission, launch, wire
+from tokenspeed.engine import admission, identity, launch, wire
 from tokenspeed.obs.history import History
 from tokenspeed.obs.metrics import Metrics
 from tokenspeed.obs.requests import RecentRequests, RequestTimeline
+from tokenspeed.obs.sample import SessionAccount
 
 _log = get_logger("engine")
 HEALTH_S: Final = 10.0  # a core that reported nothing for so long is not healthy
 STOP_GRACE_S: Final = 5.0
+ASK_S: Final = 5.0
+RETRY_AFTER_MAX_S: Final = 600
 AbortReason = Literal["client", "stop_string", "deadline", "shutdown"]
 
 
@@ -194,6 +197,7 @@ class AsyncEngine:
         self.metrics = Metrics(lambda: None if self.stats is None else self.stats.core)
         self._core = core
         self._streams: dict[int, Stream] = {}
+        self._asked: dict[int, asyncio.Future[SessionAccount | None]] = {}
         self.streams_max = core.ready.waiting_max + core.ready.slots_max
         """Most streams open at once."""
         self._ids = itertools.count(1)
@@ -226,6 +230,11 @@ class AsyncEngine:
         salt: bytes = b"",
         priority: int = 0,
         session: str | None = None,
+        root: str | None = None,
+        floor_mtps: int = 0,
+        deadline_us: int = 0,
+        final: bool = False,
+        retain_us: int = 0,
         answer_id: str = "",
         received_us: int | None = None,
         traceparent: str | None = None,
@@ -233,10 +242,11 @@ class AsyncEngine:
     ) -> Stream:
         """Start a request on a prompt of token ids [n].
 
-        `answer_id` is what its caller calls it, `received_us` when it came to the caller, now if absent,
-        `traceparent` the trace it is part of; all for `requests` alone. `constraint` is what the answer
-        must look like; a recorded
-        answer is said as it is. Raises `RequestError` for what the caller
+        `session` names the run of requests it continues, `root` the session that this one is a part of, `final`
+        says that none will follow. `floor_mtps` is promised to it once it is admitted; it is not begun after
+        `deadline_us`, on this engine's clock. `answer_id` is what its caller calls it, `received_us` when it came
+        to the caller, now if absent, `traceparent` the trace it is part of; all for `requests` alone. `constraint`
+        is what the answer must look like; a recorded answer is said as it is. Raises `RequestError` for what the caller
         can correct, `CapacityError` when too many requests are open, and `EngineDeadError` when there is no core.
         Copies `ids`.
         """
@@ -276,9 +286,15 @@ class AsyncEngine:
                 ),
                 salt,
                 priority,
-                session,
+                identity.session_id(salt, session),
                 arrival_us,
                 None if sampling.forced else constraint,
+                identity.session_id(salt, root),
+                identity.tenant_id(salt),
+                floor_mtps,
+                deadline_us,
+                final,
+                retain_us,
             )
         )
         return stream
@@ -291,6 +307,31 @@ class AsyncEngine:
         self._core.send(wire.Abort([stream.request_id]))
         stream.put(wire.Delta(stream.request_id, b"", finish="cancelled"), self.clock.now_us())
         self._note_end()
+
+    def rest(self, salt: bytes, session: str, idle: wire.Idle, tool: str | None = None) -> None:
+        """A turn of a session has ended: it waits for a tool, for a person, or who knows."""
+        if self._dead is None:
+            self._core.send(wire.Rest(identity.session_id(salt, session), idle, identity.gap_key(tool)))
+
+    def close_session(self, salt: bytes, session: str) -> None:
+        """No further request of a session will come; what was kept for it is free."""
+        if self._dead is None:
+            self._core.send(wire.Close(identity.session_id(salt, session)))
+
+    async def session(self, salt: bytes, session: str) -> SessionAccount | None:
+        """What a session has used; None where it is not remembered. `EngineDeadError` without a core."""
+        if self._dead is not None:
+            raise EngineDeadError(self._dead)
+        ticket = next(self._ids)
+        answer: asyncio.Future[SessionAccount | None] = asyncio.get_running_loop().create_future()
+        self._asked[ticket] = answer
+        self._core.send(wire.Ask(ticket, identity.session_id(salt, session)))
+        try:
+            return await asyncio.wait_for(answer, ASK_S)
+        except TimeoutError as error:
+            raise CapacityError("the engine is busy; try again", retry_after_s=1, status=503) from error
+        finally:
+            del self._asked[ticket]
 
     def flush_prefix(self) -> None:
         """Forget every reusable prefix that nobody is using."""
@@ -347,8 +388,12 @@ class AsyncEngine:
                 stream = self._streams.pop(report.request_id, None)
                 if stream is not None:
                     self.metrics.refused.labels(report.reason).inc()
-                    stream.fail(self._refusal(report.reason, stream), "refused")
+                    stream.fail(self._refusal(report, stream), "refused")
                     self._note_end()
+            case wire.SessionReport():
+                answer = self._asked.get(report.ticket)
+                if answer is not None and not answer.done():
+                    answer.set_result(report.account)
             case wire.Ready() | wire.Failed():
                 _log.error("the core announced itself twice; ignored")
 
@@ -361,9 +406,19 @@ class AsyncEngine:
             self._note_end()
         stream.put(delta, now_us)
 
-    def _refusal(self, reason: wire.Refusal, stream: Stream) -> TokenSpeedError:
+    def _refusal(self, refused: wire.Refused, stream: Stream) -> TokenSpeedError:
+        reason, retry_after_s = refused.reason, _seconds(refused.retry_after_us)
         if reason == "queue_full":
             return self._capacity_error()
+        if reason == "door_full":
+            return CapacityError(
+                "the sessions in progress need all of the KV there is; a new one may be admitted later",
+                retry_after_s=retry_after_s,
+            )
+        if reason == "deadline":
+            return CapacityError(
+                "the request had not begun by its deadline", retry_after_s=retry_after_s, status=503
+            )
         if reason in ("too_long", "exceeds_pool"):
             pool_tokens = self.ready.blocks_total * self.ready.block_tokens
             tokens_max = min(self.ready.context_tokens_max, pool_tokens) - 1
@@ -394,6 +449,11 @@ class AsyncEngine:
         for stream in streams.values():
             stream.fail(EngineDeadError(self._dead), "engine_dead")
         self._drained.set()
+
+
+def _seconds(us: int) -> int:
+    """A wait to advise."""
+    return min(RETRY_AFTER_MAX_S, max(1, round(us / 1e6)))
 
 
 def _as_integers(ids: np.ndarray | Sequence[int]) -> np.ndarray:

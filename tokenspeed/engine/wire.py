@@ -20,10 +20,15 @@ import numpy as np
 
 from tokenspeed.base.constraint import Constraint
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.obs.sample import CoreSample
+from tokenspeed.obs.sample import CoreSample, SessionAccount
 
 Finish = Literal["stop", "length", "cancelled", "error"]
-Refusal = Literal["queue_full", "too_long", "exceeds_pool", "duplicate", "empty", "invalid", "grammar"]
+Refusal = Literal[
+    "queue_full", "door_full", "deadline", "too_long", "exceeds_pool", "duplicate", "empty", "invalid",
+    "grammar",
+]
+Idle = Literal["unknown", "tool", "turn"]
+Identity = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -40,11 +45,23 @@ class Generate(Message):
     salt: bytes = b""
     """Prefixes are shared only among equal salts."""
     priority: Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)] = 0
-    session: str | None = None
+    session: Identity = 0
+    """Of its name and its salt; 0: the request is a session of its own."""
     arrival_us: int = 0
     """Host monotonic clock, one epoch for all processes."""
     constraint: Constraint | None = None
     """What the answer must look like."""
+    root: Identity = 0
+    """The session that its session is a part of; 0: none."""
+    tenant: Identity = 0
+    floor_mtps: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    """Thousandths of a token per second promised to it; 0: what the scheduler promises to all."""
+    deadline_us: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """On the same clock: it is not begun later; 0: none."""
+    final: bool = False
+    """No further request of its session will come."""
+    retain_us: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Wished stay of its KV after it ends."""
 
 
 class Abort(Message):
@@ -55,6 +72,28 @@ class Abort(Message):
 
 class Flush(Message):
     """Front -> core: forget every reusable prefix that nobody is using."""
+
+
+class Rest(Message):
+    """Front -> core: a turn of a session has ended; what it waits for now."""
+
+    session: Identity
+    idle: Idle
+    gap_key: Identity = 0
+    """Of the tool that was called; 0: none."""
+
+
+class Close(Message):
+    """Front -> core: no further request of a session will come."""
+
+    session: Identity
+
+
+class Ask(Message):
+    """Front -> core: what has a session used? Answered by a `SessionReport` of the same ticket."""
+
+    ticket: int
+    session: Identity
 
 
 class Stop(Message):
@@ -92,6 +131,15 @@ class Refused(Message):
 
     request_id: int
     reason: Refusal
+    retry_after_us: int = 0
+    """Where trying again may help: when."""
+
+
+class SessionReport(Message):
+    """Core -> front: what a session has used; `account` is None where it is not remembered."""
+
+    ticket: int
+    account: SessionAccount | None
 
 
 class Ready(Message):
@@ -125,9 +173,9 @@ class Stats(Message):
     core: CoreSample
 
 
-Request = Generate | Abort | Flush | Stop
+Request = Generate | Abort | Flush | Rest | Close | Ask | Stop
 """What a core receives."""
-Report = Deltas | Refused | Ready | Failed | Stats
+Report = Deltas | Refused | Ready | Failed | Stats | SessionReport
 """What a front receives."""
 
 _M = TypeVar("_M")

@@ -40,3 +40,29 @@ class CoreSample(msgspec.Struct, frozen=True, array_like=True):
     """Blocks given up while a launched step still names them."""
     cpu_us: int
     """CPU time of the core process, all threads."""
+    at_door: int = 0
+    """Requests whose session is not admitted."""
+    sessions_admitted: int = 0
+    deadlines_passed: int = 0
+    """Requests that had not begun by their deadline."""
+    step_error_p99: float = 0.0
+    """What all but one step in a hundred stay below, of |taken / predicted - 1|."""
+
+
+class SessionAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session is and has used."""
+
+    admitted: bool
+    requests: int
+    requests_live: int
+    prefill_ns: int
+    """Device time of its chunks of prompts: its share of each step they were in."""
+    decode_ns: int
+    queue_us: int
+    tokens_prompt: int
+    tokens_cached: int
+    tokens_computed: int
+    tokens_output: int
+    block_us: tuple[int, int, int]
+    """KV blocks held, times how long: on the device, on the host, on disk."""
+    block_tokens: int

@@ -23,7 +23,7 @@ from tokenspeed import __version__
 from tokenspeed.base.errors import RequestError, TokenSpeedError
 from tokenspeed.base.log import get_logger
 from tokenspeed.obs.metrics import CONTENT_TYPE
-from tokenspeed.serve import dashboard, debug
+from tokenspeed.serve import dashboard, debug, session_routes
 from tokenspeed.serve.answer import json_response
 from tokenspeed.serve.anthropic import messages, models
 from tokenspeed.serve.anthropic.schema import CountBody, MessagesBody
@@ -39,7 +39,9 @@ from tokenspeed.serve.service import Service
 _log = get_logger("serve")
 _NEAR: Final = 0.75  # a slip of the path; /v1/messages is another API, no slip of /v1/models
 _RESPONSE: Final = "/v1/responses/{id}"
+_SESSION: Final = "/v1/sessions/{id:path}"
 _Handler = Callable[[Request, Service, bytes], Awaitable[Response]]
+_Look = Callable[[Request, Service], Response | Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ POSTS: Final = {
 class Get:
     """A route that takes none; `method` may be another than GET."""
 
-    handler: Callable[[Request, Service], Response]
+    handler: _Look
     operation: Operation
     method: str = "GET"
 
@@ -85,6 +87,8 @@ def _gets() -> list[tuple[str, Get]]:
         ("/v1/models/{model:path}", Get(_model, Operation("The served model, by its id"))),
         (_RESPONSE, Get(create.retrieve, Operation("An answer that was kept"))),
         (_RESPONSE, Get(create.delete, Operation("Forget an answer"), "DELETE")),
+        (_SESSION, Get(session_routes.show, Operation("What a session has used"))),
+        (_SESSION, Get(session_routes.close, Operation("End a session"), "DELETE")),
         ("/health", Get(_health, Operation("Whether the core reports"))),
         ("/ready", Get(_ready, Operation("Whether new requests are welcome"))),
         ("/metrics", Get(_metrics, Operation("Series in Prometheus' text format", media=text))),
@@ -125,11 +129,10 @@ def build(service: Service) -> Starlette:
     return app
 
 
-def _with_service(
-    service: Service, handler: Callable[[Request, Service], Response]
-) -> Callable[[Request], Awaitable[Response]]:
+def _with_service(service: Service, handler: _Look) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        return handler(request, service)
+        answer = handler(request, service)
+        return answer if isinstance(answer, Response) else await answer
 
     return endpoint
 

@@ -27,9 +27,10 @@ from tokenspeed.engine.front import AbortReason
 from tokenspeed.obs.history import History
 from tokenspeed.obs.metrics import Metrics
 from tokenspeed.obs.requests import RecentRequests
+from tokenspeed.obs.sample import SessionAccount
 from tokenspeed.serve.errors import GenerationError
 from tokenspeed.serve.sessions import Session
-from tokenspeed.text.events import Event
+from tokenspeed.text.events import CallStart, Event
 from tokenspeed.text.output import OutputFinish, OutputOptions, OutputReader
 from tokenspeed.text.tokenizer import Tokenizer
 
@@ -73,11 +74,22 @@ class Engine(Protocol):
         salt: bytes,
         priority: int,
         session: str | None,
+        root: str | None,
+        floor_mtps: int,
+        deadline_us: int,
+        final: bool,
+        retain_us: int,
         answer_id: str,
         received_us: int | None,
         traceparent: str | None,
         constraint: Constraint | None,
     ) -> TokenStream: ...
+
+    def rest(self, salt: bytes, session: str, idle: wire.Idle, tool: str | None = None) -> None: ...
+
+    def close_session(self, salt: bytes, session: str) -> None: ...
+
+    async def session(self, salt: bytes, session: str) -> SessionAccount | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +110,8 @@ class Origin:
     session: Session = field(default_factory=Session)
     received_us: int | None = None
     """On the engine's clock."""
+    deadline_us: int = 0
+    """On the same clock; 0: none."""
     traceparent: str | None = None
     """The caller's trace, as W3C spells it."""
 
@@ -129,6 +143,9 @@ class Generation:
         per_prompt: int = 1,
         on_answer: Callable[[list[int]], None] | None = None,
     ) -> None:
+        self._engine = engine
+        self._origin = origin
+        self._tools: dict[int, str] = {}  # the last tool that each choice called
         self._on_answer = on_answer  # told the ids of an answer that ended by itself
         self._per_prompt = per_prompt  # that many neighbouring choices share a prompt
         self._queue: asyncio.Queue[Update | TokenSpeedError] = asyncio.Queue(maxsize=len(choices) + 1)
@@ -143,6 +160,11 @@ class Generation:
                         salt=origin.salt,
                         priority=origin.session.priority,
                         session=origin.session.id,
+                        root=origin.session.root,
+                        floor_mtps=origin.session.floor_mtps,
+                        deadline_us=origin.deadline_us,
+                        final=origin.session.final,
+                        retain_us=origin.session.retain_us,
                         answer_id=answer_id,
                         received_us=origin.received_us,
                         traceparent=origin.traceparent,
@@ -192,6 +214,13 @@ class Generation:
                 unfinished -= 1
             yield update
 
+    def _note_rest(self, index: int) -> None:
+        """Tell the engine what the session waits for, now that a turn has ended."""
+        session = self._origin.session
+        if session.id is not None and not session.final:
+            tool = self._tools.get(index)
+            self._engine.rest(self._origin.salt, session.id, "turn" if tool is None else "tool", tool)
+
     async def _next(self, idle_s: float | None) -> Update | TokenSpeedError | None:
         if not self._queue.empty():
             return self._queue.get_nowait()
@@ -215,6 +244,9 @@ class Generation:
                     raise GenerationError(delta.error or "the engine could not finish this answer")
                 elif update.finish == "cancelled":
                     raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
+                self._tools.update((index, event.name) for event in update.events if isinstance(event, CallStart))
+                if update.finish is not None:
+                    self._note_rest(index)
                 await self._queue.put(update)
                 if update.finish is not None:
                     if self._on_answer is not None and delta.finish == "stop":

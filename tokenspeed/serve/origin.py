@@ -13,6 +13,7 @@ from tokenspeed.serve.generation import Origin
 from tokenspeed.serve.sessions import FLOOR_TPS_MAX, NAME_CHARACTERS_MAX, session_of
 
 PRIORITY_MAX: Final = 2**31 - 1
+DEADLINE_MS_MAX: Final = 86_400_000
 
 
 class OriginBody(msgspec.Struct, kw_only=True):
@@ -23,6 +24,7 @@ class OriginBody(msgspec.Struct, kw_only=True):
     priority: int | None = None
     floor_tps: float | None = None
     final: bool | None = None
+    deadline_ms: int | None = None
 
 
 def origin_of(
@@ -39,6 +41,9 @@ def origin_of(
         raise out_of_range("priority", priority, f"in -{PRIORITY_MAX}..{PRIORITY_MAX}")
     if floor_tps is not None and not 0 <= floor_tps <= FLOOR_TPS_MAX:
         raise out_of_range("floor_tps", floor_tps, f"in 0..{FLOOR_TPS_MAX:g}")
+    deadline_ms = body.deadline_ms
+    if deadline_ms is not None and not 0 < deadline_ms <= DEADLINE_MS_MAX:
+        raise out_of_range("deadline_ms", deadline_ms, f"in 1..{DEADLINE_MS_MAX}")
     session = session_of(
         request.headers,
         session_id=_name("session_id", body.session_id),
@@ -53,6 +58,7 @@ def origin_of(
         salt=(_name("cache_salt", body.cache_salt) or "").encode(),
         session=session,
         received_us=request.state.received_us,
+        deadline_us=0 if deadline_ms is None else request.state.received_us + 1000 * deadline_ms,
         traceparent=request.headers.get("traceparent", "")[:NAME_CHARACTERS_MAX] or None,
     )
 

@@ -26,6 +26,7 @@ from tokenspeed.serve.generation import Choice, Engine, Generation, Origin
 from tokenspeed.serve.request_log import RequestLog
 from tokenspeed.serve.responses.store import Store
 from tokenspeed.serve.seal import Seal
+from tokenspeed.serve.sessions import tenant_floors
 from tokenspeed.serve.turns import Turns
 from tokenspeed.text.grammar import Wanted, constraint_for
 from tokenspeed.text.grammar.matcher import Checked
@@ -47,6 +48,7 @@ class Service:
         self.config = config
         self.model_name = model_name
         self.started_s = int(time.time())
+        self._tenant_floors = tenant_floors(config.scheduler.tenant_floor)
         self.draining = False
         self.bodies = BodyReader(config.server.body_bytes_max)
         self.responses = Store()
@@ -127,6 +129,8 @@ class Service:
         """
         if turn is not None and origin.session.id is None:
             origin = replace(origin, session=replace(origin.session, id=f"~{turn.record.lineage}"))
+        if not origin.session.floor_mtps and (floor_mtps := self._tenant_floors.get(origin.salt, 0)):
+            origin = replace(origin, session=replace(origin.session, floor_mtps=floor_mtps))
         if self.draining:
             raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
         return Generation(

@@ -18,11 +18,13 @@ shared or granted because of it. It reads no body and knows no dialect.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+
+from tokenspeed.base.errors import SetupError
 
 NAME_CHARACTERS_MAX: Final = 256
 FLOOR_TPS_MAX: Final = 100_000.0
@@ -69,15 +71,32 @@ def session_of(
     )
     name = next(filter(None, names), None)
     is_thread = thread is not None and name == thread and root not in (None, thread)
-    floor = floor_tps if floor_tps is not None else _number(headers.get("x-session-floor"))
+    floor = floor_tps if floor_tps is not None else _number(_own(headers, "floor"))
     return Session(
         id=None if name is None else name[:NAME_CHARACTERS_MAX],
         root=root[:NAME_CHARACTERS_MAX] if is_thread and root else None,
         priority=priority,
         floor_mtps=round(1000 * min(max(floor or 0.0, 0.0), FLOOR_TPS_MAX)),
-        final=final if final is not None else headers.get("x-session-final", "").lower() in _TRUE,
+        final=final if final is not None else (_own(headers, "final") or "").lower() in _TRUE,
         retain_us=retain_us,
     )
+
+
+def tenant_floors(options: Iterable[str]) -> dict[bytes, int]:
+    """Floors of `--tenant-floor SALT=TPS`, in thousandths of a token per second; `SetupError` for what is none."""
+    floors: dict[bytes, int] = {}
+    for option in options:
+        salt, _, tps = option.rpartition("=")
+        floor = _number(tps)
+        if not salt or floor is None or not 0 <= floor <= FLOOR_TPS_MAX:
+            raise SetupError(f"--tenant-floor {option!r}: write SALT=TPS, as in acme=70")
+        floors[salt.encode()] = round(1000 * floor)
+    return floors
+
+
+def _own(headers: Mapping[str, str], hint: str) -> str | None:
+    """A hint made for this server, or for any that knows sessions."""
+    return headers.get(f"x-tokenspeed-{hint}") or headers.get(f"x-session-{hint}")
 
 
 def _session_in(user_id: str) -> str:

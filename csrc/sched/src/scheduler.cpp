@@ -116,7 +116,7 @@ SubmitStatus Scheduler::submit(const Submission& submission) {
 void Scheduler::open_door() {
     const std::uint64_t now_us = holdings_.now_us;
     Roster<AtDoor>& door = holdings_.door;
-    while (!door.empty()) {
+    while (!door.empty() && !turns_wait_long()) {
         if (holdings_.sessions.try_admit(first_at_door(), now_us)) {
             move_admitted();
         } else if (!holdings_.sessions.make_way(now_us)) {
@@ -134,6 +134,14 @@ void Scheduler::open_door() {
             move_admitted();
         }
     }
+}
+
+bool Scheduler::turns_wait_long() const {
+    if (holdings_.waiting.empty()) {
+        return false;
+    }
+    const std::uint64_t arrival_us = holdings_.waiting[holdings_.waiting.seat(0)].ledger->arrival_us();
+    return holdings_.now_us > arrival_us + policy::kTurnWaitMostUs;
 }
 
 SessionIndex Scheduler::first_at_door() const {

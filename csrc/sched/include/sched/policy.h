@@ -48,6 +48,10 @@ constexpr std::int32_t context_at_worst(std::int32_t tokens_known, std::int32_t 
 // Share of the time between two tokens that decode rows may take at their worst: the rest is for prompts, or
 // no first token would ever come.
 constexpr double kDecodeShare = 0.9;
+// While the first of those waiting has waited longer, no further session is admitted: there is KV for it, but not
+// enough of the device.
+constexpr std::uint64_t kTurnWaitMostUs = 4'000'000;
+
 // A chunk smaller than this is not worth a row, unless it is the last of its prompt.
 constexpr std::int32_t kChunkLeast = 16;
 // Plans in a row that may leave prompts no time; then one block of a prompt goes before the floor.

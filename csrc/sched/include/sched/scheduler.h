@@ -134,6 +134,8 @@ class Scheduler {
     // Admit the sessions that fit, the first at the door first.
     void open_door();
     [[nodiscard]] SessionIndex first_at_door() const;
+    // Do turns of admitted sessions wait so long that more sessions would only make it longer?
+    [[nodiscard]] bool turns_wait_long() const;
     void move_admitted();
     // End the requests that have not begun by their deadline.
     void expire();
