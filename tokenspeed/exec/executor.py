@@ -33,6 +33,7 @@ from tokenspeed.exec.batch import Batch, Laid
 from tokenspeed.exec.graphs import Graphs, Recorder
 from tokenspeed.exec.landing import Landings
 from tokenspeed.exec.protocol import RowMasks, StepResult
+from tokenspeed.exec.stopwatch import Lap, Stopwatch
 from tokenspeed.models import Model
 from tokenspeed.sampling import Report, Rows, Sampler
 
@@ -45,6 +46,7 @@ class Held:
     laid: Laid
     logits: torch.Tensor
     """[S, V] float32, or more rows of padding."""
+    lap: Lap
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class InFlight:
     report: Report | None
     copied: torch.Event | None
     """Recorded behind the copies; None where they are done at launch."""
+    lap: Lap
 
 
 class DeviceExecutor:
@@ -77,6 +80,7 @@ class DeviceExecutor:
         )
         self._chosen = torch.zeros(batch.limits.rows, dtype=torch.int32, device=model.device)
         self._landings = Landings(batch.limits.rows, batch.limits.tokens, model.device)
+        self._stopwatch = Stopwatch(model.device)
 
     def bind(self, slot: int, sampling: SamplingParams, prompt: np.ndarray, output: np.ndarray) -> None:
         """Give `slot` to a request; `prompt` and `output` (int32 [n]) are what penalties look back on."""
@@ -99,6 +103,7 @@ class DeviceExecutor:
     @torch.inference_mode()
     def hold(self, plan: Plan) -> Held:
         """Start a step up to its logits."""
+        lap = self._stopwatch.begin()
         size = self._graphs.size_for(plan.rows) if plan.decode_rows == plan.rows else None
         if size is None:
             laid = self._batch.lay(plan)
@@ -106,7 +111,7 @@ class DeviceExecutor:
         else:
             laid = self._batch.lay_padded(plan, size)
             logits = self._graphs.run(size)
-        return Held(plan, laid, logits)
+        return Held(plan, laid, logits, lap)
 
     @torch.inference_mode()
     def choose(self, held: Held, masks: RowMasks | None) -> InFlight:
@@ -119,8 +124,9 @@ class DeviceExecutor:
             rows = Rows(laid.sample_slots[:samples], laid.sample_positions[:samples], slots)
             report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows, masks)
         finite = None if samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
+        held.lap.end()
         tokens, finite_landed, copied = self._landings.land(chosen, finite)
-        return InFlight(plan, tokens, finite_landed, report, copied)
+        return InFlight(plan, tokens, finite_landed, report, copied, held.lap)
 
     @torch.inference_mode()
     def retire(self, flight: InFlight) -> StepResult:
@@ -133,7 +139,7 @@ class DeviceExecutor:
         if (tokens < 0).any() or (finite is not None and not finite.all()):
             faults = self._isolate(flight.plan, tokens, finite)
         logprobs = None if flight.report is None else flight.report.read()
-        return StepResult(flight.plan.step, tokens, logprobs, faults)
+        return StepResult(flight.plan.step, tokens, logprobs, faults, flight.lap.us())
 
     def _compute(self, laid: Laid) -> torch.Tensor:
         """What a graph holds: everything from laid inputs to noted tokens; logits [S, V]."""

@@ -78,4 +78,4 @@ class NullExecutor:
     def retire(self, flight: _Flight) -> StepResult:
         """Wait until the step is over."""
         time.sleep(max(0, flight.done_ns - time.monotonic_ns()) / 1e9)
-        return StepResult(flight.step, flight.tokens)
+        return StepResult(flight.step, flight.tokens, device_us=self._step_ns // 1000)

@@ -244,7 +244,9 @@ class Generation:
                     raise GenerationError(delta.error or "the engine could not finish this answer")
                 elif update.finish == "cancelled":
                     raise CapacityError("the server is shutting down", retry_after_s=1, status=503)
-                self._tools.update((index, event.name) for event in update.events if isinstance(event, CallStart))
+                self._tools.update(
+                    (index, event.name) for event in update.events if isinstance(event, CallStart)
+                )
                 if update.finish is not None:
                     self._note_rest(index)
                 await self._queue.put(update)

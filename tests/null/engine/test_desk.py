@@ -149,7 +149,10 @@ def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
     desk, _ = _desk(waiting_max=2)
     for request_id in (1, 2, 3):
         desk.accept(_generate(request_id, [5]), 200)
-    assert desk.take_notes() == [wire.Refused(3, "queue_full")]
+    (refused,) = desk.take_notes()
+    assert isinstance(refused, wire.Refused)
+    assert (refused.request_id, refused.reason) == (3, "queue_full")
+    assert refused.retry_after_us > 0
     assert {delta.request_id for delta in _step(desk, [11, 12])} == {1, 2}
 
 

@@ -13,19 +13,28 @@ from hypothesis import strategies as st
 
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.engine import wire
-from tokenspeed.obs.sample import CoreSample
+from tokenspeed.obs.sample import CoreSample, SessionAccount
 
 SAMPLING = SamplingParams(0.5, seed=3, tokens_max=9, stop_ids=(1, 2), logit_bias={5: -1.0}, logprobs=2)
 LOGPROB = TokenLogprob(1, -0.5, [(1, -0.5), (2, -3.0)], 1)
 REQUESTS = [
-    wire.Generate(7, wire.ids_bytes(np.arange(5)), SAMPLING, b"salt", 1, "s", 12),
+    wire.Generate(7, wire.ids_bytes(np.arange(5)), SAMPLING, b"salt", 1, 2**63 - 1, 12, None, 3, 4, 70_000, 5, True, 6),
     wire.Abort([1, 2**63 - 1]),
     wire.Flush(),
+    wire.Rest(9, "tool", 8),
+    wire.Close(9),
+    wire.Ask(1, 9),
     wire.Stop(),
 ]
+ACCOUNT = SessionAccount(
+    admitted=True, requests=1, requests_live=0, prefill_ns=2, decode_ns=3, queue_us=4, tokens_prompt=5,
+    tokens_cached=6, tokens_computed=7, tokens_output=8, block_us=(9, 10, 11), block_tokens=64,
+)  # fmt: skip
 REPORTS = [
     wire.Deltas([wire.Delta(7, b"\x01\0\0\0", [LOGPROB], "stop", 16)], 4),
-    wire.Refused(3, "queue_full"),
+    wire.Refused(3, "door_full", 4_000_000),
+    wire.SessionReport(1, None),
+    wire.SessionReport(2, ACCOUNT),
     wire.Ready(1, "cpu: a CPU", 100, 4096, 16, 64, 8, 32, True, [("dtype", "bfloat16", "the checkpoint's")]),
     wire.Failed("no such model"),
     wire.Stats(1, CoreSample(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, [1, 2], [1, 2, 3, 4], 14, 15, 16)),

@@ -28,6 +28,7 @@ from tokenspeed.engine.source import BUNDLED
 from tokenspeed.obs.history import History
 from tokenspeed.obs.metrics import Metrics
 from tokenspeed.obs.requests import RecentRequests
+from tokenspeed.obs.sample import SessionAccount
 from tokenspeed.serve import app
 from tokenspeed.serve.service import Service
 from tokenspeed.text.plane import TextPlane
@@ -113,10 +114,22 @@ class ScriptedEngine:
         self.stats: wire.Stats | None = None
         self.calls: list[tuple[list[int], SamplingParams, dict[str, Any]]] = []
         self.aborts: queue.Queue[str] = queue.Queue()
+        self.rests: list[tuple[str, wire.Idle, str | None]] = []
+        self.closed: list[tuple[bytes, str]] = []
+        self.accounts: dict[tuple[bytes, str], SessionAccount] = {}
         self.ready = wire.Ready(
             pid=1, device="cpu: scripted", vocab_size=8192, context_tokens_max=CONTEXT_TOKENS, block_tokens=64,
             blocks_total=128, slots_max=8, waiting_max=64, overlap=False, choices=[("device", "none", "scripted")],
         )  # fmt: skip
+
+    def rest(self, salt: bytes, session: str, idle: wire.Idle, tool: str | None = None) -> None:
+        self.rests.append((session, idle, tool))
+
+    def close_session(self, salt: bytes, session: str) -> None:
+        self.closed.append((salt, session))
+
+    async def session(self, salt: bytes, session: str) -> SessionAccount | None:
+        return self.accounts.get((salt, session))
 
     def generate(self, ids: list[int], sampling: SamplingParams, **origin: Any) -> ScriptedStream:
         if self.script.refusal is not None:
