@@ -24,7 +24,14 @@ from tokenspeed.obs.sample import CoreSample, SessionAccount
 
 Finish = Literal["stop", "length", "cancelled", "error"]
 Refusal = Literal[
-    "queue_full", "door_full", "deadline", "too_long", "exceeds_pool", "duplicate", "empty", "invalid",
+    "queue_full",
+    "door_full",
+    "deadline",
+    "too_long",
+    "exceeds_pool",
+    "duplicate",
+    "empty",
+    "invalid",
     "grammar",
 ]
 Idle = Literal["unknown", "tool", "turn"]

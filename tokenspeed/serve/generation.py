@@ -110,8 +110,6 @@ class Origin:
     session: Session = field(default_factory=Session)
     received_us: int | None = None
     """On the engine's clock."""
-    deadline_us: int = 0
-    """On the same clock; 0: none."""
     traceparent: str | None = None
     """The caller's trace, as W3C spells it."""
 
@@ -162,7 +160,7 @@ class Generation:
                         session=origin.session.id,
                         root=origin.session.root,
                         floor_mtps=origin.session.floor_mtps,
-                        deadline_us=origin.deadline_us,
+                        deadline_us=_deadline_us(origin, engine.clock),
                         final=origin.session.final,
                         retain_us=origin.session.retain_us,
                         answer_id=answer_id,
@@ -260,6 +258,13 @@ class Generation:
             _log.exception("reading an answer failed")
             stream.abort("client")
             await self._queue.put(GenerationError("internal error; the server's log has the details"))
+
+
+def _deadline_us(origin: Origin, clock: Clock) -> int:
+    if not origin.session.deadline_ms:
+        return 0
+    received_us = clock.now_us() if origin.received_us is None else origin.received_us
+    return received_us + 1000 * origin.session.deadline_ms
 
 
 def _read(index: int, reader: OutputReader, delta: wire.Delta) -> Update:

@@ -53,12 +53,12 @@ def origin_of(
         floor_tps=floor_tps,
         final=body.final,
         retain_us=retain_us,
+        deadline_ms=deadline_ms or 0,
     )
     return Origin(
         salt=(_name("cache_salt", body.cache_salt) or "").encode(),
         session=session,
         received_us=request.state.received_us,
-        deadline_us=0 if deadline_ms is None else request.state.received_us + 1000 * deadline_ms,
         traceparent=request.headers.get("traceparent", "")[:NAME_CHARACTERS_MAX] or None,
     )
 

@@ -46,6 +46,8 @@ class Session:
     """This is the session's last request: nothing need be kept for a next one."""
     retain_us: int = 0
     """How long the client may pause and still wishes to be remembered."""
+    deadline_ms: int = 0
+    """The answer is of no use if it is not begun so long after its request came; 0: it always is."""
 
 
 def session_of(
@@ -58,6 +60,7 @@ def session_of(
     floor_tps: float | None = None,
     final: bool | None = None,
     retain_us: int = 0,
+    deadline_ms: int = 0,
 ) -> Session:
     """The session of a request; `user_id` is Anthropic's `metadata.user_id`, `cache_key` OpenAI's."""
     thread, root = headers.get("thread-id"), headers.get("session-id")
@@ -79,6 +82,7 @@ def session_of(
         floor_mtps=round(1000 * min(max(floor or 0.0, 0.0), FLOOR_TPS_MAX)),
         final=final if final is not None else (_own(headers, "final") or "").lower() in _TRUE,
         retain_us=retain_us,
+        deadline_ms=deadline_ms,
     )
 
 

@@ -44,6 +44,7 @@ COMMON: dict[str, list[dict[str, Any]]] = {
     "session_id": one(session_id="s"),
     "priority": one(priority=2),
     "floor_tps": one(floor_tps=70.0),
+    "deadline_ms": one(deadline_ms=60_000),
     "final": one(final=True),
     "chat_template_kwargs": one(chat_template_kwargs=THINKING_OFF),
 }
