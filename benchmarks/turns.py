@@ -40,10 +40,10 @@ from tokenspeed.bench.provenance import commit, machine
 from tokenspeed.engine import wire
 from tokenspeed.engine.front import AsyncEngine, Core, Stream
 from tokenspeed.engine.source import BUNDLED
+from tokenspeed.serve.anthropic.request import MESSAGES
 from tokenspeed.serve.openai.chat_request import SPELLING
-from tokenspeed.serve.openai.messages import plain_messages
-from tokenspeed.serve.openai.schema import ChatBody
-from tokenspeed.serve.reading import Asking, Prompt, prompt_of, read
+from tokenspeed.serve.reading import Asking, Document, Prompt, Spelling, full_ids, prompt_of, read
+from tokenspeed.serve.responses.request import RESPONSES
 from tokenspeed.serve.service import Service
 from tokenspeed.text.chat_template import Message
 from tokenspeed.text.ledger import Turn
@@ -69,6 +69,62 @@ class Deaf:
 
     async def stop(self, grace_s: float) -> None:
         pass
+
+
+def as_blocks(message: Message) -> list[Document]:
+    """A message as Anthropic's clients send it."""
+    text = [{"type": "text", "text": message["content"]}] if message.get("content") else []
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": text}
+        return [{"role": "user", "content": [result]}]
+    calls = [
+        {
+            "type": "tool_use",
+            "id": call["id"],
+            "name": call["function"]["name"],
+            "input": msgspec.json.decode(call["function"]["arguments"] or b"{}"),
+        }
+        for call in message.get("tool_calls") or ()
+    ]
+    return [{"role": message["role"], "content": [*text, *calls]}]
+
+
+def as_items(message: Message) -> list[Document]:
+    """A message as clients of responses send it."""
+    text = message.get("content") or ""
+    if message["role"] == "tool":
+        return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": text}]
+    kind = "output_text" if message["role"] == "assistant" else "input_text"
+    said = {"type": "message", "role": message["role"], "content": [{"type": kind, "text": text}]}
+    calls = [
+        {"type": "function_call", "call_id": call["id"], **call["function"]}
+        for call in message.get("tool_calls") or ()
+    ]
+    return [*([said] if text else []), *calls]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How sessions are sent."""
+
+    spelling: Spelling[Any]
+    elements: Callable[[Message], list[Document]]
+    marks: bool = False  # the last element bears a cache mark, which moves every turn
+
+    def body(self, encoded: list[bytes]) -> bytes:
+        """The body of a turn whose history is these elements."""
+        elements = list(encoded)
+        if self.marks:
+            elements[-1] = elements[-1][:-3] + b',"cache_control":{"type":"ephemeral"}' + elements[-1][-3:]
+        history = b'"%b":[' % self.spelling.history.encode() + b",".join(elements) + b"]"
+        return b'{"model":"model","stream":true,' + history + b"}"
+
+
+DIALECTS = {
+    "chat": Dialect(SPELLING, lambda message: [message]),
+    "messages": Dialect(MESSAGES, as_blocks, marks=True),
+    "responses": Dialect(RESPONSES, as_items),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +194,8 @@ class OneThread(Service):
 class Bench:
     """One server without its sockets."""
 
-    def __init__(self, plane: TextPlane, repeats: int) -> None:
+    def __init__(self, plane: TextPlane, repeats: int, dialect: Dialect) -> None:
+        self.dialect = dialect
         self.repeats = repeats
         self.engine = AsyncEngine(cast(Core, Deaf(plane.tokenizer.vocab_size)))
         config = EngineConfig(model=ModelConfig(model=str(BUNDLED)))
@@ -148,12 +205,13 @@ class Bench:
 
     async def play(self, session: Session, whole_every: int, context_least: int) -> AsyncIterator[Row]:
         """All turns of a session in order."""
-        encoded = [msgspec.json.encode(message) for message in session.messages]
+        elements = map(self.dialect.elements, session.messages)
+        encoded = [[msgspec.json.encode(element) for element in each] for each in elements]
         turn: Turn | None = None
         said: list[int] = []
         before = 0
         for number, index in enumerate(session.answers):
-            data = b'{"model":"model","stream":true,"messages":[' + b",".join(encoded[:index]) + b"]}"
+            data = self.dialect.body([element for each in encoded[:index] for element in each])
             answer_us = 0.0 if turn is None else (await timed(partial(self.answered, turn, said)))[0]
             prompt, took = await self.least(data)
             read_us, prompt_us, send_us = took
@@ -199,8 +257,8 @@ class Bench:
             if prompt.turn.replaced is not None:
                 ledger.keep(prompt.turn.replaced)
 
-    async def read(self, data: bytes) -> Asking[ChatBody]:
-        return read(_request(), self.service, data, SPELLING)
+    async def read(self, data: bytes) -> Asking[Any]:
+        return read(_request(), self.service, data, self.dialect.spelling)
 
     async def answered(self, turn: Turn, ids: list[int]) -> None:
         self.service.turns.answered(turn, ids)
@@ -212,9 +270,7 @@ class Bench:
 
     async def whole(self, data: bytes) -> list[int]:
         """What a server without a ledger does."""
-        _, raw = self.service.bodies.parse(data, ChatBody)
-        messages = plain_messages(raw["messages"], self.service.bodies)
-        ids = self.service.text.prompt_of_chat(messages, variables={}).ids
+        ids = full_ids(data, self.dialect.spelling, self.service)
         (await self.send(ids)).abort()
         return ids
 
@@ -296,7 +352,7 @@ def report(rows: Sequence[Row]) -> str:
 
 
 async def play(options: argparse.Namespace, plane: TextPlane) -> list[Row]:
-    bench = Bench(plane, options.repeats)
+    bench = Bench(plane, options.repeats, DIALECTS[options.dialect])
     if options.sessions is not None:
         sessions = recorded(options.sessions, options.tokens_least, options.count)
     else:
@@ -313,6 +369,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("model", nargs="?", type=Path, default=BUNDLED, help="a model directory (the bundled one)")
+    add("--dialect", choices=DIALECTS, default="chat", help="the API that sessions are sent to")
     add("--sessions", type=Path, help="recorded sessions, JSON lines, gzip")
     add("--tokens-least", type=int, default=100_000, help="recorded sessions to take: as long as this")
     add("--context-least", type=int, default=0, help="turns to report: prompts as long as this")

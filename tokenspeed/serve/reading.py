@@ -142,11 +142,11 @@ class _Cut:
     places: list[tuple[int, int]]  # of each mark: where it stood in `data`, and how long it was
     retain_us: int  # the longest that a mark asks for
 
-    def original(self, data: bytes, begin: int, end: int) -> tuple[bytes, int]:
+    def original(self, data: memoryview, begin: int, end: int) -> tuple[bytes, int]:
         """The bytes from which `data[begin:end]` is left, and the number of marks in them."""
         before = sum(length for at, length in self.places if at <= begin)
         within = [length for at, length in self.places if begin < at <= end]
-        return data[begin + before : end + before + sum(within)], len(within)
+        return bytes(data[begin + before : end + before + sum(within)]), len(within)
 
 
 def read(request: Request, service: Service, data: bytes, spelling: Spelling[B]) -> Asking[B]:
@@ -169,7 +169,7 @@ async def prompt_of(asking: Asking[B], service: Service) -> Prompt:
     if asked is not None and found is not None and asking.new is not None:
         turn = await turns.append(found, asked, asking.new)
         if turn is not None:
-            turns.check(turn, lambda: _full_ids(data, spelling, service))
+            turns.check(turn, lambda: full_ids(data, spelling, service))
             return Prompt(turn.prompt_ids, turn.opens_reasoning, turn)
         body, raw = service.bodies.parse(data, spelling.body)
     else:
@@ -186,7 +186,7 @@ async def prompt_of(asking: Asking[B], service: Service) -> Prompt:
         )
         return Prompt(prompt.ids, prompt.in_reasoning, None)
     turn = await turns.render(found, asked, messages, tools, variables)
-    turns.check(turn, lambda: _full_ids(data, spelling, service))
+    turns.check(turn, lambda: full_ids(data, spelling, service))
     return Prompt(turn.prompt_ids, turn.opens_reasoning, turn)
 
 
@@ -251,17 +251,18 @@ def _read_part(request: Request, service: Service, data: bytes, spelling: Spelli
         session=origin.session.id,
     )
     found, cut, marks = service.turns.find(asked), None, 0
-    # Looking through all bytes for marks takes 0.1 ms, so not where what is new has none.
+    # Looking through all bytes for marks takes 0.1 ms, so only through what is new: what is known has lost its own.
     known_end = begin if found is None or found.mark is None else begin + found.mark.span_end
-    if where.find(_MARK_NAME, known_end, end) >= 0 and (cut := _cut(where, begin, end)) is not None:
+    if (cut := _cut(where, begin, known_end, end)) is not None:
         marks = len(cut.places)
         session = replace(origin.session, retain_us=max(origin.session.retain_us, cut.retain_us))
         origin = replace(origin, session=session)
         asked = replace(asked, data=cut.data, begin=0, end=len(cut.data))
-        found = service.turns.find(asked)
+        if found is None or not found.continues:  # more may be known of what is left
+            found = service.turns.find(asked)
     if found is None or found.mark is None:
         return Asking(data, spelling, body, raw, tools, origin, asked, found, marks=marks)
-    new = _new_messages(found, asked, where[begin:end], cut, spelling, service)
+    new = _new_messages(found, asked, memoryview(where)[begin:end], cut, spelling, service)
     return Asking(data, spelling, body, raw, tools, origin, asked, found, new, marks)
 
 
@@ -269,7 +270,7 @@ def _tools_of(spelling: Spelling[B], body: B, raw: Document) -> Tools | None:
     return spelling.tools(raw["tools"]) if raw.get("tools") and spelling.offers_tools(body) else None
 
 
-def _full_ids(data: bytes, spelling: Spelling[B], service: Service) -> list[int]:
+def full_ids(data: bytes, spelling: Spelling[B], service: Service) -> list[int]:
     """The ids of a body by the slow true path."""
     body, raw = service.bodies.parse(data, spelling.body)
     tools = _tools_of(spelling, body, raw)
@@ -281,12 +282,12 @@ def _full_ids(data: bytes, spelling: Spelling[B], service: Service) -> list[int]
     ).ids
 
 
-def _cut(data: bytes, begin: int, end: int) -> _Cut | None:
-    """The same messages without cache marks, if they hold any."""
+def _cut(data: bytes, begin: int, known_end: int, end: int) -> _Cut | None:
+    """The same messages without the cache marks of those after `known_end`, if they hold any."""
     pieces: list[bytes] = []
     places: list[tuple[int, int]] = []
     kept, length, retain_us = begin, 0, 0
-    at = data.find(_MARK_NAME, begin, end)
+    at = data.find(_MARK_NAME, known_end, end)
     while at >= 0:
         found = _MARK.match(data, at, end)
         start = at
@@ -316,7 +317,7 @@ def _is_null(field: msgspec.Raw) -> bool:
 
 
 def _new_messages(
-    found: Found, asked: Asked, span: bytes, cut: _Cut | None, spelling: Spelling[Any], service: Service
+    found: Found, asked: Asked, span: memoryview, cut: _Cut | None, spelling: Spelling[Any], service: Service
 ) -> list[Message] | None:
     """The messages after those known; None if something is wrong with them, or a cut with what is known."""
     assert found.mark is not None
@@ -335,7 +336,7 @@ def _new_messages(
         return None
 
 
-def _cuts_are_marks(found: Found, span: bytes, cut: _Cut) -> bool:
+def _cuts_are_marks(found: Found, span: memoryview, cut: _Cut) -> bool:
     """Whether what was cut out of known messages were marks: the turns that held some are decoded again."""
     assert found.mark is not None
     ends = [mark.span_end for mark in found.record.marks if mark.span_end <= found.mark.span_end]

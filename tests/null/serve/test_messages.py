@@ -429,3 +429,35 @@ def test_forms_reach_the_engine_as_constraints(http, server, fields):
 )
 def test_forms_that_cannot_be_are_refused_by_name(http, fields, words):
     assert words in error_of(http.post(PATH, json={"messages": USER} | fields), 400)["message"]
+
+
+def test_what_reads_like_a_mark_among_arguments_is_a_word_of_the_models(http, server):
+    """Cutting marks must never cut words: every turn has the ids of a whole reading, whatever was edited."""
+    server.service.turns.ledger.__init__()
+    mark = {"cache_control": {"type": "ephemeral"}}
+    first = {"role": "user", "content": [{"type": "text", "text": "read " * 100}]}
+
+    def called(given: dict[str, Any], is_marked: bool) -> list[dict[str, Any]]:
+        call = {"type": "tool_use", "id": "a", "name": "read", "input": given}
+        result: dict[str, Any] = {"type": "tool_result", "tool_use_id": "a", "content": "x"}
+        return [
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result | (mark if is_marked else {})]},
+        ]
+
+    plain, worded = {"n": 1}, {"n": 1} | mark
+    histories = [
+        [first],
+        [first, *called(plain, True)],
+        [first, *called(plain, False), *called(worded, True)],
+        [first, *called(worded, False), *called(worded, True)],
+        [first, *called(worded, True), *called(plain, True), *called(plain, True)],
+        [first, *called(plain, True), *called(plain, True), *called(worded, True)],
+    ]
+    for history in (*histories, *histories):
+        ask(http, messages=history, tools=[TOOL])
+        given = server.engine.calls[-1][0]
+        kept, server.service.turns.ledger = server.service.turns.ledger, type(server.service.turns.ledger)()
+        ask(http, messages=history, tools=[TOOL])
+        server.service.turns.ledger = kept
+        assert given == server.engine.calls[-1][0]
