@@ -121,7 +121,7 @@ def converse(index: int, seed: int, ends: Ends, scheduler: Scheduler) -> None:
         )
         answer = ends.open(request_id)
         ids = wire.ids_bytes(np.array(history[-300:], np.int32))
-        ends.call(wire.Generate(request_id, ids, sampling, salt, draw.randrange(-2, 3), None, 0))
+        ends.call(wire.Generate(request_id, ids, sampling, salt, draw.randrange(-2, 3), 0, 0))
         leave_at = draw.randrange(0, 30) if draw.random() < 0.3 else None
         said = 0
         while (delta := answer.get(timeout=60)) is not None and delta.finish is None:

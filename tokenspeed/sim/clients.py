@@ -138,7 +138,7 @@ class Clients:
         )
         at_us = self._clock.now_us() + turn.gap_us
         ids = wire.ids_bytes(np.array(prompt, dtype=np.int32))
-        self._post(at_us, wire.Generate(request_id, ids, sampling, session.salt, turn.priority, None, at_us))
+        self._post(at_us, wire.Generate(request_id, ids, sampling, session.salt, turn.priority, 0, at_us))
         if turn.cancel_after_us is not None:
             self._post(at_us + turn.cancel_after_us, wire.Abort([request_id]))
         if turn.cancel_after_tokens == 0:
