@@ -31,6 +31,11 @@ _ANY_KEY: Final = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
 _COUNT: Final = "/[0-9]{1,4}/"
 _SHORT_ID: Final = "/[A-Za-z0-9]{9}/"
 _STRING: Final = frozenset({"string"})
+_BARRED: Final = {"/": r"\/", "\n": r"\n"}
+_INSIDE: Final = _BARRED | {r"\d": "0-9", r"\w": "0-9A-Za-z_"}
+_OUTSIDE: Final = _BARRED | {
+    r"\d": "[0-9]", r"\D": "[^0-9]", r"\w": "[0-9A-Za-z_]", r"\W": "[^0-9A-Za-z_]",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,16 +286,24 @@ def _text(branch: dict[str, Any], form: Elements) -> str:
 
 
 def anchored(pattern: str, *, whole: bool = False) -> str:
-    """A pattern that may match anywhere, as a JSON schema's does, or `whole`, as one that matches all of a text."""
+    """A JSON schema's pattern, which may match anywhere, or a pattern that is to match the `whole` of a text."""
     begins, ends = pattern.startswith("^"), pattern.endswith("$") and not pattern.endswith("\\$")
-    inner = slashed(pattern[int(begins) : len(pattern) - int(ends)])
+    inner = _slashed(pattern[int(begins) : len(pattern) - int(ends)], as_schema=not whole)
     anything = "(?s:.*)"
     return f"{'' if begins or whole else anything}(?:{inner}){'' if ends or whole else anything}"
 
 
-def slashed(pattern: str) -> str:
-    """A regular expression that may stand between slashes."""
-    return re.sub(r"\\.|/|\n", lambda found: {"/": r"\/", "\n": r"\n"}.get(found[0], found[0]), pattern)
+def _slashed(pattern: str, *, as_schema: bool) -> str:
+    """A pattern that may stand between slashes; in a schema, digits and letters are ASCII's."""
+    in_class = False
+    written: list[str] = []
+    for found in re.finditer(r"\\.|[^\\]|\\$", pattern, re.DOTALL):
+        piece = found[0]
+        if piece in "[]":
+            in_class = piece == "["
+        classes = _INSIDE if in_class else _OUTSIDE
+        written.append(classes.get(piece, piece) if as_schema else _BARRED.get(piece, piece))
+    return "".join(written)
 
 
 def _object(tool: ToolOffer) -> str:
