@@ -25,7 +25,7 @@ from tokenspeed.base.sampling import SamplingParams, TokenLogprob
 from tokenspeed.control import Finish, IdleClass, Outcome, Plan, Scheduler, SubmitStatus
 from tokenspeed.engine import admission, wire
 from tokenspeed.engine.constraints import Constraints
-from tokenspeed.exec.protocol import RowMasks, StepResult
+from tokenspeed.exec.protocol import Reports, RowMasks, StepResult
 from tokenspeed.obs.sample import CoreSample, SessionAccount
 from tokenspeed.obs.timeline import Timeline
 
@@ -185,10 +185,17 @@ class Desk:
         if result.logprobs is not None:
             sampled_ids: list[int] = plan.request_ids[plan.sampled.view(np.bool_)].tolist()
             logprobs = dict(zip(sampled_ids, result.logprobs, strict=True))
+        if result.corrupt:
+            _log.error("KV blocks %s do not hold what was stored; they are recomputed", result.corrupt)
+            self._scheduler.corrupt(np.array(result.corrupt, np.int32), now_us)
         for row in result.faults:
             self._fail(int(plan.request_ids[row]), _FAULT)
         outcome = self._scheduler.commit(result.step, result.tokens, now_us, result.device_us)
         return wire.Deltas(self._deltas(outcome, logprobs), result.step)
+
+    def transferred(self, reports: Reports, now_us: int) -> None:
+        """Tell the scheduler what became of copies between tiers."""
+        self._scheduler.transferred(reports.copy_ids, reports.results, now_us)
 
     def sample(self, timeline: Timeline) -> CoreSample:
         """What the core says of itself now."""

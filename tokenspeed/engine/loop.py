@@ -77,13 +77,21 @@ class Loop:
         self._running: _Running | None = None
         self._quiet = True  # the last plan was None, and nothing has happened since that could change it
         self._stats_us = 0
+        self._copies = 0  # asked for and not reported
 
     def run(self) -> None:
         while not self._desk.stopped:
             self.turn()
 
+    @property
+    def busy(self) -> bool:
+        """A step is in flight, or a copy between tiers."""
+        return self._running is not None or self._copies > 0
+
     def turn(self) -> None:
-        self._hear(wait=self._quiet and self._running is None)
+        idle = self._quiet and self._running is None
+        moved = self._hear_copies(wait=idle)
+        self._hear(wait=idle and not moved)
         launched = self._launch()
         if self._running is not None:
             self._retire(self._running)
@@ -95,6 +103,16 @@ class Loop:
         self._running = launched
         self._report_stats()
         self._journal.keep()
+
+    def _hear_copies(self, *, wait: bool) -> bool:
+        """Take reports of copies between tiers; true where copies are under way, or have just ended."""
+        if self._copies == 0:
+            return False
+        if (reports := self._executor.reports(wait=wait)) is not None:
+            self._copies -= len(reports.copy_ids)
+            self._desk.transferred(reports, self._clock.now_us())
+            self._quiet = False
+        return True
 
     def _hear(self, *, wait: bool) -> None:
         for message in self._mailbox.drain(wait=wait):
@@ -112,6 +130,7 @@ class Loop:
         if plan is None:
             return None
         plan_us = self._clock.now_us() - planned_us
+        self._copies += len(plan.copy_ids)
         for slot, sampling, prompt, output in self._desk.bindings(plan):
             self._executor.bind(slot, sampling, prompt, output)
         held = self._desk.holds(plan)

@@ -58,7 +58,7 @@ class Arena:
     @property
     def nbytes(self) -> int:
         """Bytes of all layers."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        return sum(tensor.nbytes for tensor in self.tensors())
 
     def finite_at(self, write_index: torch.Tensor) -> torch.Tensor:
         """[T] bool: the KV just written at `write_index` [T] is finite.
@@ -74,7 +74,7 @@ class Arena:
 
     def scrub(self, block_ids: torch.Tensor) -> None:
         """Replace what is not finite in `block_ids` [n] by zero; finite values keep their bits."""
-        for tensor in self._tensors():
+        for tensor in self.tensors():
             if tensor.element_size() > 1:
                 blocks = tensor[block_ids]
                 tensor[block_ids] = blocks.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
@@ -83,8 +83,9 @@ class Arena:
                 blocks = codes[block_ids]
                 codes[block_ids] = blocks.masked_fill_((blocks & 0x7F) == 0x7F, 0)
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        return itertools.chain.from_iterable(self._planes)
+    def tensors(self) -> list[torch.Tensor]:
+        """Every tensor of every layer, in order: [N, P, ...] each."""
+        return list(itertools.chain.from_iterable(self._planes))
 
 
 def _allocate(plane: Plane, blocks: int, block_tokens: int, device: torch.device) -> torch.Tensor:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tokenspeed.base.sampling import SamplingParams
 from tokenspeed.control import Plan
-from tokenspeed.exec.protocol import RowMasks, StepResult
+from tokenspeed.exec.protocol import Reports, RowMasks, StepResult
 
 STEP_US: Final = 5_000
 """About a decode step of 16 requests on a GPU; the wait costs no CPU."""
@@ -74,6 +74,10 @@ class NullExecutor:
             if not (int(bits[token >> 5]) >> (token & 31)) & 1:
                 held.tokens[row] = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))[0]
         return replace(held, done_ns=max(held.done_ns, time.monotonic_ns()))
+
+    def reports(self, *, wait: bool) -> Reports | None:
+        """Nothing is ever copied."""
+        return None
 
     def retire(self, flight: _Flight) -> StepResult:
         """Wait until the step is over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -24,6 +24,8 @@ class StepResult:
     """[S] where any row asked for them, else None."""
     faults: tuple[int, ...] = ()
     """Rows of the plan that failed and are not sampled, so that no token can say so."""
+    corrupt: tuple[int, ...] = ()
+    """Blocks that the step read, found not to hold what was stored there."""
     device_us: int = 0
     """What the step took on the device; 0 where nobody measured it."""
 
@@ -36,6 +38,15 @@ class RowMasks:
     """int64 [G], places among the sampled rows, rising."""
     bits: np.ndarray
     """int32 [G, W]: bit i % 32 of word i // 32 is set where token i may come; 32 W >= V."""
+
+
+class Reports(NamedTuple):
+    """What became of copies between tiers."""
+
+    copy_ids: np.ndarray
+    """uint64 [C]"""
+    results: np.ndarray
+    """uint8 [C], `CopyResult` each."""
 
 
 class Executor(Protocol):
@@ -65,4 +76,11 @@ class Executor(Protocol):
 
     def retire(self, flight: Any) -> StepResult:
         """Wait for a flight's tokens."""
+        ...
+
+    def reports(self, *, wait: bool) -> Reports | None:
+        """What became of copies that plans asked for, since the last call; None where there is nothing new.
+
+        With `wait`, wait for it a bounded time, unless no copy is under way.
+        """
         ...

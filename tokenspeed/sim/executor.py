@@ -31,11 +31,12 @@ import numpy as np
 
 from tokenspeed.base.clock import FakeClock
 from tokenspeed.base.sampling import SamplingParams
-from tokenspeed.control import Plan, SchedulerOptions
-from tokenspeed.exec.protocol import RowMasks, StepResult
+from tokenspeed.control import Plan, SchedulerOptions, Tier
+from tokenspeed.exec.protocol import Reports, RowMasks, StepResult
 from tokenspeed.sim import model
 from tokenspeed.sim.cost import StepCost
 from tokenspeed.sim.memory import Memory
+from tokenspeed.sim.tiers import SimCopies
 from tokenspeed.sim.trace import Trace
 from tokenspeed.sim.violation import ViolationError
 
@@ -80,6 +81,7 @@ class Flight:
 
     step: int
     end_us: int = 0
+    corrupt: tuple[int, ...] = ()
     device_us: int = 0
     tokens: list[int] = field(default_factory=list)
     failed: dict[int, Row] = field(default_factory=dict)  # by place in the plan
@@ -102,6 +104,8 @@ class SimExecutor:
         cost: StepCost,
         random: Random,
         fault_chance: float,
+        corrupt_chance: float = 0.0,
+        copy_us: int = 0,
         trace: Trace,
     ) -> None:
         self._limits = limits
@@ -112,7 +116,16 @@ class SimExecutor:
         self._random = random
         self._fault_chance = fault_chance
         self._trace = trace
+        self._corrupt_chance = corrupt_chance
         self._memory = Memory(limits.blocks_total, limits.block_tokens)
+        memories = {
+            int(Tier.DEVICE): self._memory,
+            int(Tier.HOST): Memory(limits.host_blocks, limits.block_tokens),
+            int(Tier.DISK): Memory(limits.disk_blocks, limits.block_tokens),
+        }
+        self._copies = SimCopies(
+            memories, clock=clock, random=random, copy_us=copy_us, fault_chance=fault_chance, trace=trace
+        )
         self._indexes_max = -(-limits.context_tokens_max // limits.block_tokens)
         self._occupants: list[Occupant | None] = [None] * limits.slots_max
         self._pending: dict[int, Occupant] = {}  # bound since the last launch
@@ -140,12 +153,16 @@ class SimExecutor:
         if plan.step <= self._last_step:
             raise ViolationError("I9", f"step {plan.step} launched after step {self._last_step}")
         self._last_step = plan.step
-        self._bind_slots(plan)
+        self._copies.start(plan)
+        for block in plan.copy_to[plan.copy_to_tiers == Tier.DEVICE].tolist():
+            self._spoiled.pop(block, None)
+        bound = self._bind_slots(plan)
         self._apply_deltas(plan)
         self._check_groups(plan)
         rows = self._rows(plan)
         self._check_budgets(plan, rows)
         flight = Flight(plan.step, slots=frozenset(plan.slots.tolist()))
+        flight.corrupt = self._find_corrupt(bound)
         for row in rows:
             self._check_row(row)
             self._claim(row, flight)
@@ -155,7 +172,8 @@ class SimExecutor:
                 flight.failed[index] = row
             if row.sampled:
                 flight.tokens.append(NOT_FINITE if row.failed else token)
-        self._time(flight, rows)
+        if rows:
+            self._time(flight, rows)
         self._flights.append(flight)
         self._count(plan, rows)
         return flight
@@ -179,9 +197,23 @@ class SimExecutor:
             self._faulted(row.occupant.request_id)
         faults = tuple(index for index, row in flight.failed.items() if not row.sampled)
         tokens = np.array(flight.tokens, dtype=np.int32)
-        return StepResult(flight.step, tokens, faults=faults, device_us=flight.device_us)
+        return StepResult(flight.step, tokens, faults=faults, corrupt=flight.corrupt, device_us=flight.device_us)
 
-    def _bind_slots(self, plan: Plan) -> None:
+    def reports(self, *, wait: bool) -> Reports | None:
+        """What became of copies between tiers."""
+        return self._copies.reports(wait=wait)
+
+    def _find_corrupt(self, bound: list[Occupant]) -> tuple[int, ...]:
+        """Now and then a block that was found for a request turns out to be corrupt, as a stamp would show."""
+        block_tokens = self._limits.block_tokens
+        found: list[int] = []
+        for occupant in bound:
+            if occupant.context and self._corrupt_chance and self._random.random() < self._corrupt_chance:
+                found.append(occupant.table[self._random.randrange(occupant.context // block_tokens)])
+                self._trace.reached["corrupt blocks found on reuse"] += 1
+        return tuple(found)
+
+    def _bind_slots(self, plan: Plan) -> list[Occupant]:
         slots = plan.bound_slots.tolist()
         if sorted(slots) != sorted(self._pending):
             raise ViolationError(
@@ -212,6 +244,7 @@ class SimExecutor:
             occupant.context = cached
             self._occupants[slot] = occupant
         self._pending.clear()
+        return [occupant for occupant in map(self._occupants.__getitem__, slots) if occupant is not None]
 
     def _apply_deltas(self, plan: Plan) -> None:
         deltas = zip(
@@ -283,7 +316,7 @@ class SimExecutor:
         limits = self._limits
         tokens = sum(len(row.tokens) for row in rows)
         prefill = tokens - plan.decode_rows
-        if not rows or plan.rows != len(rows):
+        if not rows and len(plan.copy_ids) == 0 or plan.rows != len(rows):
             raise ViolationError("I5", f"a plan of {plan.rows} rows holds {len(rows)}")
         if len(rows) > limits.rows_per_step_max:
             raise ViolationError("I5", f"{len(rows)} rows, at most {limits.rows_per_step_max}")

@@ -42,7 +42,7 @@ class HitLaw:
                     break
                 most += block_tokens
         # What was evicted is gone; the last step of a retracted request was computed but is not kept.
-        least = 0 if stats.evictions or stats.retractions else most
+        least = 0 if stats.evictions or stats.retractions or stats.blocks_corrupt else most
         if not least <= cached <= most:
             raise ViolationError(
                 "cache", f"request {request_id}: a hit of {cached} tokens, {least} to {most} are possible"

@@ -17,6 +17,7 @@ from __future__ import annotations
 from tokenspeed.sim.violation import ViolationError
 
 UNWRITTEN = -1
+SPOILT = -2
 
 
 class Memory:
@@ -39,6 +40,22 @@ class Memory:
                 "memory", f"block {block} continues another history than the block before it"
             )
         return self._slots[block][count - 1]
+
+    def content(self, block: int) -> tuple[int, ...]:
+        """All of a block: its head, its slots, and how many of them are chained."""
+        return (self._heads[block], *self._slots[block], self._chained[block])
+
+    def fill(self, block: int, content: tuple[int, ...]) -> None:
+        """Make a block what another was."""
+        self._heads[block], *self._slots[block], self._chained[block] = content
+
+    def spoil(self, block: int) -> None:
+        """What the block holds can be anything: nothing of it can be read."""
+        self._heads[block], self._chained[block] = SPOILT, 0
+
+    def is_spoilt(self, block: int) -> bool:
+        """Nothing was written to it since."""
+        return self._heads[block] == SPOILT and self._chained[block] == 0
 
     def write(self, block: int, offset: int, history: list[int]) -> None:
         """Fill slots from `offset`; `history` holds the fingerprint before them and one after each."""

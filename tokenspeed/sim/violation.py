@@ -17,6 +17,7 @@ LAWS: Final[dict[str, str]] = {
     "I8": "every accepted request finishes exactly once, for the right reason",
     "I9": "results commit in launch order, and a strange result changes nothing",
     "I10": "a runnable request is planned within K steps",
+    "I11": "a block that is being copied changes on neither side",
     "memory": "a row reads one whole history of its tenant, and nothing that a failed row of another wrote",
     "tokens": "a request says what it would say alone and uncached",
     "cache": "a reported prefix hit is possible; where nothing is evicted it is complete",

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tokenspeed.control import Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
+from tokenspeed.control import CopyResult, Outcome, Plan, Scheduler, SchedulerOptions, SubmitStatus
 from tokenspeed.sim.laws import HitLaw, ProgressLaw
 from tokenspeed.sim.oracle import Expectation, Oracle
 from tokenspeed.sim.trace import Trace
@@ -67,6 +67,7 @@ class Witness(Scheduler):
         self._launched: deque[Launched] = deque()
         self._committed = NO_STEP
         self._bound: set[int] = set()
+        self._bound_in: dict[int, int] = {}  # the step that bound a request last
         self._failed: set[int] = set()  # open after a failed row: sent back before that, or wrongly
         self._plans = 0
         self._seen: Counter[str] = Counter()  # by the names of the scheduler's own counters
@@ -138,7 +139,10 @@ class Witness(Scheduler):
         if plan is not None:
             self._note_plan(plan)
         busy_ids = {request_id for launched in self._launched for request_id in launched.ends}
-        self._progress_law.check(self._open_ids(), self._bound, busy_ids)
+        stats = self.stats()
+        # Else the first may wait for its KV, or a copy have the blocks it needs; or a corrupt block has sent it back.
+        if stats.transfers == 0 and stats.blocks_corrupt == 0:
+            self._progress_law.check(self._open_ids(), self._bound, busy_ids)
         return plan
 
     def commit(self, step: int, tokens: np.ndarray, now_us: int = 0, step_us: int = 0) -> Outcome:
@@ -161,7 +165,8 @@ class Witness(Scheduler):
         self._hear(outcome)
         for request_id in failed & self.oracle.live.keys():
             self.oracle.stay(request_id)
-            self._failed.add(request_id)
+            if self._bound_in[request_id] <= step:  # else it was sent back, and has begun anew
+                self._failed.add(request_id)
         if self._is_strange():
             self._commit_strangely()
         return outcome
@@ -187,6 +192,21 @@ class Witness(Scheduler):
         self.check()
         return freed
 
+    def transferred(self, copy_ids: np.ndarray, results: np.ndarray, now_us: int) -> None:
+        """As `Scheduler.transferred`; strange ones mean nothing, and are made."""
+        super().transferred(copy_ids, results, now_us)
+        if self._is_strange():
+            strange = np.concatenate([copy_ids, np.array([NOBODY, 0], np.uint64)])
+            super().transferred(strange, np.full(len(strange), CopyResult.FAILED, np.uint8), now_us)
+        self._trace.note("copies {}: {}", copy_ids.tolist(), results.tolist())
+        self.check()
+
+    def corrupt(self, blocks: np.ndarray, now_us: int) -> None:
+        """As `Scheduler.corrupt`."""
+        super().corrupt(blocks, now_us)
+        self._trace.note("blocks {} are corrupt", blocks.tolist())
+        self.check()
+
     def rest(self) -> None:
         """The world has come to rest: nothing may be held, and the counters must agree with what was seen."""
         self.oracle.close()
@@ -204,14 +224,15 @@ class Witness(Scheduler):
             raise ViolationError(
                 "leak", f"{stats.retractions} retractions counted, {self._rebinds} requests bound again"
             )
-        for name in ("retractions", "evictions", "blocks_deduplicated", "results_late"):
+        names = ("retractions", "evictions", "blocks_deduplicated", "results_late", "blocks_promoted", "scrubs")
+        for name in names:
             self._trace.reached[name.replace("_", " ")] += getattr(stats, name)
         self.flush_prefix()
-        if self.stats().blocks_free != self._options.blocks_total:
-            raise ViolationError(
-                "leak",
-                f"{self.stats().blocks_free} of {self._options.blocks_total} blocks free after a flush",
-            )
+        stats = self.stats()
+        for tier in (stats, stats.host, stats.disk):
+            free = tier.blocks_free + tier.blocks_quarantined
+            if free != tier.blocks_total:
+                raise ViolationError("leak", f"{free} of {tier.blocks_total} blocks free after a flush")
 
     def _status_due(self, request_id: int, prompt_tokens: int, tokens_max: int) -> SubmitStatus:
         if prompt_tokens == 0:
@@ -236,6 +257,7 @@ class Witness(Scheduler):
             self._note_hit(request_id, cached)
             self._rebinds += request_id in self._bound
             self._bound.add(request_id)
+            self._bound_in[request_id] = plan.step
             self._failed.discard(request_id)
         if running := self._failed & set(request_ids):
             raise ViolationError("I8", f"step {plan.step} goes on with requests {running} after a failed row")

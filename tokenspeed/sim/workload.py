@@ -40,6 +40,10 @@ FEATURES: Final[dict[str, str]] = {
     "faults": "some rows come out as not finite",
     "bursts": "everybody arrives at once",
     "flushes": "the prefix tree is emptied while requests run",
+    "retention": "idle KV is kept by how likely its session is to come back",
+    "tiers": "idle KV goes to the host and the disk, and comes back",
+    "slow-copies": "copies between tiers take longer than steps, and some longer than a request waits",
+    "corruption": "blocks found for a request turn out not to hold what was stored",
 }
 """Switches of a world, and what each brings."""
 
@@ -85,7 +89,9 @@ class Scenario:
     sessions: tuple[Session, ...]
     flushes_us: tuple[int, ...]
     strange_chance: float  # that a call to the control plane is accompanied by one that means nothing
-    fault_chance: float  # that a sampled row is not finite
+    fault_chance: float  # that a sampled row is not finite, that a copy fails
+    corrupt_chance: float  # that a cached block of a newly bound request is corrupt
+    copy_us: int
 
 
 def stream(seed: int, name: str) -> Random:
@@ -116,6 +122,8 @@ def draw(
         flushes_us=flushes,
         strange_chance=0.3 if "strange-calls" in features else 0.0,
         fault_chance=0.02 if "faults" in features else 0.0,
+        corrupt_chance=0.1 if "corruption" in features else 0.0,
+        copy_us=100_000 if "slow-copies" in features else 300,
     )
 
 
@@ -131,6 +139,7 @@ def _options(seed: int, features: frozenset[str]) -> SchedulerOptions:
     tight = "tight-steps" in features
     rows_per_step_max = random.randint(1, 4) if tight else slots_max
     tokens_per_step_max = rows_per_step_max + (random.randint(0, 20) if tight else random.randint(20, 250))
+    lower = [blocks_total * random.choice((0, 1, 4)) for _ in range(2)] if "tiers" in features else [0, 0]
     return SchedulerOptions(
         blocks_total=blocks_total,
         block_tokens=block_tokens,
@@ -145,6 +154,12 @@ def _options(seed: int, features: frozenset[str]) -> SchedulerOptions:
         hash_key=random.randbytes(16),
         log_bytes=4096,
         seed=seed,
+        retention="retention" in features,
+        tiers="tiers" in features,
+        host_blocks=lower[0],
+        disk_blocks=lower[1],
+        copies_per_step_max=random.choice((1, 4, 64)),
+        copy_late_us=random.choice((10_000, 1_000_000)),
     )
 
 

@@ -88,10 +88,16 @@ def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
         cost=scenario.cost,
         random=stream(scenario.seed, "steps"),
         fault_chance=scenario.fault_chance,
+        corrupt_chance=scenario.corrupt_chance,
+        copy_us=scenario.copy_us,
         trace=trace,
     )
     desk = Desk(witness, vocab_size=model.VOCAB)
-    Loop(desk, executor, clients, clients, clock, overlap=options.overlap).run()
+    loop = Loop(desk, executor, clients, clients, clock, overlap=options.overlap)
+    loop.run()
+    while loop.busy:
+        loop.turn()  # copies between tiers come to their end
     if executor.flights:
         raise ViolationError("leak", f"{executor.flights} steps in flight at rest")
     witness.rest()
+

@@ -228,7 +228,8 @@ void Holdings::check_all(const Options& options, StepId step_last) const {
     Audit audit(*this);
     const auto waits_max = static_cast<std::uint64_t>(2 * options.slots_max + 16);  // K of I10
     const auto waited = [&](const Residence& residence) {
-        return step_last.value - residence.planned_last.value;
+        // With tiers a row may have to wait for copies, and steps of copies alone pass meanwhile.
+        return tiers.any() ? 0 : step_last.value - residence.planned_last.value;
     };
     for (std::int32_t i = 0; i < prefilling.size(); ++i) {
         const Prefilling& each = prefilling[prefilling.seat(i)];

@@ -133,6 +133,9 @@ std::optional<BlockLease> Planner::block_for(Seat seat, StepId step) {
         const std::optional<Place> last = last_to_yield(step, rank);
         check(last.has_value(), Invariant::I10, "a decode row without a block is not among the running");
         const bool itself = holdings_.ledger(*last).rank() == rank;
+        if (itself && holdings_.tiers.transfers() > 0) {
+            return std::nullopt;  // wait: copies under way are about to give blocks back
+        }
         if (itself && holdings_.scrub_if_stuck(1)) {
             continue;
         }

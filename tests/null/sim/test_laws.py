@@ -14,7 +14,7 @@ from tokenspeed.sim.violation import ViolationError
 
 P = 4
 PROMPT = tuple(range(10))
-NOTHING_LOST = SimpleNamespace(evictions=0, retractions=0)
+NOTHING_LOST = SimpleNamespace(evictions=0, retractions=0, blocks_corrupt=0)
 
 
 def options(*, prefix_cache: bool = True, rows: int = 2) -> SchedulerOptions:
@@ -64,7 +64,7 @@ def test_last_token_is_never_hit() -> None:
 
 @pytest.mark.parametrize("lost", [{"evictions": 1, "retractions": 0}, {"evictions": 0, "retractions": 1}])
 def test_hit_may_be_less_once_something_was_lost_but_never_more(lost: dict[str, int]) -> None:
-    law, stats = hit_law(), SimpleNamespace(**lost)
+    law, stats = hit_law(), SimpleNamespace(blocks_corrupt=0, **lost)
     assert not law.check(2, 4, len(PROMPT), stats)
     with pytest.raises(ViolationError, match=r"^cache"):
         law.check(3, 4, len(PROMPT), stats)
