@@ -85,6 +85,19 @@ class CacheConfig:
         choices=("auto", "fp8"),
     )
     prefix_cache: bool = option(True, "reuse the KV of shared prefixes")
+    kv_retention: bool = option(
+        True, "keep idle KV by how soon its session is likely to come back, not by least recent use"
+    )
+    host_kv_bytes: int = option(
+        0, "keep idle KV in so much host memory, too (pinned on a GPU); 0: none", low=0, unit="bytes"
+    )
+    disk_kv_dir: str | None = option(None, "keep idle KV in a file in this directory, too; it outlives the engine")
+    disk_kv_bytes: int = option(16 << 30, "size of that file, at most", low=1 << 20, unit="bytes")
+    kv_integrity: str = option(
+        "off",
+        "stamp KV blocks and check them when they are reused: one in sixteen, or all",
+        choices=("off", "sampled", "full"),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

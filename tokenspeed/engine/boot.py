@@ -40,6 +40,7 @@ from tokenspeed.base.resolve import (
 )
 from tokenspeed.control import Scheduler, SchedulerOptions
 from tokenspeed.engine import source, wire
+from tokenspeed.engine.storage import Storage, open_storage
 from tokenspeed.exec import facts, graphs, probe, rehearsal
 from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, BatchLimits
@@ -166,12 +167,15 @@ def boot(config: EngineConfig, compiled: Callable[[], None] | None = None) -> Co
     )
     limits = _limits(resolved)
     sampler = Sampler(slots=limits.slots, vocab=model.facts.vocab, device=device)
-    executor = DeviceExecutor(model, arena, Batch(limits, device), sampler)
+    storage = open_storage(config, blueprint.directory, arena)
+    batch = Batch(limits, device)
+    executor = DeviceExecutor(model, arena, batch, sampler, stamps=storage.stamps, mover=storage.mover)
     laps.end("KV")
     if blueprint.graph_rows_max:
         resolved = _record_graphs(executor, device, blueprint.graph_rows_max, resolved)
         laps.end("graphs")
-    scheduler = Scheduler(_scheduler_options(config, resolved))
+    scheduler = Scheduler(_scheduler_options(config, resolved, storage))
+    storage.hand_over(scheduler)
     _log.info("booted in %s", laps)
     return Core(resolved, f"{found.type}: {found.name}", model.facts, scheduler, executor)
 
@@ -342,7 +346,9 @@ def _torch_threads(config: EngineConfig, model: models.Model, threads: int) -> i
     return threads if sample.choice.kernel.name == "ref" else 1
 
 
-def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOptions:
+def _scheduler_options(
+    config: EngineConfig, resolved: Resolved, storage: Storage | None = None
+) -> SchedulerOptions:
     scheduling = config.scheduler
     return SchedulerOptions(
         blocks_total=resolved.blocks_total,
@@ -364,7 +370,12 @@ def _scheduler_options(config: EngineConfig, resolved: Resolved) -> SchedulerOpt
         door_max=scheduling.door_max,
         session_aging_us=round(1e6 * scheduling.session_aging_s),
         session_idle_us=round(1e6 * scheduling.session_idle_s),
-        hash_key=secrets.token_bytes(16),
+        hash_key=secrets.token_bytes(16) if storage is None else storage.hash_key,
+        retention=config.cache.kv_retention,
+        tiers=storage is not None and storage.mover is not None,
+        host_blocks=0 if storage is None else storage.host_blocks,
+        disk_blocks=0 if storage is None else storage.disk_blocks,
+        stamps=storage is not None and storage.stamps is not None,
         seed=config.model.seed,
         journal=config.scheduler.event_log is not None,
     )

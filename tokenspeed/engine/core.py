@@ -138,6 +138,7 @@ def _serve(core: Core, link: Link, journal: Journal, vocabulary: Future[Vocabula
     )
     try:
         loop.run()
+        core.executor.close()
     except BaseException:
         dump(core, loop.timeline)
         raise

@@ -32,10 +32,21 @@ from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, Laid
 from tokenspeed.exec.graphs import Graphs, Recorder
 from tokenspeed.exec.landing import Landings
-from tokenspeed.exec.protocol import RowMasks, StepResult
+from tokenspeed.exec.protocol import Reports, RowMasks, StepResult
+from tokenspeed.exec.stamps import Stamps
 from tokenspeed.exec.stopwatch import Lap, Stopwatch
+from tokenspeed.exec.tiers import Mover
 from tokenspeed.models import Model
 from tokenspeed.sampling import Report, Rows, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Reused:
+    """Blocks that a step found in the cache, and on the host, once its copies have landed, whether they are sound."""
+
+    blocks: NDArray[np.int32]
+    unlike: torch.Tensor
+    """[n] bool: the block does not bear its stamp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +54,12 @@ class Held:
     """A step whose model runs and whose tokens are not chosen yet."""
 
     plan: Plan
-    laid: Laid
+    laid: Laid | None
+    """None where the plan holds copies alone."""
     logits: torch.Tensor
     """[S, V] float32, or more rows of padding."""
-    lap: Lap
+    lap: Lap | None = None
+    reused: Reused | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +76,26 @@ class InFlight:
     report: Report | None
     copied: torch.Event | None
     """Recorded behind the copies; None where they are done at launch."""
-    lap: Lap
+    lap: Lap | None = None
+    reused: Reused | None = None
 
 
 class DeviceExecutor:
     """A model, its arena and its buffers on one device."""
 
-    def __init__(self, model: Model, arena: Arena, batch: Batch, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        model: Model,
+        arena: Arena,
+        batch: Batch,
+        sampler: Sampler,
+        *,
+        stamps: Stamps | None = None,
+        mover: Mover | None = None,
+    ) -> None:
+        """`stamps`: what is known of blocks is checked when they are reused; `mover`: there are lower tiers."""
+        self._stamps = stamps
+        self._mover = mover
         self._model = model
         self._arena = arena
         self._batch = batch
@@ -79,6 +105,7 @@ class DeviceExecutor:
             "step.greedy", kernels.describe(model.device), dtype=torch.float32, vocab=model.facts.vocab
         )
         self._chosen = torch.zeros(batch.limits.rows, dtype=torch.int32, device=model.device)
+        self._nothing = torch.zeros(0, dtype=torch.int32)
         self._landings = Landings(batch.limits.rows, batch.limits.tokens, model.device)
         self._stopwatch = Stopwatch(model.device)
 
@@ -102,7 +129,13 @@ class DeviceExecutor:
 
     @torch.inference_mode()
     def hold(self, plan: Plan) -> Held:
-        """Start a step up to its logits."""
+        """Start a step up to its logits, and the copies beside it."""
+        if self._stamps is not None:
+            self._stamps.freeze(plan.frozen_blocks, plan.frozen_names)
+        if self._mover is not None:
+            self._mover.start(plan)
+        if plan.rows == 0:
+            return Held(plan, None, self._nothing)
         lap = self._stopwatch.begin()
         size = self._graphs.size_for(plan.rows) if plan.decode_rows == plan.rows else None
         if size is None:
@@ -111,12 +144,27 @@ class DeviceExecutor:
         else:
             laid = self._batch.lay_padded(plan, size)
             logits = self._graphs.run(size)
-        return Held(plan, laid, logits, lap)
+        return Held(plan, laid, logits, lap, self._look(plan))
+
+    def _look(self, plan: Plan) -> Reused | None:
+        """Check the blocks that newly bound requests found in the cache."""
+        if self._stamps is None or len(plan.cached_names) == 0:
+            return None
+        bound = zip(plan.bound_slots.tolist(), plan.cached_tokens.tolist(), strict=True)
+        blocks = np.concatenate([self._batch.blocks_of(slot, cached) for slot, cached in bound])
+        chosen = self._stamps.chosen(plan.cached_names)
+        if not chosen.any():
+            return None
+        unlike = self._stamps.unlike(blocks[chosen], plan.cached_names[chosen])
+        landed = torch.empty(unlike.shape, dtype=torch.bool, pin_memory=unlike.is_cuda)
+        return Reused(blocks[chosen], landed.copy_(unlike, non_blocking=True))
 
     @torch.inference_mode()
     def choose(self, held: Held, masks: RowMasks | None) -> InFlight:
         """Start the choice of its tokens."""
         plan, laid, logits = held.plan, held.laid, held.logits
+        if laid is None:
+            return InFlight(plan, self._nothing, None, None, None)
         samples = plan.samples
         slots = plan.slots if samples == plan.rows else plan.slots[plan.sampled.view(np.bool_)]
         chosen, report = self._chosen[:samples], None
@@ -124,9 +172,10 @@ class DeviceExecutor:
             rows = Rows(laid.sample_slots[:samples], laid.sample_positions[:samples], slots)
             report = self._sampler.refine(logits[:samples], chosen, self._batch.last_tokens, rows, masks)
         finite = None if samples == plan.rows else self._arena.finite_at(laid.inputs.write_index)
-        held.lap.end()
+        if held.lap is not None:
+            held.lap.end()
         tokens, finite_landed, copied = self._landings.land(chosen, finite)
-        return InFlight(plan, tokens, finite_landed, report, copied, held.lap)
+        return InFlight(plan, tokens, finite_landed, report, copied, held.lap, held.reused)
 
     @torch.inference_mode()
     def retire(self, flight: InFlight) -> StepResult:
@@ -139,7 +188,20 @@ class DeviceExecutor:
         if (tokens < 0).any() or (finite is not None and not finite.all()):
             faults = self._isolate(flight.plan, tokens, finite)
         logprobs = None if flight.report is None else flight.report.read()
-        return StepResult(flight.plan.step, tokens, logprobs, faults, flight.lap.us())
+        corrupt: tuple[int, ...] = ()
+        if flight.reused is not None and flight.reused.unlike.any():
+            corrupt = tuple(np.unique(flight.reused.blocks[flight.reused.unlike.numpy()]).tolist())
+        step_us = 0 if flight.lap is None else flight.lap.us()
+        return StepResult(flight.plan.step, tokens, logprobs, faults, corrupt, step_us)
+
+    def reports(self, *, wait: bool) -> Reports | None:
+        """What became of copies between tiers."""
+        return None if self._mover is None else self._mover.reports(wait=wait)
+
+    def close(self) -> None:
+        """End what runs beside the steps."""
+        if self._mover is not None:
+            self._mover.close()
 
     def _compute(self, laid: Laid) -> torch.Tensor:
         """What a graph holds: everything from laid inputs to noted tokens; logits [S, V]."""

@@ -75,6 +75,9 @@ class NullExecutor:
                 held.tokens[row] = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))[0]
         return replace(held, done_ns=max(held.done_ns, time.monotonic_ns()))
 
+    def close(self) -> None:
+        """Nothing runs beside the steps."""
+
     def reports(self, *, wait: bool) -> Reports | None:
         """Nothing is ever copied."""
         return None

@@ -78,6 +78,10 @@ class Executor(Protocol):
         """Wait for a flight's tokens."""
         ...
 
+    def close(self) -> None:
+        """End what runs beside the steps; nothing is launched any more."""
+        ...
+
     def reports(self, *, wait: bool) -> Reports | None:
         """What became of copies that plans asked for, since the last call; None where there is nothing new.
 

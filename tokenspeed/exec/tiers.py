@@ -62,6 +62,8 @@ class _Batch:
     to_blocks: NDArray[np.int32]
     hashes: NDArray[np.uint64]
     """[n, 4]: hash, hash of the block before it."""
+    stamped: torch.Event | None
+    """Recorded where the stamps of all sources were made; None where they are made at once."""
 
     @property
     def names(self) -> NDArray[np.uint64]:
@@ -90,6 +92,10 @@ class Mover:
         """Begin the copies of a plan; returns at once."""
         if len(plan.copy_ids) == 0:
             return
+        stamped = None
+        if self._stamps is not None and self._stream is not None:
+            stamped = torch.Event(self._staging.device)
+            stamped.record()
         ways = plan.copy_from_tiers.astype(np.int32) * len(Tier) + plan.copy_to_tiers
         for way in np.unique(ways):
             source, target = divmod(int(way), len(Tier))
@@ -103,6 +109,7 @@ class Mover:
                     plan.copy_from[at],
                     plan.copy_to[at],
                     plan.copy_hashes.reshape(-1, 4)[at],
+                    stamped,
                 )
                 self._asked.put(batch)
 
@@ -142,6 +149,8 @@ class Mover:
     def _copy(self, batch: _Batch) -> NDArray[np.uint8]:
         """Bring the blocks to the staging, look at them, send those that are right on."""
         count = len(batch.copy_ids)
+        if self._stream is not None and batch.stamped is not None:
+            self._stream.wait_event(batch.stamped)
         sums, right = self._load(batch)
         results = np.where(right, CopyResult.DONE, CopyResult.CORRUPT).astype(np.uint8)
         if batch.target == Tier.DEVICE:

@@ -199,6 +199,9 @@ class SimExecutor:
         tokens = np.array(flight.tokens, dtype=np.int32)
         return StepResult(flight.step, tokens, faults=faults, corrupt=flight.corrupt, device_us=flight.device_us)
 
+    def close(self) -> None:
+        """Nothing runs beside the steps."""
+
     def reports(self, *, wait: bool) -> Reports | None:
         """What became of copies between tiers."""
         return self._copies.reports(wait=wait)

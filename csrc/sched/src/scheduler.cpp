@@ -268,6 +268,10 @@ void Scheduler::transferred(std::span<const std::uint64_t> copies, std::span<con
         }
         changed |= holdings_.tiers.transferred(copies[i], CopyResult{std::min<std::uint8_t>(results[i], 2)});
     }
+    for (const BlockId each : holdings_.tiers.take_corrupt()) {
+        ++holdings_.counters.blocks_corrupt;
+        holdings_.quarantine(each);
+    }
     if (changed) {
         holdings_.wake();
     }

@@ -281,7 +281,9 @@ void Tiers::land(std::size_t index) {
     } else if (const auto found = fetches_.find(way.request); found != fetches_.end()) {
         found->second.under_way = false;
     }
-    if (corrupt != kNoBlock && way.from != TierKind::device) {
+    if (corrupt != kNoBlock && way.from == TierKind::device) {
+        corrupt_.push_back(corrupt);
+    } else if (corrupt != kNoBlock) {
         condemn(way.from, corrupt);
     }
 }

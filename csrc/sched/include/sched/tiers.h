@@ -21,6 +21,7 @@
 #include <optional>
 #include <span>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kv/transfer.h"
@@ -67,6 +68,8 @@ class Tiers {
                        std::span<const Hash128> parents);
     // A block of a lower tier does not hold what was stored.
     void condemn(TierKind kind, BlockId block);
+    // Blocks of the device that copies found corrupt since the last call.
+    std::vector<BlockId> take_corrupt() { return std::exchange(corrupt_, {}); }
     // Drop all that rests below; how many blocks.
     std::int32_t flush();
 
@@ -140,6 +143,7 @@ class Tiers {
     std::deque<Write> writes_;
     std::unordered_map<RequestId, Fetch> fetches_;
     TierCounters counters_;
+    std::vector<BlockId> corrupt_;
     std::vector<std::int32_t> blocks_;  // scratch
     std::vector<Hash128> hashes_;       // scratch
 };
