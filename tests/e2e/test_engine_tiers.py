@@ -4,7 +4,6 @@ core, or was found corrupt changes no token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ class Engine:
         self._open: set[int] = set()
         self._inbox: list[wire.Request] = []
         desk = Desk(self.core.scheduler, vocab_size=self.core.model.vocab)
-        self.loop = Loop(desk, self.core.executor, self, self, MonotonicClock(), overlap=self.core.resolved.overlap)
+        clock, overlap = MonotonicClock(), self.core.resolved.overlap
+        self.loop = Loop(desk, self.core.executor, self, self, clock, overlap=overlap)
 
     def drain(self, *, wait: bool) -> list[wire.Request]:
         messages, self._inbox = self._inbox, []
@@ -85,11 +85,10 @@ def expected() -> list[list[int]]:
 
 
 @pytest.fixture(autouse=True)
-def own_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "shm"
     folder.mkdir()
     monkeypatch.setattr(storage, "SHARED_MEMORY", folder)
-    yield folder
 
 
 @pytest.mark.parametrize("integrity", ["off", "full"])

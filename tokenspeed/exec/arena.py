@@ -19,7 +19,7 @@ import contextlib
 import itertools
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 

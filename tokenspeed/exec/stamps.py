@@ -35,7 +35,9 @@ class Checksums:
     """The checksum of blocks of one arena's shape: of the arena's own, or packed as `bytes` of a tier."""
 
     def __init__(self, arena: Arena) -> None:
-        self.tensors = arena.tensors()
+        self.tensors = [  # float8 as bytes: not every device can gather it
+            tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor for tensor in arena.tensors()
+        ]
         self.sizes = [tensor[0].nbytes for tensor in self.tensors]
         self.block_bytes = sum(self.sizes)
         words = max(size // tensor.element_size() for size, tensor in zip(self.sizes, self.tensors, strict=True))

@@ -142,7 +142,8 @@ class Mover:
                 try:
                     results = self._copy(batch)
                 except (OSError, RuntimeError) as error:  # a full disk, a device out of memory: recompute instead
-                    _log.warning("%d blocks from %s to %s: %s", len(batch.copy_ids), batch.source.name, batch.target.name, error)
+                    way = f"{batch.source.name} to {batch.target.name}"
+                    _log.warning("%d blocks from %s: %s", len(batch.copy_ids), way, error)
                     results = np.full(len(batch.copy_ids), CopyResult.FAILED, np.uint8)
                 self._done.put(Reports(batch.copy_ids, results))
 

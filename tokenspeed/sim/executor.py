@@ -319,7 +319,7 @@ class SimExecutor:
         limits = self._limits
         tokens = sum(len(row.tokens) for row in rows)
         prefill = tokens - plan.decode_rows
-        if not rows and len(plan.copy_ids) == 0 or plan.rows != len(rows):
+        if (not rows and len(plan.copy_ids) == 0) or plan.rows != len(rows):
             raise ViolationError("I5", f"a plan of {plan.rows} rows holds {len(rows)}")
         if len(rows) > limits.rows_per_step_max:
             raise ViolationError("I5", f"{len(rows)} rows, at most {limits.rows_per_step_max}")

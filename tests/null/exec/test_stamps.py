@@ -84,7 +84,7 @@ def test_another_tenant_or_epoch_is_found(arena: Arena) -> None:
 
 def test_sampling_looks_at_some_and_is_right_about_them(arena: Arena) -> None:
     stamps, blocks, _ = stamped(arena, sampled=True)
-    names = (blocks % 2).astype(np.uint64) * np.uint64(SAMPLE // 2) + names_of(blocks) // np.uint64(SAMPLE) * np.uint64(SAMPLE)
+    names = names_of(blocks) // SAMPLE * SAMPLE + (blocks % 2).astype(np.uint64)
     chosen = stamps.chosen(names)
     assert chosen.tolist() == (blocks % 2 == 0).tolist()
     stamps.freeze(blocks, names)
