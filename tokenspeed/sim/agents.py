@@ -44,6 +44,8 @@ STOP: Final = 2**31 - 1
 POLL_US: Final = 250_000
 """How long the loop sleeps at most while a request is open and nothing runs."""
 RETRY_US: Final = 1_000_000
+LANES_APART: Final = 64
+"""A lane plays every 64th session of the order (its own place first): it plays the same ones however many others there are."""
 STAGGER_US: Final = 20_000_000
 """Lanes begin within this time."""
 
@@ -115,6 +117,7 @@ class _Lane:
     call: int = 0
     round_: int = 0  # a session that comes round again has other tokens
     played: int = 0
+    begun: int = 0  # sessions, ever
     before: int = 0  # tokens of the turn before, answer included
 
 
@@ -146,7 +149,8 @@ class Agents:
         self._noise_random = Random(f"{setting.seed}/noise")
         self._order = list(range(len(sessions)))
         Random(f"{setting.seed}/order").shuffle(self._order)
-        self._drawn = 0
+        self._begun = 0
+        self._apart = max(LANES_APART, setting.lanes)
         self._now_us = 0
         self._due: list[tuple[int, int, Callable[[], None]]] = []
         self._posted = 0
@@ -204,9 +208,10 @@ class Agents:
 
     def _begin(self, lane: _Lane, *, at_random: bool = False) -> None:
         """Play the next session from its beginning, or from somewhere."""
-        lane.round_, place = divmod(self._drawn, len(self._order))
-        self._drawn += 1
-        lane.session_id = self._drawn
+        lane.round_, place = divmod(lane.index + lane.begun * self._apart, len(self._order))
+        lane.begun += 1
+        self._begun += 1
+        lane.session_id = self._begun
         lane.session_index = self._order[place]
         calls = len(self._sessions[lane.session_index].calls)
         lane.call = lane.random.randrange(calls) if at_random else 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.sim.device import DEVICES, NOISES
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
 
     results = run(cases, args.trace, jobs=args.jobs, progress=progress, journal=args.event_log)
     if args.json:
-        args.json.write_text(json.dumps(_record(argv, results), indent=1) + "\n")
+        words = [args.trace.name if word == str(args.trace) else word for word in argv]
+        args.json.write_text(_document(words, results))
     return 0
 
 
@@ -78,19 +79,20 @@ def _tenants(shares: Sequence[int], sessions: int) -> tuple[int, ...]:
     return tuple(tenant for tenant, lanes in enumerate(shares, 1) for _ in range(lanes))
 
 
-def _record(argv: Sequence[str], results: Sequence[Result]) -> dict[str, Any]:
-    """The JSON file of a study: how it was made, on what assumptions, what came."""
+def _document(words: Sequence[str], results: Sequence[Result]) -> str:
+    """The JSON file of a study: how it was made, on what assumptions, what came; a line for each row."""
     case = results[0].case
-    return {
+    head = {
         "benchmark": "sim",
-        "command": f"{PROG} {' '.join(argv)}",
+        "commands": [f"{PROG} {' '.join(words)}"],
         "commit": _commit(),
         "machine": platform.processor() or platform.machine(),
         "device_model": asdict(device_of(case)),
         "noises": {name: asdict(noise) for name, noise in NOISES.items()},
         "gap_max_s": GAP_MAX_S,
-        "rows": [result.row() for result in results],
     }
+    rows = ",\n".join(json.dumps(result.row()) for result in results)
+    return f'{json.dumps(head)[:-1]},\n"rows": [\n{rows}\n]}}\n'
 
 
 def _commit() -> str:

@@ -197,7 +197,7 @@ def test_the_command_writes_what_it_prints(
     record = json.loads(out.read_text())
     assert [row["case"]["floor_tps"] for row in record["rows"]] == [20, 40]
     assert record["device_model"]["provenance"]
-    assert record["command"].startswith("tokenspeed sim --trace ")
+    assert record["commands"] == [f"tokenspeed sim --trace {trace.name} {words} --json {out}"]
 
 
 @pytest.mark.skipif(not TRACES.is_dir(), reason="the recorded sessions are not here")
