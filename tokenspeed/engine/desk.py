@@ -100,7 +100,9 @@ class Desk:
             case wire.Flush():
                 self._scheduler.flush_prefix()
             case wire.Rest():
-                self._scheduler.idle_session(message.session, _IDLE[message.idle], message.gap_key, now_us)
+                self._scheduler.idle_session(
+                    message.session, _IDLE[message.idle], gap_key=message.gap_key, now_us=now_us
+                )
             case wire.Close():
                 self._scheduler.close_session(message.session, now_us)
             case wire.Ask():
