@@ -32,6 +32,10 @@ from tokenspeed.kernels.workspace import COUNTERS, counters
 
 DEPTH = 128
 """Channels of a step: those of a scale."""
+ONE = False
+"""Whether one token goes without the matrix unit: not seen on a GPU yet."""
+ONE_ELEMENTS = 16384
+"""Of weights, that a block of four warps holds in registers."""
 CONVERTED_LEAST = 3
 """Fewer tokens are converted where they are used: a launch costs more."""
 HALF_MAX = tl.constexpr(65504.0)
@@ -172,9 +176,118 @@ def _down_fp8(
         _add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
 
 
+@triton.jit
+def _chosen(ids, choice, E: tl.constexpr, TOP):
+    """The expert that is a choice of the only token: routed, or a shared one; -1 for none."""
+    if choice < TOP:
+        expert = tl.load(ids + choice)
+        expert = tl.where(expert < E, expert, -1)
+    else:
+        expert = tl.full((), E + choice - TOP, tl.int32)
+    return expert
+
+
+@triton.jit
+def _scaled_sum(weight, value, by, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+    """Sums [ROWS] of weight [ROWS, DEPTH] times value [DEPTH], each 128 of them times its scale `by`."""
+    product = weight.to(tl.float32) * value[None, :]
+    parts = tl.sum(tl.reshape(product, (ROWS, DEPTH // 128, 128)), 2)
+    return tl.sum(parts * by[None, :], 1)
+
+
+@triton.jit
+def _gate_up_one(
+    x, ids, w13, scale, hidden, C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, TOP: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """`ROWS` channels of the hidden vector of one token in its n-th expert."""
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    n = tl.program_id(1)
+    row = tl.program_id(0) * ROWS
+    channel = row + tl.arange(0, ROWS)
+    depth = tl.arange(0, DEPTH)
+    expert = E + n - TOP
+    if n < TOP:
+        expert = _chosen(ids, n, E, n + 1)
+    if expert >= 0:
+        blocks: tl.constexpr = (C + 127) // 128
+        gate_row = expert * (2 * F) + row
+        at = w13 + (expert.to(tl.int64) * (2 * F) + channel)[:, None] * C + depth[None, :]
+        inside = (channel < F)[:, None] & (depth < C)[None, :]
+        gate = tl.load(at, inside, 0.0)
+        up = tl.load(at + F * C, inside, 0.0)
+        block = tl.arange(0, DEPTH // 128)
+        of_gate = tl.load(scale + gate_row // 128 * blocks + block, block < blocks, 0.0)
+        of_up = tl.load(scale + (gate_row + F) // 128 * blocks + block, block < blocks, 0.0)
+        value = tl.load(x + depth, depth < C, 0.0).to(tl.float32)
+        gate_sum = _scaled_sum(gate, value, of_gate, ROWS, DEPTH)
+        up_sum = _scaled_sum(up, value, of_up, ROWS, DEPTH)
+        result = half(gate_sum / (1.0 + tl.exp(-gate_sum)) * up_sum)
+        tl.store(hidden + n * F + channel, result, channel < F)
+
+
+@triton.jit
+def _down_one(
+    hidden, ids, weights, w2, scale, y, C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, TOP: tl.constexpr,
+    CHOICES: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """`ROWS` channels of one token over all of its experts, whose weights are asked for before hidden is there."""
+    row = tl.program_id(0) * ROWS
+    channel = row + tl.arange(0, ROWS)
+    depth = tl.arange(0, DEPTH)
+    inside = (channel < C)[:, None] & (depth < F)[None, :]
+    blocks: tl.constexpr = (F + 127) // 128
+    block = tl.arange(0, DEPTH // 128)
+    held = ()
+    for choice in tl.static_range(CHOICES):
+        expert = _chosen(ids, choice, E, TOP)
+        at = w2 + (expert.to(tl.int64) * C + channel)[:, None] * F + depth[None, :]
+        weight = tl.load(at, inside & (expert >= 0), 0.0)
+        first = (expert * ((C + 127) // 128) + row // 128) * blocks
+        by = tl.load(scale + first + block, (block < blocks) & (expert >= 0), 0.0)
+        held = held + ((weight, by),)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros([ROWS], tl.float32)
+    for choice in tl.static_range(CHOICES):
+        weight, by = held[choice]
+        there = (depth < F) & (_chosen(ids, choice, E, TOP) >= 0)
+        value = tl.load(hidden + choice * F + depth, there, 0.0).to(tl.float32)
+        if choice < TOP:
+            by *= tl.load(weights + choice)
+        total += _scaled_sum(weight, value, by, ROWS, DEPTH)
+    tl.store(y + channel, total, channel < C)
+
+
+def run_one(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, y: Tensor) -> Tensor:
+    """Run one token, without the matrix unit: every byte of a block's weights is under way at once."""
+    width, top = x.shape[1], ids.shape[1]
+    stacked, _, ffn = w.w2.shape
+    choices = top + w.shared
+    hidden = x.new_empty((choices, ffn), dtype=torch.float16)
+    ahead = early(x.device)
+    deep, inner = (max(128, triton.next_power_of_2(size)) for size in (width, ffn))
+    up_rows = min(128, max(1, ONE_ELEMENTS // (2 * deep)))
+    down_rows = min(128, max(1, ONE_ELEMENTS // (choices * inner)))
+    _gate_up_one[(triton.cdiv(ffn, up_rows), choices)](
+        x, ids, w.w13, w.scale13, hidden, width, ffn, stacked - w.shared, top, up_rows, deep, ahead, num_warps=4,
+        launch_pdl=ahead,
+    )  # fmt: skip
+    _down_one[(triton.cdiv(width, down_rows),)](
+        hidden, ids, weights, w.w2, w.scale2, y, width, ffn, stacked - w.shared, top, choices, down_rows, inner,
+        ahead, num_warps=4, launch_pdl=ahead,
+    )  # fmt: skip
+    return y
+
+
 def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
     """Run T <= moe_few.TOKENS_MAX tokens through their experts and the shared ones; write and return y."""
     tokens, width = x.shape
+    if tokens == 1 and ONE:
+        return run_one(x, ids, weights, w, y)
     if tokens >= CONVERTED_LEAST and x.dtype is not torch.float16:
         x = as_half(x)
     stacked, _, ffn = w.w2.shape
