@@ -394,7 +394,14 @@ def _make_poisoned(name: str, directory: Path, edit: Callable[[Any], None]) -> N
     model.save_pretrained(directory)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"quantization": "int8"}], ids=["bf16", "int8"])
+FORMATS: dict[str, dict[str, Any]] = {
+    "bf16": {"dtype": "bfloat16"},
+    "int8": {"quantization": "int8"},
+    "fp8": {"quantization": "fp8_block", "kv_dtype": "fp8"},
+}
+
+
+@pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)
 def test_alone_equals_together_in_every_format(checkpoint: Checkpoint, options: dict[str, Any]) -> None:
     together = World(checkpoint.directory, overlap="on", **options).answers_to(checkpoint.prompts)
     alone = World(checkpoint.directory, rows_max=1, **options).answers_to(checkpoint.prompts)

@@ -10,7 +10,15 @@ import pytest
 
 from tokenspeed.base import config
 from tokenspeed.base.errors import SetupError
-from tokenspeed.base.resolve import CPU_KV_BYTES_MAX, GIB, DeviceFacts, ModelFacts, resolve, resolve_graphs
+from tokenspeed.base.resolve import (
+    CPU_KV_BYTES_MAX,
+    GIB,
+    DeviceFacts,
+    ModelFacts,
+    resolve,
+    resolve_graphs,
+    resolve_held,
+)
 
 LAPTOP = DeviceFacts("cpu", "a CPU", cores=8, memory_total_bytes=16 * GIB, memory_available_bytes=12 * GIB)
 SERVER = DeviceFacts("cpu", "a CPU", cores=64, memory_total_bytes=512 * GIB, memory_available_bytes=500 * GIB)
@@ -126,3 +134,24 @@ def test_decode_steps_are_graphs_on_a_gpu(options: dict[str, Any], rows: int, re
     assert (chosen, choice.reason) == (rows, reason)
     assert choice in resolve(config.build(**options), GPU, SMALL).choices
     assert resolve_graphs(config.build(**options), LAPTOP)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored_fp8", "able_fp8", "weights"),
+    [
+        ("auto", False, True, None),
+        ("auto", True, True, "fp8_block"),
+        ("auto", True, False, None),
+        ("none", True, True, None),
+        ("fp8_block", False, True, "fp8_block"),
+        ("int8", True, True, "int8"),
+    ],
+)
+def test_weights_are_held_as_asked_or_as_the_checkpoint_has_them(
+    asked: str, stored_fp8: bool, able_fp8: bool, weights: str | None
+) -> None:
+    options = config.build(quantization=asked, kv_dtype="fp8")
+    found, kv_format, choices = resolve_held(options, stored_fp8=stored_fp8, able_fp8=able_fp8)
+    assert (found, kv_format) == (weights, "fp8")
+    said = {choice.name for choice in choices}
+    assert said == ({"KV dtype"} if (asked, stored_fp8) == ("auto", False) else {"weights", "KV dtype"})

@@ -10,6 +10,7 @@ import torch
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.exec.arena import Arena, bytes_per_token
+from tokenspeed.kernels.fp8 import Latents, quantised
 from tokenspeed.layers.kv import GQA, MLA
 
 CPU = torch.device("cpu")
@@ -54,6 +55,36 @@ def test_scrubbing_clears_what_is_not_finite_and_nothing_else() -> None:
     expected[1, 0, 0, 0] = expected[2, 1, 1, 3] = 0.0
     assert torch.equal(keys, expected)
     assert values[3].isnan().all()
+
+
+def test_a_context_in_8_bits_is_values_and_scales() -> None:
+    specs = [GQA(8, 128, "fp8"), MLA(512, 64, "fp8")]
+    assert [bytes_per_token([spec], torch.bfloat16) for spec in specs] == [2 * 8 * (128 + 4), 512 + 128 + 4]
+    arena = Arena(specs, blocks=3, block_tokens=16, dtype=torch.bfloat16, device=CPU)
+    assert arena.nbytes == 3 * 16 * bytes_per_token(specs, torch.bfloat16)
+    heads, latents = arena.layers
+    assert isinstance(heads, tuple)
+    assert isinstance(latents, Latents)
+    assert [(part.values.dtype, tuple(part.scale.shape)) for part in heads] == [
+        (torch.float8_e4m3fn, (3, 16, 8))
+    ] * 2
+    assert (latents.rope.dtype, tuple(latents.scale.shape)) == (torch.bfloat16, (3, 16))
+
+
+def test_faults_in_8_bits_show_in_the_scale_and_are_scrubbed() -> None:
+    arena = Arena([MLA(8, 4, "fp8")], blocks=4, block_tokens=2, dtype=torch.float32, device=CPU)
+    (latents,) = arena.layers
+    assert isinstance(latents, Latents)
+    vectors = torch.randn(4, 2, 8)
+    vectors[1, 1, 3] = torch.nan
+    values, scale = quantised(vectors)
+    latents.values.copy_(values)
+    latents.scale.copy_(scale)
+    assert arena.finite_at(torch.arange(8)).tolist() == [index != 3 for index in range(8)]
+    arena.scrub(torch.tensor([1]))
+    assert arena.finite_at(torch.arange(8)).all()
+    assert not latents.values.float().isnan().any()
+    assert torch.equal(latents.values[2].float(), values[2].float())
 
 
 def test_cpu_arena_is_private_memory() -> None:

@@ -60,7 +60,11 @@ TILES_LEAST = 4
 """A lane takes at least so many tiles: its partial is read and written, 2 x 32 KB for 41 KB of a tile."""
 RECORD = 8
 ROWS_LEAST, LANES_MOST = 128, 512
-MERGED_ROWS, MERGED_COLUMNS, MERGED_PARTS = 4, 64, 32
+MERGED_ALONE, MERGED_MANY = (1, 64, 128), (4, 128, 16)
+"""Folded rows, columns and partials that a program merges at a time: of few row blocks, which many lanes share, and of
+many, which few do.
+"""
+ROWS_ALONE = 8
 
 TILE = gl.constexpr(64)
 LATENT = gl.constexpr(512)
@@ -521,11 +525,12 @@ class MLADecode:
             q_latent.stride(0), q_latent.stride(1), q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
             HEADS=heads, N=n, STAGES=STAGES, BITS_K=BITS_K, BITS_V=BITS_V, num_warps=4, launch_pdl=True,
         )  # fmt: skip
-        pieces = -(-min(n, each * heads) // MERGED_ROWS) * (latent // MERGED_COLUMNS)
+        m, columns, parts = MERGED_ALONE if rows * blocks <= ROWS_ALONE else MERGED_MANY
+        pieces = -(-min(n, each * heads) // m) * (latent // columns)
         _merge[(rows, blocks, pieces)](
             context_lens, schedule, sums, stats, out, lse, rows, each, blocks,
-            HEADS=heads, N=n, ROWS=max(ROWS_LEAST, triton.next_power_of_2(rows)), M=MERGED_ROWS,
-            D=MERGED_COLUMNS, PARTS=MERGED_PARTS, num_warps=4, launch_pdl=True,
+            HEADS=heads, N=n, ROWS=max(ROWS_LEAST, triton.next_power_of_2(rows)), M=m, D=columns, PARTS=parts,
+            num_warps=4, launch_pdl=True,
         )  # fmt: skip
         return out
 
