@@ -55,11 +55,9 @@ from tokenspeed.kernels.spec import Band, Implementation, Kernel
 LOG2_E = 1.4426950408889634
 STAGES = 2
 """Places for tiles; pages are looked up for as many."""
-BITS_K, BITS_V = False, False
-TILES_LEAST = 4
-"""A lane takes at least so many tiles: its partial is read and written, 2 x 32 KB for 41 KB of a tile."""
 RECORD = 8
-ROWS_LEAST, LANES_MOST = 128, 512
+ROWS_LEAST, LANES = 128, 64
+"""Rows that `_schedule` is compiled for at least; lanes that a program of it writes."""
 MERGED_ALONE, MERGED_MANY = (1, 64, 128), (4, 128, 16)
 """Folded rows, columns and partials that a program merges at a time: of few row blocks, which many lanes share, and of
 many, which few do.
@@ -77,14 +75,17 @@ WORDS = gl.constexpr(gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwid
 ROPES = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
 
-@triton.jit(do_not_specialize=["rows", "lanes", "least"])
-def _schedule(context_lens, records, rows, lanes, least, ROWS: tl.constexpr, LANES: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "lanes"])
+def _schedule(context_lens, records, rows, lanes, ROWS: tl.constexpr, LANES: tl.constexpr):
     """Write a record a lane: first row, first tile in it, tiles of the lane; tiles and lanes of the whole."""
-    row_at, lane = tl.arange(0, ROWS), tl.arange(0, LANES)
+    row_at, lane = tl.arange(0, ROWS), tl.program_id(0) * LANES + tl.arange(0, LANES)
     lens = tl.load(context_lens + row_at, mask=row_at < rows, other=0)
     tiles = tl.cdiv(lens, 64)
     ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
+    # What a lane leaves to be merged is 64 KB, a tile 41: the more there are, the more a lane takes at least.
+    # Measured: 10.0 us at 32 tiles, 15.8 at 128, 32.4 at 800 (docs/log/0009).
+    least = tl.where(total >= 512, 4, tl.where(total >= 96, 2, 1))
     used = tl.minimum(tl.maximum(total // least, 1), lanes)
     at = tl.minimum(lane, used) * total // used
     left = tl.minimum(lane + 1, used) * total // used - at
@@ -155,55 +156,21 @@ def _scale_of(scales, page, key, context, m):
 
 
 @gluon.jit
-def _halves(x, BITS: gl.constexpr):
-    """e4m3 as float16, by `BITS` times 2^-8: shifts and masks instead of the conversion."""
-    if BITS:
-        half = gl.inline_asm_elementwise(
-            "{ .reg .b32 a, b, s, t; prmt.b32 a, $2, 0, 0x4140; prmt.b32 b, $2, 0, 0x4342; "
-            "and.b32 s, a, 0x00800080; shl.b32 t, a, 7; mad.lo.u32 $0, s, 128, t; "
-            "and.b32 s, b, 0x00800080; shl.b32 t, b, 7; mad.lo.u32 $1, s, 128, t; }",
-            "=r,=r,r", [x], dtype=gl.float16, is_pure=True, pack=4,
-        )  # fmt: skip
-    else:
-        half = x.to(gl.float16)
-    return half
-
-
-@gluon.jit
-def _halves_of_pairs(first, second, BITS: gl.constexpr):
-    """Words of four e4m3 of two tokens as float16, `BITS` as in `_halves`: both tokens of the first channel, then of
-    the second, ..
-    """
+def _halves_of_pairs(first, second):
+    """Words of four e4m3 of two tokens as float16: both tokens of the first channel, then of the second, .."""
     halves: gl.constexpr = (gl.float16,) * 8
-    if BITS:
-        return gl.inline_asm_elementwise(
-            "{ .reg .b32 a, t; "
-            "prmt.b32 a, $8, $9, 0x4400; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
-            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$0, $1}, a; "
-            "prmt.b32 a, $8, $9, 0x5511; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
-            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$2, $3}, a; "
-            "prmt.b32 a, $8, $9, 0x6622; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
-            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$4, $5}, a; "
-            "prmt.b32 a, $8, $9, 0x7733; shl.b32 t, a, 7; and.b32 t, t, 0x3f803f80; shl.b32 a, a, 8; "
-            "lop3.b32 a, a, 0x80008000, t, 0xea; mov.b32 {$6, $7}, a; "
-            "}",
-            "=h,=h,=h,=h,=h,=h,=h,=h,r,r", [first, second], dtype=halves, is_pure=True, pack=1,
-        )  # fmt: skip
-    else:
-        return gl.inline_asm_elementwise(
-            "{ .reg .b32 a, b; .reg .b16 c, d; "
-            "prmt.b32 a, $8, $9, 0x5140; mov.b32 {c, d}, a; "
-            "cvt.rn.f16x2.e4m3x2 b, c; mov.b32 {$0, $1}, b; cvt.rn.f16x2.e4m3x2 b, d; mov.b32 {$2, $3}, b; "
-            "prmt.b32 a, $8, $9, 0x7362; mov.b32 {c, d}, a; "
-            "cvt.rn.f16x2.e4m3x2 b, c; mov.b32 {$4, $5}, b; cvt.rn.f16x2.e4m3x2 b, d; mov.b32 {$6, $7}, b; }",
-            "=h,=h,=h,=h,=h,=h,=h,=h,r,r", [first, second], dtype=halves, is_pure=True, pack=1,
-        )  # fmt: skip
+    return gl.inline_asm_elementwise(
+        "{ .reg .b32 a, b; .reg .b16 c, d; "
+        "prmt.b32 a, $8, $9, 0x5140; mov.b32 {c, d}, a; "
+        "cvt.rn.f16x2.e4m3x2 b, c; mov.b32 {$0, $1}, b; cvt.rn.f16x2.e4m3x2 b, d; mov.b32 {$2, $3}, b; "
+        "prmt.b32 a, $8, $9, 0x7362; mov.b32 {c, d}, a; "
+        "cvt.rn.f16x2.e4m3x2 b, c; mov.b32 {$4, $5}, b; cvt.rn.f16x2.e4m3x2 b, d; mov.b32 {$6, $7}, b; }",
+        "=h,=h,=h,=h,=h,=h,=h,=h,r,r", [first, second], dtype=halves, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @gluon.jit
-def _scores(
-    values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: gl.constexpr, BITS: gl.constexpr
-):
+def _scores(values, ropes, q_values, q_ropes, scale, N: gl.constexpr, s_layout: gl.constexpr):
     """values [64, 512] q^T times each token's scale, plus ropes [64, 64] q_rope^T: [64, N]."""
     load: gl.constexpr = gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [0, 8], [0, 16], [8, 0]],
@@ -215,7 +182,7 @@ def _scores(
     )  # fmt: skip
     total = gl.zeros([64, N], gl.float32, layout=s_layout)
     for part in gl.static_range(4):
-        left = _halves(values.slice(part * 128, 128, dim=1).load(load), BITS)
+        left = values.slice(part * 128, 128, dim=1).load(load).to(gl.float16)
         left = gl.convert_layout(
             _by_fragment(left, 64, 128), gl.DotOperandLayout(0, s_layout, 2), assert_trivial=True
         )
@@ -228,11 +195,11 @@ def _scores(
             total, held = warpgroup_mma_wait(1, deps=[total, held])  # noqa: F821 - of the part before
         held = left
     turned, total, held = warpgroup_mma_wait(0, deps=[turned, total, held])
-    return total * (scale * 256.0 if BITS else scale)[:, None] + turned
+    return total * scale[:, None] + turned
 
 
 @gluon.jit
-def _add_values(values, weights, acc, N: gl.constexpr, o_layout: gl.constexpr, BITS: gl.constexpr):
+def _add_values(values, weights, acc, N: gl.constexpr, o_layout: gl.constexpr):
     """acc [512, N] plus values^T [512, 64] weights^T [64, N]."""
     load: gl.constexpr = gl.DistributedLinearLayout(
         [[1, 0], [0, 1], [0, 2], [8, 0]],
@@ -242,7 +209,7 @@ def _add_values(values, weights, acc, N: gl.constexpr, o_layout: gl.constexpr, B
     for part in gl.static_range(4):
         word = words.slice(part * 16, 16, dim=0).load(load)
         first, second = gl.split(word.reshape((8, 2, 128)).permute((0, 2, 1)))
-        a0, a1, b0, b1, c0, c1, d0, d1 = _halves_of_pairs(first, second, BITS)
+        a0, a1, b0, b1, c0, c1, d0, d1 = _halves_of_pairs(first, second)
         a, b, c, d = gl.join(a0, a1), gl.join(b0, b1), gl.join(c0, c1), gl.join(d0, d1)
         left = gl.join(
             gl.join(a, c), gl.join(b, d)
@@ -314,7 +281,7 @@ def _store(
 def _decode(
     q_latent, q_rope, values, ropes, scales, block_table, context_lens, records, out, lse, sums, stats,
     rows, each, scale_log2, latent_token, latent_head, rope_token, rope_head, table_row,
-    HEADS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr, BITS_K: gl.constexpr, BITS_V: gl.constexpr,
+    HEADS: gl.constexpr, N: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
@@ -380,7 +347,7 @@ def _decode(
                 kv = values_kv.index(stage)
                 if key + TILE > context:
                     _clear_tail(kv, context - key)
-                scores = _scores(kv, ropes_kv.index(stage), q_values, q_ropes, scale, N, s_layout, BITS_K)
+                scores = _scores(kv, ropes_kv.index(stage), q_values, q_ropes, scale, N, s_layout)
                 scores = scores * scale_log2 + gl.log2(scale)[:, None]
                 if key + TILE > context - each + 1:
                     scores = gl.where((key + m)[:, None] < sees[None, :], scores, -float("inf"))
@@ -393,14 +360,14 @@ def _decode(
                 fence_async_shared()
                 gl.thread_barrier()
                 acc = acc * gl.convert_layout(shrink, o_rows)[None, :]
-                acc = _add_values(kv, weights, acc, N, o_layout, BITS_V)
+                acc = _add_values(kv, weights, acc, N, o_layout)
                 gl.thread_barrier()
                 if i + STAGES < count:
                     _fetch(pages, next_page, stage, values_kv, ropes_kv, full)
                 step += 1
             total = gl.sum(sums_of, 0)
             seen = total > 0
-            inverse = gl.where(seen, (256.0 if BITS_V else 1.0) / gl.where(seen, total, 1.0), 0.0)
+            inverse = gl.where(seen, 1.0 / gl.where(seen, total, 1.0), 0.0)
             log_sum = gl.where(seen, peak + gl.log2(total), -float("inf"))
             _store(
                 answer, run, acc, gl.convert_layout(inverse, o_rows), gl.convert_layout(log_sum, o_rows),
@@ -478,16 +445,20 @@ class MLADecode:
         n = 16 if folded <= 16 else 32
         blocks = -(-folded // n)
         together = 2 if n == 16 else 1
-        return n, blocks, max(1, min(together * self.cores, LANES_MOST) // blocks)
+        return n, blocks, max(1, together * self.cores // blocks)
 
     def schedule(self, context_lens: Tensor, row_tokens_max: int = 1) -> Tensor:
         """Give every lane its run of key tiles: [lanes, 8] int32, for all layers of a step."""
         rows, lanes = context_lens.shape[0], self.cut(row_tokens_max)[2]
         records = torch.empty((lanes, RECORD), dtype=torch.int32, device=context_lens.device)
-        _schedule[(1,)](
-            context_lens, records, rows, lanes, TILES_LEAST,
-            ROWS=max(ROWS_LEAST, triton.next_power_of_2(rows)), LANES=LANES_MOST,
-        )  # fmt: skip
+        _schedule[(triton.cdiv(lanes, LANES),)](
+            context_lens,
+            records,
+            rows,
+            lanes,
+            ROWS=max(ROWS_LEAST, triton.next_power_of_2(rows)),
+            LANES=LANES,
+        )
         return records
 
     def __call__(
@@ -523,7 +494,7 @@ class MLADecode:
             TensorDescriptor.from_tensor(arena.rope.flatten(0, 1), [64, 64], ROPES), arena.scale, block_table,
             context_lens, schedule, out, lse, sums, stats, rows, each, scale * LOG2_E,
             q_latent.stride(0), q_latent.stride(1), q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
-            HEADS=heads, N=n, STAGES=STAGES, BITS_K=BITS_K, BITS_V=BITS_V, num_warps=4, launch_pdl=True,
+            HEADS=heads, N=n, STAGES=STAGES, num_warps=4, launch_pdl=True,
         )  # fmt: skip
         m, columns, parts = MERGED_ALONE if rows * blocks <= ROWS_ALONE else MERGED_MANY
         pieces = -(-min(n, each * heads) // m) * (latent // columns)

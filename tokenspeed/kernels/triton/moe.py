@@ -63,6 +63,8 @@ def plan_of(shape: tuned.Shape, device: Device, tokens: int) -> Plan:
     held = tuned.plan_for(OP, device.name, VERSION, shape, tokens)
     if held is not None:
         return plan_from(held)
+    if shape["format"] == "fp8_block" and shape["dtype"] != "float32" and tokens <= moe_few.TOKENS_MAX:
+        return moe_few_fp8.plan_of(tokens)
     item = 4 if shape["dtype"] == "float32" else 2
     memory = shared_memory_bytes(device)
     if tokens <= moe_few.TOKENS_MAX:

@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tokenspeed.kernels.triton.launch import early
-from tokenspeed.kernels.triton.moe_few import Plan, _add_parts, _expert_of, _places
+from tokenspeed.kernels.triton.moe_few import Plan, Tile, _add_parts, _expert_of, _places
 from tokenspeed.kernels.triton.moe_weights import Stacked, blocks
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
@@ -36,8 +36,6 @@ ONE = False
 """Whether one token goes without the matrix unit: not seen on a GPU yet."""
 ONE_ELEMENTS = 16384
 """Of weights, that a block of four warps holds in registers."""
-CONVERTED_LEAST = 3
-"""Fewer tokens are converted where they are used: a launch costs more."""
 HALF_MAX = tl.constexpr(65504.0)
 
 
@@ -45,23 +43,6 @@ HALF_MAX = tl.constexpr(65504.0)
 def half(x):
     """Round to float16, what is too large to the largest."""
     return tl.minimum(tl.maximum(x.to(tl.float32), -HALF_MAX), HALF_MAX).to(tl.float16)
-
-
-@triton.jit
-def _as_half(x, y, size, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(y + at, half(tl.load(x + at, at < size, 0.0)), at < size)
-
-
-def as_half(x: Tensor) -> Tensor:
-    """x [T, C] dense in float16: once, where every warp of a product would do it for itself."""
-    y = torch.empty_like(x, dtype=torch.float16)
-    ahead = early(x.device)
-    _as_half[(triton.cdiv(x.numel(), 1024),)](x, y, x.numel(), 1024, ahead, num_warps=4, launch_pdl=ahead)
-    return y
 
 
 @triton.jit
@@ -247,7 +228,7 @@ def _down_one(
         weight = tl.load(at, inside & (expert >= 0), 0.0)
         first = (expert * ((C + 127) // 128) + row // 128) * blocks
         by = tl.load(scale + first + block, (block < blocks) & (expert >= 0), 0.0)
-        held = held + ((weight, by),)
+        held = held + ((weight, by),)  # noqa: RUF005 - the compiler adds tuples and knows no star
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -283,13 +264,20 @@ def run_one(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, y: Tensor) -> T
     return y
 
 
+def plan_of(tokens: int) -> Plan:
+    """The tiles that were fastest on an H200 for 64 experts of 1408 x 2048, six a token (docs/log/0009)."""
+    if tokens <= 2 or tokens > 32:
+        tile = Tile(128, DEPTH, 3, 4)
+    else:
+        tile = Tile(128, DEPTH, 3, 2) if tokens <= 16 else Tile(64, DEPTH, 3, 2)
+    return Plan(tile, tile)
+
+
 def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
     """Run T <= moe_few.TOKENS_MAX tokens through their experts and the shared ones; write and return y."""
     tokens, width = x.shape
     if tokens == 1 and ONE:
         return run_one(x, ids, weights, w, y)
-    if tokens >= CONVERTED_LEAST and x.dtype is not torch.float16:
-        x = as_half(x)
     stacked, _, ffn = w.w2.shape
     shared, top = w.shared, ids.shape[1]
     experts = stacked - shared

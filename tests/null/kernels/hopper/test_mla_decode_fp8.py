@@ -37,8 +37,6 @@ def test_converted_fragments_go_to_the_product_without_shared_memory(tmp_path: P
             "HEADS": 16,
             "N": 16,
             "STAGES": mla_decode_fp8.STAGES,
-            "BITS_K": mla_decode_fp8.BITS_K,
-            "BITS_V": mla_decode_fp8.BITS_V,
             "lse": None,
         },
         tmp_path,
