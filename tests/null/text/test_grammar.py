@@ -212,6 +212,18 @@ def test_strict_refuses_what_elements_cannot_say_and_others_pass_over_it() -> No
     )
 
 
+def test_digits_of_a_schema_are_those_of_ascii() -> None:
+    dialect = FAMILIES["qwen3_coder"]
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": r"^[\d.]+/\d$"}},
+        "required": ["a"],
+    }
+    wanted = Wanted(tools=[ToolOffer("f", schema, True)], choice="required")
+    assert takes(dialect, wanted, shown(dialect, [Call("f", {"a": "1.2/3"})]))
+    assert not takes(dialect, wanted, shown(dialect, [Call("f", {"a": "\u0667/3"})]))
+
+
 def test_compiled_grammars_are_kept_by_content_and_bounded() -> None:
     vocabulary: Future[Vocabulary] = Future()
     vocabulary.set_result(BYTES)

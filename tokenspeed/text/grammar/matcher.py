@@ -30,7 +30,8 @@ from tokenspeed.text.tokenizer import Tokenizer
 from tokenspeed.text.tools.families import FAMILIES, REASONING
 
 COMPILED_MAX: Final = 64
-"""Compiled grammars kept; 128 tools take about 5 MB (docs/adr/0006)."""
+"""Compiled grammars kept, and the text of all of them: 128 tools are 90 kB, and compiled 3 to 8 MB."""
+COMPILED_BYTES_MAX: Final = 4 << 20
 CHECKED_MAX: Final = 4096
 _SPECIAL: Final = b"\xff"  # begins no text, so no grammar over text allows such a token
 _PARALLEL_MIN: Final = 4  # masks made at once from which threads pay
@@ -164,6 +165,7 @@ class Compiler:
         self._vocabulary = vocabulary
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="grammar")
         self._kept: OrderedDict[bytes, LLMatcher] = OrderedDict()
+        self._sizes: dict[bytes, int] = {}
         self._lock = threading.Lock()
 
     def start(self, constraint: Constraint) -> Future[Walk]:
@@ -183,11 +185,15 @@ class Compiler:
         known = self._known(key)  # by whoever stood before us in the queue
         if known is None:
             known = compiled(constraint, self._vocabulary.result())
-            with self._lock:
-                self._kept[key] = known
-                while len(self._kept) > COMPILED_MAX:
-                    self._kept.popitem(last=False)
+            self._keep(key, known, len(constraint.grammar))
         return Walk(known.deep_copy())
+
+    def _keep(self, key: bytes, matcher: LLMatcher, size: int) -> None:
+        with self._lock:
+            self._kept[key], self._sizes[key] = matcher, size
+            while len(self._kept) > COMPILED_MAX or sum(self._sizes.values()) > COMPILED_BYTES_MAX:
+                oldest, _ = self._kept.popitem(last=False)
+                del self._sizes[oldest]
 
     def _known(self, key: bytes) -> LLMatcher | None:
         with self._lock:
