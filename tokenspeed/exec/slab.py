@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A slab: KV blocks in one file, each with what it takes to know it again after a crash. Format 1 (ADR 0006).
+"""A slab: KV blocks in one file, each with what it takes to know it again after a crash. Format 1 (ADR 0007).
 
     0       header: magic, version, slots, block bytes, fingerprint of model and layout, hash key, CRC-32
     4096    one record of 64 bytes a slot: magic, version, hash, hash of the block before it, checksum, CRC-32
