@@ -84,6 +84,19 @@ class Parts:
                 case CallEnd(_, status):
                     yield from self.end(status)
 
+    def grown(self, events: list[Event]) -> Grown | None:
+        """What events do where all they do is to add to the open part; None elsewhere, and nothing is done."""
+        if len(events) != 1 or self._open is None:
+            return None
+        match self._open.kind, events[0]:
+            case (
+                ("text", Content(text)) | ("reasoning", Reasoning(text)) | ("call", ArgumentsDelta(_, text))
+            ) if text:
+                self._open.pieces.append(text)
+                return Grown(self._open, text)
+            case _:
+                return None
+
     def end(self, status: CallStatus = "complete") -> Iterator[Change]:
         """Close the open part, if there is one."""
         self._blank = ""

@@ -122,6 +122,9 @@ class MessagesWriter:
     def update(self, update: Update) -> bytes:
         if update.finish is not None:
             self._finish, self._stop_string = update.finish, update.stop_string
+        grown = self._parts.grown(update.events)
+        if grown is not None:
+            return self._frame(grown)
         return b"".join(map(self._frame, self._parts.changes(update.events)))
 
     def heartbeat(self) -> bytes:

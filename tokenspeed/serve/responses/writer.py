@@ -76,6 +76,9 @@ class ResponsesWriter:
 
     def update(self, update: Update) -> bytes:
         self._finish = update.finish
+        grown = self._parts.grown(update.events)
+        if grown is not None:
+            return self._change(grown)
         return b"".join(map(self._change, self._parts.changes(update.events)))
 
     def heartbeat(self) -> bytes:
