@@ -21,7 +21,7 @@ from tokenspeed.layers.layer import FP8_BLOCK, Build, Group, Layer
 from tokenspeed.layers.mlp import gated_mlp
 from tokenspeed.layers.step import StepContext
 from tokenspeed.spmd.placement import Layout, Replicate, Shard
-from tokenspeed.spmd.program import Call, Edge, Part, Weight
+from tokenspeed.spmd.program import Call, Edge, Joint, Part, Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,18 @@ class Route(Layer):
             weights.append(Weight(bias.source, ((bias,),), dtype="float32"))
         super().__init__(build, f"{name}.gate", weights)
         self._shape = shape
-        self._gate = kernels.bind(
-            "moe.gate",
-            build.device,
-            x_dtype=build.dtype,
-            width=shape.width,
-            experts=shape.experts,
-            top_k=shape.top_k,
-            groups=shape.groups,
-            groups_top=shape.groups_top,
-            scoring=shape.scoring,
-            group_score=shape.group_score,
-        )
+        facts: dict[str, Any] = {
+            "top_k": shape.top_k,
+            "groups": shape.groups,
+            "groups_top": shape.groups_top,
+            "scoring": shape.scoring,
+            "group_score": shape.group_score,
+        }
+        self._routing = {**facts, "normalise": shape.normalise, "scale": shape.scale}
+        facts |= {"x_dtype": build.dtype, "width": shape.width, "experts": shape.experts}
+        self._gate = kernels.bind("moe.gate", build.device, **facts)
+        self._norm_gate = kernels.bind("moe.norm_gate", build.device, **facts)
+        self._joins = self._norm_gate.choice.kernel.name == self._gate.choice.kernel.name
         self._weight: Any = None
         self._bias: Tensor | None = None
 
@@ -75,20 +75,22 @@ class Route(Layer):
 
     def run(self, context: StepContext, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, C] -> ids [T, k] int32, weights [T, k] float32."""
-        shape, places = self._shape, context.inputs.write_index
-        return self._gate(
+        return self._gate(x, self._weight, self._bias, **self._routing, write_index=_places(context, x))
+
+    def run_normed(
+        self, context: StepContext, constants: tuple[Tensor, float], x: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """x, residual [T, C] -> the norm of their sum, the sum, and as `run` of the norm."""
+        ids, weights, normed, summed = self._norm_gate(
             x,
+            residual,
+            *constants,
             self._weight,
             self._bias,
-            top_k=shape.top_k,
-            groups=shape.groups,
-            groups_top=shape.groups_top,
-            scoring=shape.scoring,
-            group_score=shape.group_score,
-            normalise=shape.normalise,
-            scale=shape.scale,
-            write_index=places if len(places) == len(x) else None,  # not where ranks hold some tokens each
+            **self._routing,
+            write_index=_places(context, x),
         )
+        return normed, summed, ids, weights
 
     def calls(self) -> Iterator[Call]:
         yield Call(
@@ -100,7 +102,14 @@ class Route(Layer):
             ),
             self.run,
             self.weights,
+            joint=Joint("norm_add", self.run_normed, keeps=True) if self._joins else None,
         )
+
+
+def _places(context: StepContext, x: Tensor) -> Tensor | None:
+    """Where each token is written; None where ranks hold some tokens each."""
+    places = context.inputs.write_index
+    return places if len(places) == len(x) else None
 
 
 class Experts(Layer):

@@ -5,6 +5,7 @@
     RmsNorm("first")   hidden -> hidden, residual                  opens the residual stream
     RmsNorm("add")     hidden, residual -> hidden, residual        adds, then normalises the sum
 
+The call after a norm may do its work too (`program.Joint`): its constants are weight and eps.
 A norm needs all features of a token. With tokens spread over tp (`sp`) it works on its rank's tokens.
 """
 
@@ -67,6 +68,7 @@ class RmsNorm(Layer):
             tuple(Edge(value, self._layout, self._width) for value in ("hidden", "residual")),
             self.run_first if self._kind == "first" else self.run_add,
             self.weights,
+            lambda: (self._weight, self._eps),
         )
 
 

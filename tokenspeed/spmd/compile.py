@@ -105,7 +105,11 @@ class _Walk:
             for index, edge in enumerate(call.writes)
         )
         weights = tuple(_full(resolve(weight.layout, self.mesh), self.axes) for weight in call.weights)
-        self.steps.append(Step(call.name, call.op, tuple(reads), writes, call.run, weights))
+        self.steps.append(
+            Step(
+                call.name, call.op, tuple(reads), writes, call.run, weights, None, call.constants, call.joint
+            )
+        )
         for use in writes:
             self.write(use)
 

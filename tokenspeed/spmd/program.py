@@ -69,8 +69,25 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """How a call runs as one with a call of `op` right before it, where nothing moves between them.
+
+    `run(context, constants, *reads)` takes the constants and the reads of the call before; it returns what that
+    one writes, then what this one writes. Without `keeps`, the first of these is None: it is this call's input,
+    and the two are joined only where nobody else reads it.
+    """
+
+    op: str
+    run: Callable[..., Any]
+    keeps: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
-    """One op over named values; `run(context, *reads)` returns what is written, a tuple if several."""
+    """One op over named values; `run(context, *reads)` returns what is written, a tuple if several.
+
+    `constants` gives what a call after this one needs to do its work too (weights, once they are there).
+    """
 
     name: str
     op: str
@@ -78,6 +95,8 @@ class Call:
     writes: tuple[Edge, ...]
     run: Callable[..., Any]
     weights: tuple[Weight, ...] = ()
+    constants: Callable[[], Any] | None = None
+    joint: Joint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +136,8 @@ class Step:
     run: Callable[..., Any]
     weights: tuple[Lies, ...] = ()
     collective: Collective | None = None
+    constants: Callable[[], Any] | None = None
+    joint: Joint | None = None
 
 
 class Collectives(Protocol):
@@ -143,7 +164,7 @@ class Program:
         return tuple(step.collective for step in self.steps if step.collective is not None)
 
     def lower(self, collectives: Collectives | None = None) -> Executable:
-        """Number the values and return the runnable loop.
+        """Number the values, join calls that can run as one, and return the runnable loop.
 
         Raises SetupError when the program moves data and there is nothing to move it with.
         """
@@ -198,10 +219,14 @@ def _lower(program: Program, collectives: Collectives | None) -> Executable:
         return tuple(numbers.setdefault(use.value, len(numbers)) for use in uses)
 
     inputs = number(program.inputs)
-    instructions = [
-        _Instruction(_runnable(step, collectives), number(step.reads), number(step.writes))
-        for step in program.steps
-    ]
+    instructions: list[_Instruction] = []
+    for at, step in enumerate(program.steps):
+        run, writes = _runnable(step, collectives), number(step.writes)
+        if at and (both := _joined(program, at)):
+            before = instructions.pop()
+            instructions.append(_Instruction(both, before.reads, before.writes + writes))
+        else:
+            instructions.append(_Instruction(run, number(step.reads), writes))
     output = numbers[program.output.value]
     alive = {output}
     for step in reversed(instructions):
@@ -220,6 +245,32 @@ def _runnable(step: Step, collectives: Collectives | None) -> Callable[..., Any]
         return collectives.move(move.kind, value, axis=move.axis, dim=move.dim)
 
     return run
+
+
+def _joined(program: Program, at: int) -> Callable[..., Any] | None:
+    """What runs step `at` and the one before it as one; None where they run apart."""
+    before, step = program.steps[at - 1 : at + 1]
+    joint, made = step.joint, [use.value for use in before.writes]
+    if joint is None or before.constants is None or joint.op != before.op:
+        return None
+    if any(use.value not in made for use in step.reads) or not (joint.keeps or _last_read(program, at, made[0])):
+        return None
+    constants, run_both = before.constants(), joint.run
+
+    def run(context: Any, *values: Any) -> Any:
+        return run_both(context, constants, *values)
+
+    return run
+
+
+def _last_read(program: Program, at: int, value: str) -> bool:
+    """Whether nobody reads `value` as it is at step `at` after that step."""
+    for step in program.steps[at:]:
+        if step is not program.steps[at] and any(use.value == value for use in step.reads):
+            return False
+        if any(use.value == value for use in step.writes):
+            return True
+    return program.output.value != value
 
 
 def _table(program: Program) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ops `moe.gate`, `moe.route` and `moe.experts`: choose experts for each token, run them, sum.
+"""Ops `moe.gate`, `moe.norm_gate`, `moe.route` and `moe.experts`: choose experts for each token, run them, sum.
 
 The gate is float32 from products to weights; `moe.route` is its second half. No token is dropped. Experts that
 every token shares are part of `moe.experts`.
@@ -7,6 +7,7 @@ every token shares are part of `moe.experts`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,6 +54,27 @@ def gate_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     return Inputs(args=args, weights=(gate,), weights_as=("w",))
 
 
+def norm_gate_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    """The bias alone chooses experts: what is normalised may be rounded before it is multiplied."""
+    gated, experts, width = gate_inputs(traits, sizes, draw), whole(traits, "experts"), whole(traits, "width")
+    dtype = traits["x_dtype"]
+    assert isinstance(dtype, torch.dtype)
+    args = {
+        **gated.args,
+        "bias": draw.normal(experts, dtype=FP32, scale=1e4),
+        "residual": draw.normal(sizes.tokens, width, dtype=dtype, scale=3.0),
+        "norm_weight": draw.normal(width, dtype=dtype, scale=0.5),
+        "eps": 1e-6,
+    }
+    return replace(gated, args=args, scratch=("residual",))
+
+
+def norm_gate_canonical(outputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """Order the choices; hold what is of the activations' dtype as wide as the weights."""
+    ids, weights, normed, summed = outputs
+    return *route_canonical((ids, weights)), normed.to(weights.dtype), summed.to(weights.dtype)
+
+
 def gate_cost(traits: Traits, sizes: Sizes) -> Cost:
     experts, top_k, width, dtype = (
         whole(traits, "experts"), whole(traits, "top_k"), whole(traits, "width"), traits["x_dtype"],
@@ -60,6 +82,13 @@ def gate_cost(traits: Traits, sizes: Sizes) -> Cost:
     assert isinstance(dtype, torch.dtype)
     moved = (experts + sizes.tokens) * width * dtype.itemsize + sizes.tokens * top_k * 8
     return Cost(moved, 2 * sizes.tokens * experts * width)
+
+
+def norm_gate_cost(traits: Traits, sizes: Sizes) -> Cost:
+    gated, width, dtype = gate_cost(traits, sizes), whole(traits, "width"), traits["x_dtype"]
+    assert isinstance(dtype, torch.dtype)
+    moved = (3 * sizes.tokens + 1) * width * dtype.itemsize
+    return Cost(gated.bytes + moved, gated.flop + 5 * sizes.tokens * width)
 
 
 def route_cost(traits: Traits, sizes: Sizes) -> Cost:
@@ -134,7 +163,7 @@ GATE = Op(
         *_ROUTING,
     ),
     reference=Plain(ref.gate, ref.gate_prepare),
-    sizes=(Sizes(1), Sizes(5), Sizes(33)),
+    sizes=(Sizes(1), Sizes(3), Sizes(5), Sizes(33)),
     points=tuple(
         Point({"x_dtype": BF16, "width": 2048, **traits}, Sizes(tokens))
         for traits in _GATES
@@ -145,6 +174,26 @@ GATE = Op(
     cost=gate_cost,
     legal=route_legal,
     canonical=route_canonical,
+)
+
+NORM_GATE = replace(
+    GATE,
+    name="moe.norm_gate",
+    summary="Add x to the residual stream, RMS-normalise the sum, and route by that.",
+    shapes=(
+        "x [T, C] and residual [T, C] contiguous, norm_weight [C], eps; w, bias and keywords as of `moe.gate` -> "
+        "(ids, weights, y [T, C], new residual [T, C]): `norm.add_rms`, then `moe.gate` of y. The new residual may "
+        "be the argument itself, changed in place: use what is returned."
+    ),
+    reference=Plain(ref.norm_gate, ref.gate_prepare),
+    sizes=(Sizes(1), Sizes(3), Sizes(5), Sizes(33)),
+    points=tuple(
+        Point({"x_dtype": BF16, "width": 2048, **traits}, Sizes(tokens)) for traits in _GATES for tokens in (1, 8)
+    ),
+    inputs=norm_gate_inputs,
+    tolerance={FP32: SUMMED[BF16]},
+    cost=norm_gate_cost,
+    canonical=norm_gate_canonical,
 )
 
 ROUTE = Op(
@@ -264,4 +313,4 @@ EXPERTS = Op(
     legal=experts_legal,
 )
 
-OPS = (GATE, ROUTE, EXPERTS)
+OPS = (GATE, NORM_GATE, ROUTE, EXPERTS)

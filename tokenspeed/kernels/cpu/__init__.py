@@ -60,6 +60,7 @@ KERNELS = (
         call_traits=("float32_out",),
         prepare_traits=("format",),
     ),
+    _kernel("linear.norm_dense", linear.norm_dense, linear.dense_prepare, prepare_traits=("format",)),
     _kernel("linear.heads", linear.heads, linear.heads_prepare),
     _kernel("embedding.lookup", pointwise.lookup),
     _kernel("norm.rms", pointwise.rms),
@@ -75,6 +76,7 @@ KERNELS = (
     _kernel("attention.mla_decode", attention.mla_decode),
     _kernel("attention.mla_extend", attention.mla_extend, attention.mla_pack),
     _kernel("moe.gate", moe.gate, moe.gate_prepare, dtyped=False),
+    _kernel("moe.norm_gate", moe.norm_gate, moe.gate_prepare, dtyped=False),
     _kernel("moe.route", moe.route, dtyped=False),
     _kernel("moe.experts", moe.experts, moe.experts_prepare, prepare_traits=("format",)),
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`moe.gate`, `moe.route` and `moe.experts`.
+"""`moe.gate`, `moe.norm_gate`, `moe.route` and `moe.experts`.
 
 In: router logits, activations [T, C], choices. Out: new tensors. Only the weights of chosen experts are read.
 The gate is a float32 `linear.dense` before `route`; shared experts are one wide gated block of dense maps.
@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenspeed.kernels.cpu import _cpu
 from tokenspeed.kernels.cpu.buffers import address, expect, output
 from tokenspeed.kernels.cpu.linear import PackedWeight, dense, dense_prepare, pack
-from tokenspeed.kernels.cpu.pointwise import silu_mul
+from tokenspeed.kernels.cpu.pointwise import add_rms, silu_mul
 
 
 def gate_prepare(weight: Tensor) -> PackedWeight:
@@ -56,6 +56,41 @@ def gate(
         ids.masked_fill_(padding, -1)
         weights.masked_fill_(padding, 0.0)
     return ids, weights
+
+
+def norm_gate(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    w: PackedWeight,
+    bias: Tensor | None,
+    *,
+    top_k: int,
+    groups: int,
+    groups_top: int,
+    scoring: str,
+    group_score: str,
+    normalise: bool,
+    scale: float,
+    write_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add x to the residual, normalise the sum, and do as `gate` with that; return it and the sum too."""
+    normed, summed = add_rms(x, residual, norm_weight, eps)
+    ids, weights = gate(
+        normed,
+        w,
+        bias,
+        top_k=top_k,
+        groups=groups,
+        groups_top=groups_top,
+        scoring=scoring,
+        group_score=group_score,
+        normalise=normalise,
+        scale=scale,
+        write_index=write_index,
+    )
+    return ids, weights, normed, summed
 
 
 def route(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tokenspeed.kernels.ref.dense import (
     DenseWeight,
+    add_rms,
     dense_prepare,
     quantise_fp8_block,
     quantise_int8,
@@ -58,6 +59,41 @@ def gate(
         return ids, weights
     padding = (write_index < 0)[:, None]
     return ids.masked_fill(padding, -1), weights.masked_fill(padding, 0.0)
+
+
+def norm_gate(
+    x: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    w: Tensor,
+    bias: Tensor | None,
+    *,
+    top_k: int,
+    groups: int,
+    groups_top: int,
+    scoring: str,
+    group_score: str,
+    normalise: bool,
+    scale: float,
+    write_index: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add x to the residual, normalise the sum, and do as `gate` with that; return it and the sum too."""
+    normed, summed = add_rms(x, residual, norm_weight, eps)
+    ids, weights = gate(
+        normed,
+        w,
+        bias,
+        top_k=top_k,
+        groups=groups,
+        groups_top=groups_top,
+        scoring=scoring,
+        group_score=group_score,
+        normalise=normalise,
+        scale=scale,
+        write_index=write_index,
+    )
+    return ids, weights, normed, summed
 
 
 def route(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`moe.gate`, `moe.route` and `moe.experts` for NVIDIA GPUs: which kernel, cut how, for how many tokens.
+"""`moe.gate`, `moe.norm_gate`, `moe.route` and `moe.experts` for NVIDIA GPUs: which kernel, cut how, for how many tokens.
 
 In: experts once, as the checkpoint has them; activations and choices every step. Out: new tensors, or `out`.
 Few tokens run as `moe_few` has it, many as `moe_many`; the tiles are those measured for this device and shape
@@ -139,6 +139,13 @@ KERNELS = (
         Needs(sm=_SM, x_dtype=_FLOATS, experts=AtMost(EXPERTS_MAX)),
         Band.FAST,
         Plain(moe_gate.gate, moe_gate.gate_prepare, prepare_traits=("x_dtype",)),
+    ),
+    Kernel(
+        "moe.norm_gate",
+        "triton",
+        Needs(sm=_SM, x_dtype=_FLOATS, experts=AtMost(EXPERTS_MAX)),
+        Band.FAST,
+        Plain(moe_gate.norm_gate, moe_gate.gate_prepare, prepare_traits=("x_dtype",)),
     ),
     Kernel(
         "moe.route", "triton", Needs(sm=_SM, experts=AtMost(EXPERTS_MAX)), Band.FAST, Plain(moe_gate.route)
