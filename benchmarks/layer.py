@@ -23,6 +23,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -126,7 +127,7 @@ def timeline_of(graph: torch.cuda.CUDAGraph) -> list[dict[str, Any]]:
     found = sorted(
         (event.time_range.end, event.time_range.start, event.name)
         for event in cast(Any, profiler.events())
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     )
     each = len(found) // PROFILED
     seen = [found[at : at + each] for at in range(each, PROFILED * each, each)]
@@ -159,7 +160,9 @@ def main() -> int:
     }  # fmt: skip
     for row in answers(options):
         told["rows"].append(row)
-        print(f"{row['kernels'] or 'chosen':40} rows {row['rows']:<3} {row['us']:8.2f} us  {row['differs']:.1e}")
+        print(
+            f"{row['kernels'] or 'chosen':40} rows {row['rows']:<3} {row['us']:8.2f} us  {row['differs']:.1e}"
+        )
         for step in row["timeline"]:
             print(f"    {step['us']:8.2f} {step['from']:8.2f}  {step['kernel'][:70]}")
         sys.stdout.flush()
@@ -189,7 +192,7 @@ def answers(options: argparse.Namespace) -> Any:
             for inputs in laid.values():
                 model.forward(inputs, arena)
         for rows, inputs in laid.items():
-            recorded = record(lambda inputs=inputs: model.forward(inputs, arena))
+            recorded = record(partial(model.forward, inputs, arena))
             us = timed_us(recorded.graph) / LAYERS
             logits = recorded.logits.double()
             base = first.setdefault(rows, logits.clone())

@@ -253,7 +253,9 @@ def _joined(program: Program, at: int) -> Callable[..., Any] | None:
     joint, made = step.joint, [use.value for use in before.writes]
     if joint is None or before.constants is None or joint.op != before.op:
         return None
-    if any(use.value not in made for use in step.reads) or not (joint.keeps or _last_read(program, at, made[0])):
+    if any(use.value not in made for use in step.reads):
+        return None
+    if not joint.keeps and not _last_read(program, at, made[0]):
         return None
     constants, run_both = before.constants(), joint.run
 

@@ -111,7 +111,10 @@ NORM_DENSE = replace(
     traits=DENSE.traits[:-1],
     reference=Plain(ref.norm_dense, ref.dense_prepare, prepare_traits=("format",)),
     points=tuple(
-        Point({name: value for name, value in _dense(1024, 3072).items() if name != "float32_out"}, Sizes(tokens))
+        Point(
+            {name: value for name, value in _dense(1024, 3072).items() if name != "float32_out"},
+            Sizes(tokens),
+        )
         for tokens in (1, 8)
     ),
     inputs=norm_dense_inputs,

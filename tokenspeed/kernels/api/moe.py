@@ -188,7 +188,9 @@ NORM_GATE = replace(
     reference=Plain(ref.norm_gate, ref.gate_prepare),
     sizes=(Sizes(1), Sizes(3), Sizes(5), Sizes(33)),
     points=tuple(
-        Point({"x_dtype": BF16, "width": 2048, **traits}, Sizes(tokens)) for traits in _GATES for tokens in (1, 8)
+        Point({"x_dtype": BF16, "width": 2048, **traits}, Sizes(tokens))
+        for traits in _GATES
+        for tokens in (1, 8)
     ),
     inputs=norm_gate_inputs,
     tolerance={FP32: SUMMED[BF16]},

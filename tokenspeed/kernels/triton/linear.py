@@ -79,7 +79,10 @@ class Dense:
         outputs, inputs = traits["out_dim"], traits["in_dim"]
         assert isinstance(outputs, int)
         assert isinstance(inputs, int)
-        self._format, self._dtype = str(traits["format"]), torch.float32 if traits.get("float32_out") else None
+        self._format, self._dtype = (
+            str(traits["format"]),
+            torch.float32 if traits.get("float32_out") else None,
+        )
         depth_max = BLOCK_DEPTH if self._format == "fp8_block" else DEPTH_MAX
         self._tilings = by_tokens(
             lambda tokens: tiling(outputs, inputs, 1, tokens, device.cores, depth_max),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`moe.gate`, `moe.norm_gate`, `moe.route` and `moe.experts` for NVIDIA GPUs: which kernel, cut how, for how many tokens.
+"""`moe.*` for NVIDIA GPUs: which kernel, cut how, for how many tokens.
 
 In: experts once, as the checkpoint has them; activations and choices every step. Out: new tensors, or `out`.
 Few tokens run as `moe_few` has it, many as `moe_many`; the tiles are those measured for this device and shape

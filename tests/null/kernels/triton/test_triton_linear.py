@@ -66,11 +66,14 @@ def stored(format: str) -> tuple[dict[str, str], dict[str, Any]]:
     )
 
 
-@pytest.mark.parametrize("format", POINTERS)
-def test_few_tokens_ask_for_weights_before_they_wait(tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize(("format", "normed"), [*((format, False) for format in POINTERS), ("native", True)])
+def test_few_tokens_ask_for_weights_before_they_wait(tmp_path: Path, format: str, normed: bool) -> None:
     cut = linear.tiling(2048, 2048, 1, 1, CORES)
     arguments, constants = stored(format)
-    constants |= {"INS": 2048, "T": 1, "ROWS": cut.rows, "DEPTH": 2048}
+    constants |= {"INS": 2048, "T": 1, "ROWS": cut.rows, "DEPTH": 2048, "NORMED": normed}
+    before = ("residual", "gain", "summed")
+    arguments |= {"eps": "fp32", **(dict.fromkeys(before, "*bf16") if normed else {})}
+    constants |= {} if normed else dict.fromkeys(before)
     code = compiled(stream._few, arguments, constants, tmp_path, cut.warps)
     waits = code.assembly.index("ACQBULK")
     loads = cut.rows * 2048 * (2 if format == "native" else 1) // (16 * 32 * cut.warps)

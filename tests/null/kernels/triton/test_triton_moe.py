@@ -100,19 +100,42 @@ def test_many_tokens_are_warpgroup_products(tmp_path: Path, format: str) -> None
         assert code.count("UTMALDG") > 0
 
 
+def gate_of(held: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """Arguments and constants of both forms of a gate of 64 experts."""
+    return (
+        {"x": "*bf16", "x_stride": "i32", "w": f"*{held}", "bias": "*fp32", "write_index": "*i64", "shares": "*fp32",
+         "ids": "*i32", "weights": "*fp32", "tokens": "i32", "scale": "fp32"},
+        {"C": 2048, "EARLY": True, "E": 64, "PADDED": True, "TOP": 6, "G": 1, "G_TOP": 1, "SIGMOID": True,
+         "TOP2": True, "BIASED": True, "NORMALISE": True, "E_PAD": 64, "TOP_PAD": 8, "G_PAD": 1,
+         "RANKED": moe_gate.RANKED_MAX},
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("held", ["bf16", "fp32"])
 def test_gate_does_not_spill(tmp_path: Path, held: str) -> None:
-    how = moe_gate.cut(1, 2048, 64, 2 if held == "bf16" else 4)
-    code = machine_code(
-        moe_gate._gate,
-        {"x": "*bf16", "x_stride": "i32", "w": f"*{held}", "bias": "*fp32", "write_index": "*i64", "shares": "*fp32",
-         "counters": "*i32", "ids": "*i32", "weights": "*fp32", "tokens": "i32", "scale": "fp32"},
-        {"C": 2048, "SPAN": how.span, "DEPTH": how.depth, "SHARES": how.shares, "EARLY": True, "E": 64, "PADDED": True,
-         "TOP": 6, "G": 1, "G_TOP": 1, "SIGMOID": True, "TOP2": True, "BIASED": True, "NORMALISE": True,
-         "TOKENS": 16, "E_PAD": 64, "TOP_PAD": 8, "G_PAD": 1},
-        tmp_path,
-    )  # fmt: skip
+    how = moe_gate.cut(16, 2048, 64, 2 if held == "bf16" else 4)
+    arguments, constants = gate_of(held)
+    constants |= {"SPAN": how.span, "DEPTH": how.depth, "SHARES": how.shares, "TOKENS": 16}
+    code = machine_code(moe_gate._gate, arguments | {"counters": "*i32"}, constants, tmp_path)
     assert code.spills == 0
+
+
+@pytest.mark.parametrize("tokens", [1, moe_gate.FEW])
+def test_gate_of_few_tokens_has_its_row_before_it_waits(tmp_path: Path, tokens: int) -> None:
+    arguments, constants = gate_of("bf16")
+    arguments |= {
+        **dict.fromkeys(("residual", "gain", "normed", "summed"), "*bf16"),
+        "arrivals": "*i32",
+        "eps": "fp32",
+    }
+    code = machine_code(
+        moe_gate._gate_few,
+        arguments,
+        {**constants, "TOKENS": tokens, "WIDTH": 2048, "NORMED": True},
+        tmp_path,
+    )
+    assert code.spills == 0
+    assert code.assembly[: code.assembly.index("ACQBULK")].count("LDG.E.128") == 4
 
 
 def test_gate_is_held_narrow_only_where_that_changes_no_number() -> None:
