@@ -25,7 +25,7 @@ from tokenspeed.kernels.needs import AtLeast, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton.launch import early, expect
 from tokenspeed.kernels.triton.linear import Heads
-from tokenspeed.kernels.triton.rope import angles, expect_places, mla_write, turn, write_latent
+from tokenspeed.kernels.triton.rope import HEADS_TILE, expect_places, mla_write, write_or_turn
 from tokenspeed.kernels.triton.stream import Weight
 
 TOKENS_MAX = 64
@@ -37,13 +37,14 @@ ROWS = 64
 def _absorb_write(
     q, q_token, q_head, latent, latent_token, k_rope, k_token, norm, eps, cos_sin, positions, write_index,
     arena, w, q_latent, q_rope, T, H: tl.constexpr, L: tl.constexpr, NOPE: tl.constexpr,
-    ROT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, PAIRS: tl.constexpr,
-    WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr, EARLY: tl.constexpr,
+    ROT: tl.constexpr, TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, TILE: tl.constexpr,
+    PAIRS: tl.constexpr, WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         cuda.gdc_launch_dependents()
-    program = tl.program_id(0)
     cuts: tl.constexpr = (L + ROWS - 1) // ROWS
+    tiles: tl.constexpr = 1 + (H + TILE - 1) // TILE
+    program = tl.program_id(0)
     if program < H * cuts:
         head, cut = program // cuts, program % cuts
         row = cut * ROWS + tl.arange(0, ROWS)
@@ -61,21 +62,14 @@ def _absorb_write(
         total = tl.dot(weight, value, input_precision="ieee")
         to = q_latent + (token * H + head)[None, :] * L + row[:, None]
         tl.store(to, total, (row < L)[:, None] & there[None, :])
-        if cut == 0:
-            position = tl.load(positions + token, there, 0)
-            cos, sin = angles(cos_sin, position[:, None], ROT, PAIRS)
-            turn(
-                mine + NOPE, q_token, q_rope + head * ROT, H * ROT, token[:, None], T, norm, eps, cos, sin,
-                ROT, ROT, PAIRS, 1, INTERLEAVED, False,
-            )  # fmt: skip
     else:
         if EARLY:
             cuda.gdc_wait()
-        only = (program - H * cuts).to(tl.int64)
-        only_cos, only_sin = angles(cos_sin, tl.load(positions + only), ROT, PAIRS)
-        write_latent(
-            latent + only * latent_token, k_rope + only * k_token, norm, eps, only_cos, only_sin, arena,
-            tl.load(write_index + only), L, ROT, PAIRS, WIDTH, INTERLEAVED,
+        small = program - H * cuts
+        write_or_turn(
+            (small // tiles).to(tl.int64), small % tiles, q + NOPE, q_token, q_head, latent, latent_token, k_rope,
+            k_token, norm, eps, cos_sin, positions, write_index, arena, q_rope, H * ROT, ROT, H, L, ROT, TILE,
+            PAIRS, WIDTH, INTERLEAVED,
         )  # fmt: skip
 
 
@@ -116,10 +110,11 @@ def mla_absorb_write(
             turning, latent, k_rope, norm_weight, eps, *places, interleaved=interleaved
         )
     q_rope, ahead = q.new_empty((tokens, heads, rot)), early(q.device)
-    _absorb_write[(heads * triton.cdiv(width, ROWS) + tokens,)](
+    tile = min(HEADS_TILE, triton.next_power_of_2(heads))
+    _absorb_write[(heads * triton.cdiv(width, ROWS) + tokens * (1 + triton.cdiv(heads, tile)),)](
         q, q.stride(0), q.stride(1), latent, latent.stride(0), k_rope, k_rope.stride(0), norm_weight, eps,
         cos_sin, positions, write_index, arena, w, q_latent, q_rope, tokens, heads, width, nope, rot,
-        max(16, triton.next_power_of_2(tokens)), ROWS, max(16, triton.next_power_of_2(nope)),
+        max(16, triton.next_power_of_2(tokens)), ROWS, max(16, triton.next_power_of_2(nope)), tile,
         triton.next_power_of_2(rot // 2), triton.next_power_of_2(width), interleaved, ahead,
         num_warps=4, launch_pdl=ahead,
     )  # fmt: skip

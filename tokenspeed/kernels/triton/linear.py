@@ -33,6 +33,10 @@ STREAMED_TOKENS = 16
 """More tokens than this take the vendor's product, unless the weight is quantised or deep."""
 DEEP = 8192
 """Input channels from which streaming beats the vendor's product at 64 tokens too."""
+HEADS_ROWS = 16
+HEADS_DEPTHS = (256, 512)
+"""Per-head products of so many input channels are not cut along them: 4.0 us at 32 and 64 rows, where shares of 128
+channels that are added up afterwards take 6.3 and 7.5 (docs/log/0009)."""
 DEPTH_MAX = 512
 BLOCK_DEPTH = 128
 
@@ -61,6 +65,14 @@ def tiling(
     while 3 * blocks * parts < 2 * cores and 2 * parts * depth <= inputs:
         parts *= 2
     return Tiling(rows, depth, parts, stages=4)
+
+
+def heads_tiling(outputs: int, inputs: int, heads: int, tokens: int, cores: int) -> Tiling:
+    """Cut the products of `heads` heads: blocks that have a row's whole depth, where there are enough of them."""
+    whole = Tiling(HEADS_ROWS, inputs)
+    if tokens > FEW // 2 and inputs in HEADS_DEPTHS and 4 * heads * outputs >= 3 * cores * HEADS_ROWS:
+        return whole
+    return tiling(outputs, inputs, heads, tokens, cores)
 
 
 def takes_few(elements: int, inputs: int, tokens: int) -> bool:
@@ -158,7 +170,7 @@ class Heads:
         assert isinstance(heads, int)
         assert isinstance(inputs, int)
         assert isinstance(outputs, int)
-        self._tilings = by_tokens(lambda tokens: tiling(outputs, inputs, heads, tokens, device.cores))
+        self._tilings = by_tokens(lambda tokens: heads_tiling(outputs, inputs, heads, tokens, device.cores))
 
     def prepare(self, weight: Tensor) -> Weight:
         """Keep the weight [H, A, B] as [H, B, A]."""

@@ -179,6 +179,7 @@ def _down(
     place = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
     if EARLY:
         gdc_wait()
+        gdc_launch_dependents()
     token = tl.arange(0, TOKENS)
     channel = row + tl.arange(0, ROWS)
     if expert >= 0:

@@ -142,8 +142,21 @@ def _mla_write(
     if EARLY:
         cuda.gdc_launch_dependents()
         cuda.gdc_wait()
-    token = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
+    write_or_turn(
+        tl.program_id(0).to(tl.int64), tl.program_id(1), q, q_token, q_head, latent, latent_token, k_rope, k_token,
+        norm, eps, cos_sin, positions, write_index, arena, out, out_token, out_head, H, L, ROT, TILE, PAIRS,
+        WIDTH, INTERLEAVED,
+    )  # fmt: skip
+
+
+@triton.jit
+def write_or_turn(
+    token, tile, q, q_token, q_head, latent, latent_token, k_rope, k_token, norm, eps, cos_sin, positions,
+    write_index, arena, out, out_token, out_head,
+    H: tl.constexpr, L: tl.constexpr, ROT: tl.constexpr, TILE: tl.constexpr, PAIRS: tl.constexpr,
+    WIDTH: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """Write a token's latent and key (tile 0), or turn the query heads of tile 1, 2, .."""
     cos, sin = angles(cos_sin, tl.load(positions + token), ROT, PAIRS)
     head = tl.arange(0, TILE)[:, None]
     if tile > 0:

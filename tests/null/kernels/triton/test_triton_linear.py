@@ -101,6 +101,6 @@ def test_absorption_asks_for_weights_before_it_waits(tmp_path: Path) -> None:
         "write_index": "*i64",
     }
     constants = {"H": 16, "L": 512, "NOPE": 128, "ROT": 64, "TOKENS": 16, "ROWS": absorb.ROWS, "DEPTH": 128,
-                 "PAIRS": 32, "WIDTH": 512, "INTERLEAVED": True}  # fmt: skip
+                 "PAIRS": 32, "WIDTH": 512, "TILE": 8, "INTERLEAVED": True}  # fmt: skip
     code = compiled(absorb._absorb_write, arguments, constants, tmp_path, 4)
     assert code.assembly[: code.assembly.index("ACQBULK")].count("LDG.E.128") == 8
