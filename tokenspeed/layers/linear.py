@@ -23,6 +23,7 @@ from torch import Tensor
 
 from tokenspeed import kernels
 from tokenspeed.layers.layer import FP8_BLOCK, Build, Layer
+from tokenspeed.layers.norm import NormConstants
 from tokenspeed.layers.step import StepContext
 from tokenspeed.spmd.placement import Layout, Partial, Replicate, Shard
 from tokenspeed.spmd.program import Call, Edge, Joint, Part, Weight
@@ -59,14 +60,14 @@ class Product:
         """x [T, I] -> [T, O]."""
         return self._dense(x, self._weight)
 
-    def normed(self, constants: tuple[Tensor, float], x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    def normed(self, constants: NormConstants, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """x, residual [T, I] -> the product of their norm [T, O], their sum."""
         return self._norm_dense(x, residual, *constants, self._weight)
 
     def joint(self, run: Callable[..., Any]) -> Joint | None:
         """`run` as what does a norm too. None unless one preparation of the weight serves both."""
         chosen = self._norm_dense.choice.kernel.name, self._dense.choice.kernel.name
-        return Joint("norm_add", run) if chosen[0] == chosen[1] else None
+        return Joint(("norm_add",), run, ("residual",)) if chosen[0] == chosen[1] else None
 
 
 _PLACES: dict[Spread, tuple[Layout, Layout, Layout, Layout]] = {
@@ -128,11 +129,11 @@ class Linear(Layer):
         return self._product(x)
 
     def run_normed(
-        self, context: StepContext, constants: tuple[Tensor, float], x: Tensor, residual: Tensor
+        self, context: StepContext, constants: Sequence[NormConstants], x: Tensor, residual: Tensor
     ) -> tuple[None, Tensor, Tensor]:
         """x, residual [T, I] -> nothing, their sum [T, I], the product of their norm [T, O]."""
         del context
-        y, summed = self._product.normed(constants, x, residual)
+        y, summed = self._product.normed(constants[0], x, residual)
         return None, summed, y
 
     def calls(self) -> Iterator[Call]:
@@ -193,11 +194,11 @@ class LinearPair(Layer):
         return y[:, : self._seam], y[:, self._seam :]
 
     def run_normed(
-        self, context: StepContext, constants: tuple[Tensor, float], x: Tensor, residual: Tensor
+        self, context: StepContext, constants: Sequence[NormConstants], x: Tensor, residual: Tensor
     ) -> tuple[None, Tensor, Tensor, Tensor]:
         """x, residual [T, I] -> nothing, their sum [T, I], and as `run` of their norm."""
         del context
-        y, summed = self._product.normed(constants, x, residual)
+        y, summed = self._product.normed(constants[0], x, residual)
         return None, summed, y[:, : self._seam], y[:, self._seam :]
 
     def calls(self) -> Iterator[Call]:

@@ -26,6 +26,10 @@ STREAM: Layout = (Replicate("tp"), Shard(0, "sp"))
 """Where the hidden and residual streams lie between blocks."""
 
 
+NormConstants = tuple[Tensor, float]
+"""Weight [C] and eps of a norm, for the call that does its work."""
+
+
 class RmsNorm(Layer):
     """Root-mean-square norm over the features of a token."""
 

@@ -315,4 +315,52 @@ EXPERTS = Op(
     legal=experts_legal,
 )
 
-OPS = (GATE, NORM_GATE, ROUTE, EXPERTS)
+
+
+def norm_experts_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
+    routed = norm_gate_inputs({**traits, "x_dtype": dtype_of(traits)}, sizes, draw)
+    run = experts_inputs(traits, sizes, draw)
+    args = {name: value for name, value in routed.args.items() if name != "x"}
+    return replace(
+        run,
+        args={"x": run.args["x"], **args},
+        weights=(*routed.weights, *run.weights),
+        weights_as=("gate_w", "w"),
+        scratch=("residual",),
+    )
+
+
+def norm_experts_cost(traits: Traits, sizes: Sizes) -> Cost:
+    gated = norm_gate_cost({**traits, "x_dtype": dtype_of(traits)}, sizes)
+    run = experts_cost(traits, sizes)
+    return Cost(gated.bytes + run.bytes, gated.flop + run.flop)
+
+
+def norm_experts_legal(traits: Traits) -> str | None:
+    return route_legal(traits) or experts_legal(traits)
+
+
+NORM_EXPERTS = replace(
+    EXPERTS,
+    name="moe.norm_experts",
+    summary="Add x to the residual stream, RMS-normalise the sum, route by that, run the experts: a whole mixture.",
+    prepare_shapes="gate [E, C] float32 as of `moe.gate`, then as of `moe.experts` -> (gate_w, w).",
+    shapes=(
+        "x [T, C] and residual [T, C] contiguous, norm_weight [C], eps; gate_w, bias, keywords and write_index as "
+        "of `moe.gate`, w as of `moe.experts` -> (y [T, C], new residual [T, C]): `norm.add_rms`, `moe.gate`, "
+        "`moe.experts`. The new residual may be the argument itself, changed in place: use what is returned."
+    ),
+    traits=(*EXPERTS.traits, *(trait for trait in _ROUTING if trait.name not in ("experts", "top_k"))),
+    reference=Plain(ref.norm_experts, ref.norm_experts_prepare, prepare_traits=("format",)),
+    points=tuple(
+        Point(
+            {"dtype": BF16, "width": 2048, "ffn": 1408, "shared": 2, "format": "native", **_GATES[0]}, Sizes(tokens)
+        )
+        for tokens in (1, 8)
+    ),
+    inputs=norm_experts_inputs,
+    cost=norm_experts_cost,
+    legal=norm_experts_legal,
+)
+
+OPS = (GATE, NORM_GATE, ROUTE, EXPERTS, NORM_EXPERTS)

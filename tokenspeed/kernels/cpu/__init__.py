@@ -78,6 +78,7 @@ KERNELS = (
     _kernel("moe.gate", moe.gate, moe.gate_prepare, dtyped=False),
     _kernel("moe.norm_gate", moe.norm_gate, moe.gate_prepare, dtyped=False),
     _kernel("moe.route", moe.route, dtyped=False),
+    _kernel("moe.norm_experts", moe.norm_experts, moe.norm_experts_prepare, prepare_traits=("format",)),
     _kernel("moe.experts", moe.experts, moe.experts_prepare, prepare_traits=("format",)),
 )
 """What `kernels.load` collects."""

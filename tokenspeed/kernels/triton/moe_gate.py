@@ -34,6 +34,8 @@ TILE_TOKENS = 16
 """Tokens of a program: the least the matrix units take."""
 FEW = 2
 """Tokens that a program has without the matrix unit (4: 6.9 us, 5.4 with it and a norm apart)."""
+SHARED_CHANNELS = 2
+"""Channels of a shared expert that a program makes: four rows of weights in registers."""
 SHARES_TOKENS = 1024
 """Up to so many tokens the programs are too few without cutting along C."""
 SHARES_MAX = 16
@@ -67,13 +69,34 @@ def _kept(choosing, G: tl.constexpr, G_TOP: tl.constexpr, G_PAD: tl.constexpr, E
 
 
 @triton.jit
+def _lift(bias, E: tl.constexpr, E_PAD: tl.constexpr, BIASED: tl.constexpr):
+    # What is added to every expert's score before it is chosen [E_PAD].
+    expert = tl.arange(0, E_PAD)
+    if BIASED:
+        lift = tl.load(bias + expert, expert < E, 0.0)
+    else:
+        lift = tl.zeros([E_PAD], tl.float32)
+    return lift
+
+
+@triton.jit
+def _present(write_index, token, tokens, PADDED: tl.constexpr):
+    # Which tokens are no padding.
+    if PADDED:
+        present = tl.load(write_index + token, token < tokens, -1) >= 0
+    else:
+        present = token < tokens
+    return present
+
+
+@triton.jit
 def _choose(
-    logits, bias, write_index, ids, weights, token, tokens, scale, PADDED: tl.constexpr,
+    logits, lift, present, ids, weights, token, tokens, scale,
     E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
-    TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
-    E_PAD: tl.constexpr, TOP_PAD: tl.constexpr, G_PAD: tl.constexpr, RANKED: tl.constexpr,
+    TOP2: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr, E_PAD: tl.constexpr,
+    TOP_PAD: tl.constexpr, G_PAD: tl.constexpr, RANKED: tl.constexpr,
 ):  # fmt: skip
-    # logits [TOKENS, E_PAD] float32 -> the choices of these tokens, stored.
+    # logits [TOKENS, E_PAD] float32 -> the choices of these tokens, stored; -1 where a token is not `present`.
     expert = tl.arange(0, E_PAD)
     real = (expert < E)[None, :]
     if SIGMOID:
@@ -82,26 +105,22 @@ def _choose(
         logits = tl.where(real, logits, float("-inf"))
         scores = tl.exp(logits - tl.max(logits, 1)[:, None])
         scores = scores / tl.sum(scores, 1)[:, None]
-    choosing = scores
-    if BIASED:
-        choosing += tl.load(bias + expert, expert < E, 0.0)[None, :]
-    choosing = tl.where(real, choosing, float("-inf"))
+    choosing = tl.where(real, scores + lift[None, :], float("-inf"))
     if G_TOP < G:
         choosing = _kept(choosing, G, G_TOP, G_PAD, E, TOP2, TOKENS, E_PAD)
     if TOKENS * E_PAD * E_PAD <= RANKED:
         _choose_ranked(
-            choosing, scores, write_index, ids, weights, token, tokens, scale, PADDED, TOP, NORMALISE, E_PAD
+            choosing, scores, present, ids, weights, token, tokens, scale, TOP, NORMALISE, E_PAD
         )
     else:
         _choose_in_turn(
-            choosing, scores, write_index, ids, weights, token, tokens, scale, PADDED, TOP, NORMALISE, TOKENS,
-            E_PAD, TOP_PAD,
+            choosing, scores, present, ids, weights, token, tokens, scale, TOP, NORMALISE, TOKENS, E_PAD, TOP_PAD,
         )  # fmt: skip
 
 
 @triton.jit
 def _choose_ranked(
-    choosing, scores, write_index, ids, weights, token, tokens, scale, PADDED: tl.constexpr,
+    choosing, scores, present, ids, weights, token, tokens, scale,
     TOP: tl.constexpr, NORMALISE: tl.constexpr, E_PAD: tl.constexpr,
 ):  # fmt: skip
     # An expert's place is how many are better: all at once, where few tokens leave room for it.
@@ -114,12 +133,8 @@ def _choose_ranked(
     chosen = place < TOP
     if NORMALISE:
         scores = scores / tl.maximum(tl.sum(tl.where(chosen, scores, 0.0), 1), 1e-20)[:, None]
-    value = scores * scale
-    id = tl.broadcast_to(expert[None, :], place.shape)
-    if PADDED:
-        there = (tl.load(write_index + token, token < tokens, -1) >= 0)[:, None]
-        id = tl.where(there, id, -1)
-        value = tl.where(there, value, 0.0)
+    id = tl.where(present[:, None], expert[None, :], -1)
+    value = tl.where(present[:, None], scores * scale, 0.0)
     to = token[:, None] * TOP + place
     mask = chosen & (token < tokens)[:, None]
     tl.store(ids + to, id, mask)
@@ -128,7 +143,7 @@ def _choose_ranked(
 
 @triton.jit
 def _choose_in_turn(
-    choosing, scores, write_index, ids, weights, token, tokens, scale, PADDED: tl.constexpr,
+    choosing, scores, present, ids, weights, token, tokens, scale,
     TOP: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr, E_PAD: tl.constexpr,
     TOP_PAD: tl.constexpr,
 ):  # fmt: skip
@@ -146,10 +161,8 @@ def _choose_in_turn(
         weight = tl.where(place[None, :] == k, score[:, None], weight)
     if NORMALISE:
         weight = weight / tl.maximum(tl.sum(weight, 1), 1e-20)[:, None]
-    if PADDED:
-        real = (tl.load(write_index + token, token < tokens, -1) >= 0)[:, None]
-        chosen = tl.where(real, chosen, -1)
-        weight = tl.where(real, weight, 0.0)
+    chosen = tl.where(present[:, None], chosen, -1)
+    weight = tl.where(present[:, None], weight, 0.0)
     to = token[:, None] * TOP + place[None, :]
     mask = (token < tokens)[:, None] & (place < TOP)[None, :]
     tl.store(ids + to, chosen, mask)
@@ -175,8 +188,10 @@ def _gate(
     gate = w + expert[:, None] * C + depth[None, :]
     logits = tl.zeros([TOKENS, E_PAD], tl.float32)
     matrix = tl.load(gate, (expert < E)[:, None] & (depth < C)[None, :], 0.0)
+    lift = _lift(bias, E, E_PAD, BIASED)
     if EARLY:
         gdc_wait()
+    present = _present(write_index, token, tokens, PADDED)
     for k in range(0, SPAN, DEPTH):
         inside = (depth < C - k)[None, :]
         activations = tl.load(source + k, (token < tokens)[:, None] & inside, 0.0)
@@ -196,21 +211,21 @@ def _gate(
             for s in tl.static_range(SHARES):
                 logits += tl.load(shares + s * plane + at, mask, 0.0, cache_modifier=".cg")
             _choose(
-                logits, bias, write_index, ids, weights, token, tokens, scale, PADDED, E, TOP, G, G_TOP,
-                SIGMOID, TOP2, BIASED, NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
+                logits, lift, present, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2,
+                NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
             )  # fmt: skip
     else:
         _choose(
-            logits, bias, write_index, ids, weights, token, tokens, scale, PADDED, E, TOP, G, G_TOP, SIGMOID,
-            TOP2, BIASED, NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
+            logits, lift, present, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2,
+            NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gate_few(
     x, x_stride, residual, gain, eps, normed, summed, w, bias, write_index, shares, arrivals, ids, weights,
-    tokens, scale, NORMED: tl.constexpr, PADDED: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr,
-    EARLY: tl.constexpr,
+    tokens, scale, w13, hidden, NORMED: tl.constexpr, PADDED: tl.constexpr, C: tl.constexpr,
+    WIDTH: tl.constexpr, EARLY: tl.constexpr, F: tl.constexpr, S: tl.constexpr, CHANNELS: tl.constexpr,
     E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
     TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
     E_PAD: tl.constexpr, TOP_PAD: tl.constexpr, G_PAD: tl.constexpr, RANKED: tl.constexpr,
@@ -218,14 +233,69 @@ def _gate_few(
     if EARLY:
         gdc_launch_dependents()
     program = tl.program_id(0)
+    if program < E:
+        _score(
+            program, x, x_stride, residual, gain, eps, normed, summed, w, bias, write_index, shares, arrivals,
+            ids, weights, tokens, scale, NORMED, PADDED, C, WIDTH, EARLY, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
+            NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
+        )  # fmt: skip
+    else:
+        if S > 0:  # constants stand alone  # noqa: SIM102
+            _run_shared(
+                program - E, x, x_stride, residual, gain, eps, w13, hidden, tokens, C, WIDTH, EARLY, E, TOP, TOKENS,
+                F, S, CHANNELS,
+            )  # fmt: skip
+
+
+@triton.jit
+def _run_shared(
+    program, x, x_stride, residual, gain, eps, w13, hidden, tokens, C: tl.constexpr, WIDTH: tl.constexpr,
+    EARLY: tl.constexpr, E: tl.constexpr, TOP: tl.constexpr, TOKENS: tl.constexpr, F: tl.constexpr,
+    S: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    # CHANNELS channels of the shared experts' gated activation, of every token.
+    column = tl.arange(0, WIDTH)
+    inside = column < C
+    channel = program * CHANNELS
+    expert = channel // F
+    row = channel - expert * F + tl.arange(0, CHANNELS)
+    at = w13 + ((E + expert) * (2 * F) + row).to(tl.int64)[:, None] * C + column[None, :]
+    gate = tl.load(at, inside[None, :], 0.0).to(tl.float32)
+    up = tl.load(at + F * C, inside[None, :], 0.0).to(tl.float32)
+    gains = tl.load(gain + column, inside, 0.0).to(tl.float32)
+    if EARLY:
+        gdc_wait()
+    for token in tl.static_range(TOKENS):
+        there = inside & (token < tokens)
+        value = tl.load(x + token * x_stride + column, there, 0.0).to(tl.float32)
+        value += tl.load(residual + token * C + column, there, 0.0).to(tl.float32)
+        value *= tl.rsqrt(tl.sum(value * value, 0) / C + eps)
+        value = (value * gains).to(x.dtype.element_ty).to(tl.float32)
+        gated = tl.sum(gate * value[None, :], 1)
+        result = gated / (1.0 + tl.exp(-gated)) * tl.sum(up * value[None, :], 1)
+        tl.store(hidden + (token * (TOP + S) + TOP + expert) * F + row, result, token < tokens)
+
+
+@triton.jit
+def _score(
+    program, x, x_stride, residual, gain, eps, normed, summed, w, bias, write_index, shares, arrivals, ids,
+    weights, tokens, scale, NORMED: tl.constexpr, PADDED: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr,
+    EARLY: tl.constexpr,
+    E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
+    TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
+    E_PAD: tl.constexpr, TOP_PAD: tl.constexpr, G_PAD: tl.constexpr, RANKED: tl.constexpr,
+):  # fmt: skip
+    # One expert's logits; the last program to have them chooses for all tokens.
     column = tl.arange(0, WIDTH)[None, :]
     inside = column < C
     row = tl.load(w + program * C + column, inside, 0.0).to(tl.float32)
     if NORMED:
         gains = tl.load(gain + column, inside, 0.0).to(tl.float32)
+    lift = _lift(bias, E, E_PAD, BIASED)
     if EARLY:
         gdc_wait()
     token = tl.arange(0, TOKENS)
+    present = _present(write_index, token, tokens, PADDED)
     there = (token < tokens)[:, None] & inside
     value = tl.load(x + token[:, None] * x_stride + column, there, 0.0).to(tl.float32)
     if NORMED:
@@ -247,8 +317,8 @@ def _gate_few(
         mask = (token < tokens)[:, None] & (expert < E)[None, :]
         logits = tl.load(shares + token[:, None] * E + expert[None, :], mask, 0.0, cache_modifier=".cg")
         _choose(
-            logits, bias, write_index, ids, weights, token, tokens, scale, PADDED, E, TOP, G, G_TOP, SIGMOID,
-            TOP2, BIASED, NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
+            logits, lift, present, ids, weights, token, tokens, scale, E, TOP, G, G_TOP, SIGMOID, TOP2,
+            NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
         )  # fmt: skip
 
 
@@ -264,8 +334,8 @@ def _route(
     mask = (token < tokens)[:, None] & (expert < E)[None, :]
     values = tl.load(logits + token[:, None] * E + expert[None, :], mask, 0.0)
     _choose(
-        values, bias, ids, ids, weights, token, tokens, scale, False, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
-        NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
+        values, _lift(bias, E, E_PAD, BIASED), token < tokens, ids, weights, token, tokens, scale, E, TOP, G, G_TOP,
+        SIGMOID, TOP2, NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
     )  # fmt: skip
 
 
@@ -311,10 +381,19 @@ def gate(
 ) -> tuple[Tensor, Tensor]:
     """Score x [T, C] against the gate and choose `top_k` experts of each token that is no padding."""
     tokens, experts = x.shape[0], w.shape[0]
-    options = _options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
+    options = options_of(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
     if 0 < tokens <= FEW:
-        return _run_few(x, None, w, bias, top_k, scale, write_index, options)
+        return run_few(x, None, w, bias, top_k, scale, write_index, options)
     return _run_tiles(x, w, bias, top_k, scale, write_index, options)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The shared experts' first product, beside the gate: w13 [E + S, 2F, C] -> hidden [T, k + S, F], the last S."""
+
+    w13: Tensor
+    hidden: Tensor
+    experts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,18 +426,18 @@ def norm_gate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Add x to the residual, normalise the sum, and do as `gate` with that; return it and the sum too."""
     tokens, experts = x.shape[0], w.shape[0]
-    options = _options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
+    options = options_of(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
     if not 0 < tokens <= FEW:
         normed, summed = add_rms(x, residual, norm_weight, eps)
         return *_run_tiles(normed, w, bias, top_k, scale, write_index, options), normed, summed
     fits = x.shape == residual.shape and residual.is_contiguous() and x.stride(1) == 1
     expect(fits, "x and a contiguous residual [T, C]", x, residual)
     norm = Norm(residual, norm_weight, eps, torch.empty_like(residual), torch.empty_like(residual))
-    routed = _run_few(x, norm, w, bias, top_k, scale, write_index, options)
+    routed = run_few(x, norm, w, bias, top_k, scale, write_index, options)
     return *routed, norm.normed, norm.summed
 
 
-def _run_few(
+def run_few(
     x: Tensor,
     norm: Norm | None,
     w: Tensor,
@@ -367,19 +446,27 @@ def _run_few(
     scale: float,
     write_index: Tensor | None,
     options: dict[str, int | bool],
+    shared: Shared | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Choose for few tokens; with a norm before it and the first product of shared experts beside it, if given."""
     tokens, width = x.shape
     experts = w.shape[0]
     ids, weights = _chosen(x, top_k)
     before = (None, None, 0.0, None, None)
     if norm is not None:
         before = (norm.residual, norm.gain, norm.eps, norm.normed, norm.summed)
+    beside, programs, sizes = (None, None), experts, (1, 0, 1)
+    if shared is not None:
+        assert norm is not None
+        ffn = shared.hidden.shape[2]
+        beside, sizes = (shared.w13, shared.hidden), (ffn, shared.experts, SHARED_CHANNELS)
+        programs += shared.experts * ffn // SHARED_CHANNELS
     ahead = early(x.device)
-    _gate_few[(experts,)](
+    _gate_few[(programs,)](
         x, x.stride(0), *before, w, bias, write_index,
         torch.empty((tokens, experts), dtype=torch.float32, device=x.device), counters(x.device), ids, weights,
-        tokens, scale, norm is not None, write_index is not None, width, triton.next_power_of_2(width), ahead,
-        **options | {"TOKENS": triton.next_power_of_2(tokens), "num_warps": 4},
+        tokens, scale, *beside, norm is not None, write_index is not None, width, triton.next_power_of_2(width),
+        ahead, *sizes, **options | {"TOKENS": triton.next_power_of_2(tokens), "num_warps": 4},
         **({"launch_pdl": True} if ahead else {}),
     )  # fmt: skip
     return ids, weights
@@ -436,12 +523,12 @@ def route(
     weights = torch.empty((tokens, top_k), dtype=torch.float32, device=logits.device)
     _route[(triton.cdiv(tokens, TILE_TOKENS),)](
         logits, weights if bias is None else bias, ids, weights, tokens, scale,
-        **_options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise),
+        **options_of(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise),
     )  # fmt: skip
     return ids, weights
 
 
-def _options(
+def options_of(
     experts: int,
     top_k: int,
     groups: int,
