@@ -184,9 +184,9 @@ def answers(options: argparse.Namespace) -> Any:
             model.kv_spec, blocks=blocks, block_tokens=BLOCK_TOKENS, dtype=model.dtype, device=model.device
         )
         torch.manual_seed(0)
-        for tensor in arena.layers:
-            for part in tensor if isinstance(tensor, tuple) else (tensor,):
-                part.normal_()
+        for layer in arena.layers:
+            for tensor in layer if isinstance(layer, tuple) else (cast(torch.Tensor, layer),):
+                tensor.normal_()
         laid = {rows: decode_inputs(rows, options.context) for rows in counts}
         with side_by_side(COMPILERS):
             for inputs in laid.values():

@@ -171,9 +171,7 @@ class Experts(Layer):
         scores = {"scoring": shape.scoring, "group_score": shape.group_score}
         normed = kernels.bind("moe.norm_experts", self.build.device, **facts, **groups, **scores)
         gates = {"x_dtype": facts["dtype"], "top_k": facts["top_k"], "width": facts["width"]}
-        gate = kernels.bind(
-            "moe.gate", self.build.device, **gates, **groups, **scores, experts=shape.experts
-        )
+        gate = kernels.bind("moe.gate", self.build.device, **gates, **groups, **scores, experts=shape.experts)
         names = {bound.choice.kernel.name for bound in (normed, gate, self._experts)}
         return normed if len(names) == 1 else None
 
@@ -208,7 +206,9 @@ class Experts(Layer):
             (Edge(self._writes, (), self._width),),
             self.run,
             self.weights,
-            joint=Joint(("norm_add", self._route), self.run_normed, ("residual",)) if self._norm_experts else None,
+            joint=Joint(("norm_add", self._route), self.run_normed, ("residual",))
+            if self._norm_experts
+            else None,
         )
 
 

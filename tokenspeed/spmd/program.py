@@ -19,7 +19,6 @@ from tokenspeed.base.errors import SetupError
 from tokenspeed.dist.mesh import Mesh
 from tokenspeed.spmd.placement import Layout, Lie, Lies, show
 
-
 JOINED_MAX: Final = 3
 """Calls that run as one, at most."""
 
@@ -261,7 +260,9 @@ def _joined(program: Program, at: int) -> tuple[int, Callable[..., Any]] | None:
         made = [use.value for step in before for use in step.writes]
         inner = [use.value for step in program.steps[at + 1 : end + 1] for use in step.reads]
         left_out = [value for value in made if value not in joint.keeps]
-        if all(value in made for value in inner) and all(_last_read(program, end, value) for value in left_out):
+        if all(value in made for value in inner) and all(
+            _last_read(program, end, value) for value in left_out
+        ):
             constants = [step.constants() for step in before if step.constants is not None]
             return end + 1 - at, partial(_run_joined, joint.run, constants)
     return None

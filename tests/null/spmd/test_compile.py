@@ -172,7 +172,9 @@ def test_executable_drops_values_after_their_last_reader() -> None:
     assert seen == ["used", "dropped", "last"]
 
 
-def joinable(*, keeps: tuple[str, ...], mesh: Mesh, more: tuple[Call, ...] = (), output: str = "out") -> list[str]:
+def joinable(
+    *, keeps: tuple[str, ...], mesh: Mesh, more: tuple[Call, ...] = (), output: str = "out"
+) -> list[str]:
     """What runs of a norm and a product that can do the norm's work: their runs, and those of `more` after them."""
     ran: list[str] = []
 

@@ -316,7 +316,6 @@ EXPERTS = Op(
 )
 
 
-
 def norm_experts_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     routed = norm_gate_inputs({**traits, "x_dtype": dtype_of(traits)}, sizes, draw)
     run = experts_inputs(traits, sizes, draw)
@@ -354,7 +353,8 @@ NORM_EXPERTS = replace(
     reference=Plain(ref.norm_experts, ref.norm_experts_prepare, prepare_traits=("format",)),
     points=tuple(
         Point(
-            {"dtype": BF16, "width": 2048, "ffn": 1408, "shared": 2, "format": "native", **_GATES[0]}, Sizes(tokens)
+            {"dtype": BF16, "width": 2048, "ffn": 1408, "shared": 2, "format": "native", **_GATES[0]},
+            Sizes(tokens),
         )
         for tokens in (1, 8)
     ),

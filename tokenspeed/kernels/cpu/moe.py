@@ -224,6 +224,8 @@ def norm_experts(
     return experts(normed, ids, weights, w, out=out), summed
 
 
-def norm_experts_prepare(gate: Tensor, *weights: Any, format: str = "native") -> tuple[PackedWeight, PackedExperts]:
+def norm_experts_prepare(
+    gate: Tensor, *weights: Any, format: str = "native"
+) -> tuple[PackedWeight, PackedExperts]:
     """Prepare the gate as `moe.gate` does, the experts as `moe.experts` does."""
     return gate_prepare(gate), experts_prepare(*weights, format=format)

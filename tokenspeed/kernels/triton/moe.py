@@ -84,9 +84,7 @@ def build_normed(traits: Traits, device: Device) -> Implementation:
         )
         shared = moe_gate.Shared(w.w13, x.new_empty((tokens, top_k + w.shared, ffn)), w.shared)
         options = moe_gate.options_of(gate_w.shape[0], top_k, bias=bias, **routing)
-        ids, weights = moe_gate.run_few(
-            x, norm, gate_w, bias, top_k, scale, write_index, options, shared
-        )
+        ids, weights = moe_gate.run_few(x, norm, gate_w, bias, top_k, scale, write_index, options, shared)
         return moe_few.run(norm.normed, ids, weights, w, plan, y, shared.hidden), norm.summed
 
     def prepare(gate: Tensor, *weights: Any) -> tuple[Tensor, moe_weights.Stacked]:

@@ -109,9 +109,7 @@ def _choose(
     if G_TOP < G:
         choosing = _kept(choosing, G, G_TOP, G_PAD, E, TOP2, TOKENS, E_PAD)
     if TOKENS * E_PAD * E_PAD <= RANKED:
-        _choose_ranked(
-            choosing, scores, present, ids, weights, token, tokens, scale, TOP, NORMALISE, E_PAD
-        )
+        _choose_ranked(choosing, scores, present, ids, weights, token, tokens, scale, TOP, NORMALISE, E_PAD)
     else:
         _choose_in_turn(
             choosing, scores, present, ids, weights, token, tokens, scale, TOP, NORMALISE, TOKENS, E_PAD, TOP_PAD,
@@ -240,7 +238,7 @@ def _gate_few(
             NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
         )  # fmt: skip
     else:
-        if S > 0:  # constants stand alone  # noqa: SIM102
+        if S > 0:  # a constant, which the compiler wants on its own
             _run_shared(
                 program - E, x, x_stride, residual, gain, eps, w13, hidden, tokens, C, WIDTH, EARLY, E, TOP, TOKENS,
                 F, S, CHANNELS,
