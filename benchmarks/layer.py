@@ -92,6 +92,14 @@ def decode_inputs(rows: int, context: int) -> StepInputs:
     )
 
 
+def fill(arena: Arena) -> None:
+    """Write the same random numbers into all KV."""
+    torch.manual_seed(0)
+    for layer in arena.layers:
+        for tensor in layer if isinstance(layer, tuple) else (cast(torch.Tensor, layer),):
+            tensor.normal_()
+
+
 def record(run: Callable[[], torch.Tensor]) -> Recorded:
     """Record `run` as one graph, once it has compiled and settled."""
     stream = torch.cuda.Stream()
@@ -183,15 +191,12 @@ def answers(options: argparse.Namespace) -> Any:
         arena = Arena(
             model.kv_spec, blocks=blocks, block_tokens=BLOCK_TOKENS, dtype=model.dtype, device=model.device
         )
-        torch.manual_seed(0)
-        for layer in arena.layers:
-            for tensor in layer if isinstance(layer, tuple) else (cast(torch.Tensor, layer),):
-                tensor.normal_()
         laid = {rows: decode_inputs(rows, options.context) for rows in counts}
         with side_by_side(COMPILERS):
             for inputs in laid.values():
                 model.forward(inputs, arena)
         for rows, inputs in laid.items():
+            fill(arena)
             recorded = record(partial(model.forward, inputs, arena))
             us = timed_us(recorded.graph) / LAYERS
             logits = recorded.logits.double()

@@ -9,12 +9,11 @@ up]).
     spread "none"      every rank holds all of it                      as it comes
 
 A `LinearPair` multiplies once for two projections of one value that lie differently: "rows" and "none".
-Either runs as one with the norm that makes its value, where the kernels can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,10 +22,9 @@ from torch import Tensor
 
 from tokenspeed import kernels
 from tokenspeed.layers.layer import FP8_BLOCK, Build, Layer
-from tokenspeed.layers.norm import NormConstants
 from tokenspeed.layers.step import StepContext
 from tokenspeed.spmd.placement import Layout, Partial, Replicate, Shard
-from tokenspeed.spmd.program import Call, Edge, Joint, Part, Weight
+from tokenspeed.spmd.program import Call, Edge, Part, Weight
 
 Spread = Literal["rows", "columns", "none"]
 
@@ -42,32 +40,6 @@ class Projection:
     rows: int
     units: int = 0
     repeats: bool = False
-
-
-class Product:
-    """A bound product and its weight, with and without the norm (`norm_add`) that makes what it reads."""
-
-    def __init__(self, build: Build, **traits: Any) -> None:
-        self._dense = kernels.bind("linear.dense", build.device, dtype=build.dtype, **traits)
-        self._norm_dense = kernels.bind("linear.norm_dense", build.device, dtype=build.dtype, **traits)
-        self._weight: Any = None
-
-    def install(self, weight: Tensor, bias: Tensor | None, *scales: Tensor) -> None:
-        """Take the weight [O, I], its bias if there is one, its scales if it is encoded."""
-        self._weight = self._dense.prepare(weight, bias, *scales)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [T, I] -> [T, O]."""
-        return self._dense(x, self._weight)
-
-    def normed(self, constants: NormConstants, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """x, residual [T, I] -> the product of their norm [T, O], their sum."""
-        return self._norm_dense(x, residual, *constants, self._weight)
-
-    def joint(self, run: Callable[..., Any]) -> Joint | None:
-        """`run` as what does a norm too. None unless one preparation of the weight serves both."""
-        chosen = self._norm_dense.choice.kernel.name, self._dense.choice.kernel.name
-        return Joint(("norm_add",), run, ("residual",)) if chosen[0] == chosen[1] else None
 
 
 _PLACES: dict[Spread, tuple[Layout, Layout, Layout, Layout]] = {
@@ -114,27 +86,26 @@ class Linear(Layer):
         super().__init__(build, name, weights)
         rows_local, columns_local = self.parameters[0].shape
         self._biased = bias
-        self._product = Product(
-            build, in_dim=columns_local, out_dim=rows_local, bias=bias, format=self.hold_encoded(1)
+        self._dense = kernels.bind(
+            "linear.dense",
+            build.device,
+            dtype=build.dtype,
+            in_dim=columns_local,
+            out_dim=rows_local,
+            bias=bias,
+            format=self.hold_encoded(1),
         )
+        self._weight: Any = None
 
     def install(self, tensors: Sequence[Tensor]) -> None:
         """Take the weight, the bias if there is one, the scales if the weight is encoded."""
         weight, *rest = tensors
-        self._product.install(weight, rest.pop(0) if self._biased else None, *rest)
+        self._weight = self._dense.prepare(weight, rest.pop(0) if self._biased else None, *rest)
 
     def run(self, context: StepContext, x: Tensor) -> Tensor:
         """x [T, I] -> [T, O]."""
         del context
-        return self._product(x)
-
-    def run_normed(
-        self, context: StepContext, constants: Sequence[NormConstants], x: Tensor, residual: Tensor
-    ) -> tuple[None, Tensor, Tensor]:
-        """x, residual [T, I] -> nothing, their sum [T, I], the product of their norm [T, O]."""
-        del context
-        y, summed = self._product.normed(constants[0], x, residual)
-        return None, summed, y
+        return self._dense(x, self._weight)
 
     def calls(self) -> Iterator[Call]:
         yield Call(
@@ -144,7 +115,6 @@ class Linear(Layer):
             (Edge(self._to, self._writes, self._columns, packed=self._packed),),
             self.run,
             self.weights,
-            joint=self._product.joint(self.run_normed),
         )
 
 
@@ -174,32 +144,27 @@ class LinearPair(Layer):
         super().__init__(build, name, weights)
         self._seam = self.parameters[0].shape[0]
         seamless = build.format != "fp8_block" or not build.encoded or self._seam % FP8_BLOCK == 0
-        self._product = Product(
-            build,
+        self._dense = kernels.bind(
+            "linear.dense",
+            build.device,
+            dtype=build.dtype,
             in_dim=columns,
             out_dim=self._seam + whole.rows,
             bias=False,
             format=self.hold_encoded(2) if seamless else "native",
         )
+        self._weight: Any = None
 
     def install(self, tensors: Sequence[Tensor]) -> None:
         """Take both weights, and both their scales if they are encoded; they are held as one matrix."""
         weight, *scales = (torch.cat(list(tensors[i : i + 2])) for i in range(0, len(tensors), 2))
-        self._product.install(weight, None, *scales)
+        self._weight = self._dense.prepare(weight, None, *scales)
 
     def run(self, context: StepContext, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, I] -> [T, O1] and [T, O2], which are columns of one tensor."""
         del context
-        y = self._product(x)
+        y: Tensor = self._dense(x, self._weight)
         return y[:, : self._seam], y[:, self._seam :]
-
-    def run_normed(
-        self, context: StepContext, constants: Sequence[NormConstants], x: Tensor, residual: Tensor
-    ) -> tuple[None, Tensor, Tensor, Tensor]:
-        """x, residual [T, I] -> nothing, their sum [T, I], and as `run` of their norm."""
-        del context
-        y, summed = self._product.normed(constants[0], x, residual)
-        return None, summed, y[:, : self._seam], y[:, self._seam :]
 
     def calls(self) -> Iterator[Call]:
         places = ((Shard(1, "tp"),), (Replicate("tp"),))
@@ -210,5 +175,4 @@ class LinearPair(Layer):
             tuple(Edge(*written) for written in zip(self._to, places, self._rows, strict=True)),
             self.run,
             self.weights,
-            joint=self._product.joint(self.run_normed),
         )

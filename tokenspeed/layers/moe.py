@@ -79,13 +79,13 @@ class Route(Layer):
         return self._gate(x, self._weight, self._bias, **self._routing, write_index=_places(context, x))
 
     def run_normed(
-        self, context: StepContext, constants: Sequence[NormConstants], x: Tensor, residual: Tensor
+        self, context: StepContext, constants: NormConstants, x: Tensor, residual: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """x, residual [T, C] -> the norm of their sum, the sum, and as `run` of the norm."""
         ids, weights, normed, summed = self._norm_gate(
             x,
             residual,
-            *constants[0],
+            *constants,
             self._weight,
             self._bias,
             **self._routing,
@@ -103,8 +103,7 @@ class Route(Layer):
             ),
             self.run,
             self.weights,
-            lambda: (self._weight, self._bias, self._routing),
-            Joint(("norm_add",), self.run_normed, ("hidden", "residual")) if self._joins else None,
+            joint=Joint("norm_add", self.run_normed) if self._joins else None,
         )
 
 
@@ -147,33 +146,22 @@ class Experts(Layer):
         self._local, _, ffn = self.parameters[1].shape
         self._first = build.mesh.index("ep") * self._local
         self._all = self._local == shape.experts
-        facts: dict[str, Any] = {
-            "dtype": build.dtype,
-            "experts": self._local,
-            "top_k": shape.top_k,
-            "width": shape.width,
-            "ffn": ffn,
-            "shared": shared,
-            "format": self._held(len(weights), ffn),
-        }
-        self._experts = kernels.bind("moe.experts", build.device, **facts)
-        self._route = "route_biased" if shape.biased else "route"
-        self._norm_experts = self._bind_normed(shape, facts) if self._all else None
+        self._experts = kernels.bind(
+            "moe.experts",
+            build.device,
+            dtype=build.dtype,
+            experts=self._local,
+            top_k=shape.top_k,
+            width=shape.width,
+            ffn=ffn,
+            shared=shared,
+            format=self._held(len(weights), ffn),
+        )
         self._weights: Any = None
 
     def _held(self, count: int, ffn: int) -> str:
         """The format of the weights: gate and up share no block."""
         return "native" if self.build.format == "fp8_block" and ffn % FP8_BLOCK else self.hold_encoded(count)
-
-    def _bind_normed(self, shape: MoEShape, facts: dict[str, Any]) -> kernels.Bound | None:
-        """What does the work of the norm and the route too; None unless one preparation of the weights serves all."""
-        groups = {"groups": shape.groups, "groups_top": shape.groups_top}
-        scores = {"scoring": shape.scoring, "group_score": shape.group_score}
-        normed = kernels.bind("moe.norm_experts", self.build.device, **facts, **groups, **scores)
-        gates = {"x_dtype": facts["dtype"], "top_k": facts["top_k"], "width": facts["width"]}
-        gate = kernels.bind("moe.gate", self.build.device, **gates, **groups, **scores, experts=shape.experts)
-        names = {bound.choice.kernel.name for bound in (normed, gate, self._experts)}
-        return normed if len(names) == 1 else None
 
     def install(self, tensors: Sequence[Tensor]) -> None:
         """Take w13 [E, 2F, C] and w2 [E, C, F], gate-and-up and down of the shared experts, if any, and, where
@@ -187,17 +175,6 @@ class Experts(Layer):
         del context
         return self._experts(x, ids if self._all else ids - self._first, weights, self._weights)
 
-    def run_normed(
-        self, context: StepContext, constants: Sequence[Any], x: Tensor, residual: Tensor
-    ) -> tuple[None, Tensor, None, None, Tensor]:
-        """x, residual [T, C] -> nothing, their sum, no ids and no weights, and what its experts make of its norm."""
-        assert self._norm_experts is not None
-        norm, (gate, bias, routing) = constants
-        y, summed = self._norm_experts(
-            x, residual, *norm, gate, bias, self._weights, **routing, write_index=_places(context, x)
-        )
-        return None, summed, None, None, y
-
     def calls(self) -> Iterator[Call]:
         yield Call(
             self.name,
@@ -206,9 +183,6 @@ class Experts(Layer):
             (Edge(self._writes, (), self._width),),
             self.run,
             self.weights,
-            joint=Joint(("norm_add", self._route), self.run_normed, ("residual",))
-            if self._norm_experts
-            else None,
         )
 
 

@@ -13,14 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from tokenspeed.base.errors import SetupError
 from tokenspeed.dist.mesh import Mesh
 from tokenspeed.spmd.placement import Layout, Lie, Lies, show
-
-JOINED_MAX: Final = 3
-"""Calls that run as one, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +71,14 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Joint:
-    """How a call runs as one with the calls of `ops` right before it, where nothing moves between them.
+    """How a call runs as one with a call of `op` right before it, where nothing moves between them.
 
-    `run(context, constants, *reads)` takes the constants of those calls and the reads of the first; it returns what
-    each of them writes, then what this one writes. Of what they write it makes the values in `keeps`; the
-    others are None, and all are joined only where nobody else reads those.
+    `run(context, constants, *reads)` takes the constants and the reads of the call before; it returns all that
+    the one writes, then all that the other writes.
     """
 
-    ops: tuple[str, ...]
+    op: str
     run: Callable[..., Any]
-    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,13 +219,14 @@ def _lower(program: Program, collectives: Collectives | None) -> Executable:
 
     inputs = number(program.inputs)
     instructions: list[_Instruction] = []
-    at = 0
-    while at < len(program.steps):
-        step = program.steps[at]
-        count, run = _joined(program, at) or (1, _runnable(step, collectives))
-        writes = [use for joined in program.steps[at : at + count] for use in joined.writes]
-        instructions.append(_Instruction(run, number(step.reads), number(writes)))
-        at += count
+    for at, step in enumerate(program.steps):
+        joined = _joined(program.steps[at - 1], step) if at else None
+        if joined is None:
+            run = _runnable(step, collectives)
+            instructions.append(_Instruction(run, number(step.reads), number(step.writes)))
+        else:
+            before = instructions.pop()
+            instructions.append(_Instruction(joined, before.reads, before.writes + number(step.writes)))
     output = numbers[program.output.value]
     alive = {output}
     for step in reversed(instructions):
@@ -251,35 +247,18 @@ def _runnable(step: Step, collectives: Collectives | None) -> Callable[..., Any]
     return run
 
 
-def _joined(program: Program, at: int) -> tuple[int, Callable[..., Any]] | None:
-    """How many steps from `at` on run as one, the most there are, and how; None where step `at` runs by itself."""
-    for end in range(min(at + JOINED_MAX, len(program.steps)) - 1, at, -1):
-        before, joint = program.steps[at:end], program.steps[end].joint
-        if joint is None or joint.ops != tuple(step.op for step in before):
-            continue
-        made = [use.value for step in before for use in step.writes]
-        inner = [use.value for step in program.steps[at + 1 : end + 1] for use in step.reads]
-        left_out = [value for value in made if value not in joint.keeps]
-        if all(value in made for value in inner) and all(
-            _last_read(program, end, value) for value in left_out
-        ):
-            constants = [step.constants() for step in before if step.constants is not None]
-            return end + 1 - at, partial(_run_joined, joint.run, constants)
-    return None
+def _joined(before: Step, step: Step) -> Callable[..., Any] | None:
+    """What runs both steps as one; None where they run apart."""
+    made = {use.value for use in before.writes}
+    if step.joint is None or step.joint.op != before.op or before.constants is None:
+        return None
+    if any(use.value not in made for use in step.reads):
+        return None
+    return partial(_run_joined, step.joint.run, before.constants())
 
 
-def _run_joined(run: Callable[..., Any], constants: Sequence[Any], context: Any, *values: Any) -> Any:
+def _run_joined(run: Callable[..., Any], constants: Any, context: Any, *values: Any) -> Any:
     return run(context, constants, *values)
-
-
-def _last_read(program: Program, at: int, value: str) -> bool:
-    """Whether nobody reads `value` as it is at step `at` after that step."""
-    for later, step in enumerate(program.steps[at:]):
-        if later and any(use.value == value for use in step.reads):
-            return False
-        if any(use.value == value for use in step.writes):
-            return True
-    return program.output.value != value
 
 
 def _table(program: Program) -> str:

@@ -172,15 +172,13 @@ def test_executable_drops_values_after_their_last_reader() -> None:
     assert seen == ["used", "dropped", "last"]
 
 
-def joinable(
-    *, keeps: tuple[str, ...], mesh: Mesh, more: tuple[Call, ...] = (), output: str = "out"
-) -> list[str]:
-    """What runs of a norm and a product that can do the norm's work: their runs, and those of `more` after them."""
+def joinable(mesh: Mesh, *, layout: Layout = ()) -> list[str]:
+    """What runs of a norm and a product that can do the norm's work too; `layout` is what the product reads."""
     ran: list[str] = []
 
-    def together(_context: Any, constants: list[str], x: int, r: int) -> tuple[int | None, int, int]:
-        ran.append(f"both with {constants[0]}")
-        return (x if "h" in keeps else None), r, x + r
+    def together(_context: Any, constants: str, x: int, r: int) -> tuple[int, int, int]:
+        ran.append(f"both with {constants}")
+        return x, r, x + r
 
     def apart(name: str, result: Any) -> Any:
         def run(_context: Any, *_values: Any) -> Any:
@@ -189,32 +187,30 @@ def joinable(
 
         return run
 
+    stream = (Edge("h", (Shard(0, "tp"),), 8), Edge("r", (Shard(0, "tp"),), 8))
     norm = Call(
-        "norm", "norm_add", (Edge("h"), Edge("r")), (Edge("h", (), 8), Edge("r", (), 8)), apart("norm", (1, 2)),
-        (weight(),), lambda: "gain",
-    )  # fmt: skip
-    product = Call(
-        "product", "matmul", (Edge("h"),), (Edge("out", (), 8),), apart("product", 3), (weight(),),
-        joint=Joint(("norm_add",), together, keeps),
-    )  # fmt: skip
-    inputs = (Edge("h", (), 8), Edge("r", (), 8))
-    program = compile_program(
-        "t", [norm, product, *more], mesh, inputs=inputs, output=Edge(output), item_bytes=2
+        "norm", "norm_add", stream, stream, apart("norm", (1, 2)), (weight(),), constants=lambda: "gain"
     )
-    assert program.lower().run(None, 1, 2) is not None
+    product = Call(
+        "product", "matmul", (Edge("h", layout),), (Edge("out", (), 8),), apart("product", 3), (weight(),),
+        joint=Joint("norm_add", together),
+    )  # fmt: skip
+    program = compile_program("t", [norm, product], mesh, inputs=stream, output=Edge("out"), item_bytes=2)
+
+    class Moving:
+        def move(self, kind: str, value: Any, *, axis: str, dim: int) -> Any:
+            ran.append(f"{kind} over {axis} along {dim}")
+            return value
+
+    assert program.lower(Moving()).run(None, 1, 2) == 3
     return ran
 
 
-def test_a_product_does_the_work_of_the_norm_that_only_it_reads() -> None:
-    assert joinable(keeps=(), mesh=Mesh()) == ["both with gain"]
-    assert joinable(keeps=(), mesh=TP2) == ["both with gain"]
-
-
-def test_a_norm_that_others_read_is_joined_only_by_a_call_that_leaves_it_behind() -> None:
-    reader = Call("reader", "gated", (Edge("h"),), (Edge("last", (), 8),), lambda _context, h: h)
-    assert joinable(keeps=(), mesh=Mesh(), more=(reader,), output="last") == ["norm", "product"]
-    assert joinable(keeps=("h",), mesh=Mesh(), more=(reader,), output="last") == ["both with gain"]
-    assert joinable(keeps=(), mesh=Mesh(), output="h") == ["norm", "product"]
+def test_a_call_does_the_work_of_the_norm_before_it_unless_something_moves_between_them() -> None:
+    assert joinable(Mesh()) == ["both with gain"]
+    assert joinable(TP2) == ["both with gain"]
+    moved = joinable(TP2, layout=(Replicate("tp"),))
+    assert moved == ["norm", "all_gather over tp along 0", "product"]
 
 
 def test_slices_of_slices_are_cut_outermost_first_and_opened_innermost_first() -> None:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Ops `linear.dense`, `linear.norm_dense` and `linear.heads`: a weight prepared once, multiplied every step.
+"""Ops `linear.dense` and `linear.heads`: a weight prepared once, multiplied every step.
 
 `prepare` turns a checkpoint's weight into whatever the kernel likes to read (packed, quantised) and keeps
 nothing of the original; its result is opaque and goes with the kernel that made it.
 """
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 from tokenspeed.kernels.api.traits import BF16, DTYPE, FORMAT, HEADS, SUMMED, count, dtype_of, whole
 from tokenspeed.kernels.draw import Draw
@@ -82,46 +80,6 @@ DENSE = Op(
 )
 
 
-def norm_dense_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
-    dense, columns, dtype = dense_inputs(traits, sizes, draw), whole(traits, "in_dim"), dtype_of(traits)
-    args = {
-        **dense.args,
-        "residual": draw.normal(sizes.tokens, columns, dtype=dtype, scale=3.0),
-        "norm_weight": draw.normal(columns, dtype=dtype, scale=0.5),
-        "eps": 1e-6,
-    }
-    return replace(dense, args=args, scratch=("residual",))
-
-
-def norm_dense_cost(traits: Traits, sizes: Sizes) -> Cost:
-    dense, columns = dense_cost(traits, sizes), whole(traits, "in_dim")
-    moved = (2 * sizes.tokens + 1) * columns * dtype_of(traits).itemsize
-    return Cost(dense.bytes + moved, dense.flop + 5 * sizes.tokens * columns)
-
-
-NORM_DENSE = replace(
-    DENSE,
-    name="linear.norm_dense",
-    summary="Add x to the residual stream, RMS-normalise the sum, multiply by a weight, add a bias.",
-    shapes=(
-        "x [T, I] and residual [T, I] contiguous, norm_weight [I], eps -> (y [T, O], new residual [T, I]): "
-        "`norm.add_rms`, then `linear.dense`; what is normalised may be rounded in between. The new residual may "
-        "be the argument itself, changed in place: use what is returned. `out` takes y."
-    ),
-    traits=DENSE.traits[:-1],
-    reference=Plain(ref.norm_dense, ref.dense_prepare, prepare_traits=("format",)),
-    points=tuple(
-        Point(
-            {name: value for name, value in _dense(1024, 3072).items() if name != "float32_out"},
-            Sizes(tokens),
-        )
-        for tokens in (1, 8)
-    ),
-    inputs=norm_dense_inputs,
-    cost=norm_dense_cost,
-)
-
-
 def heads_inputs(traits: Traits, sizes: Sizes, draw: Draw) -> Inputs:
     heads, a, b = whole(traits, "heads"), whole(traits, "in_dim"), whole(traits, "out_dim")
     dtype = dtype_of(traits)
@@ -167,4 +125,4 @@ HEADS_OP = Op(
     cost=heads_cost,
 )
 
-OPS = (DENSE, NORM_DENSE, HEADS_OP)
+OPS = (DENSE, HEADS_OP)

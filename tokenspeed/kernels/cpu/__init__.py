@@ -60,7 +60,6 @@ KERNELS = (
         call_traits=("float32_out",),
         prepare_traits=("format",),
     ),
-    _kernel("linear.norm_dense", linear.norm_dense, linear.dense_prepare, prepare_traits=("format",)),
     _kernel("linear.heads", linear.heads, linear.heads_prepare),
     _kernel("embedding.lookup", pointwise.lookup),
     _kernel("norm.rms", pointwise.rms),
@@ -78,7 +77,6 @@ KERNELS = (
     _kernel("moe.gate", moe.gate, moe.gate_prepare, dtyped=False),
     _kernel("moe.norm_gate", moe.norm_gate, moe.gate_prepare, dtyped=False),
     _kernel("moe.route", moe.route, dtyped=False),
-    _kernel("moe.norm_experts", moe.norm_experts, moe.norm_experts_prepare, prepare_traits=("format",)),
     _kernel("moe.experts", moe.experts, moe.experts_prepare, prepare_traits=("format",)),
 )
 """What `kernels.load` collects."""

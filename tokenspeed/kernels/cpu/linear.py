@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`linear.dense`, `linear.norm_dense`, `linear.heads`, and the packing of weights that all kernels read.
+"""`linear.dense`, `linear.heads` and the packing of weights that they and the other kernels read.
 
 In: weights once, activations every step. Out: packed weights, new tensors. Weights are held packed only (16
 output rows interleaved, see csrc/cpu/dot.h); int8 is rounded while packing, by the definition of the format
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tokenspeed.kernels.cpu import _cpu
 from tokenspeed.kernels.cpu.buffers import DTYPES, FORMATS, address, expect, output, packed_buffer
-from tokenspeed.kernels.cpu.pointwise import add_rms
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +74,6 @@ def dense(x: Tensor, w: PackedWeight, *, float32_out: bool = False, out: Tensor 
         w.dtype_code, DTYPES[y.dtype], w.format_code,
     )  # fmt: skip
     return y
-
-
-def norm_dense(
-    x: Tensor,
-    residual: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    w: PackedWeight,
-    *,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the product of the norm of x + residual, and the sum, which is the residual changed in place."""
-    normed, summed = add_rms(x, residual, norm_weight, eps)
-    return dense(normed, w, out=out), summed
 
 
 def heads_prepare(weight: Tensor) -> PackedWeight:

@@ -10,7 +10,6 @@ Law: a token's result is bitwise the same whatever the other tokens are.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -183,49 +182,3 @@ def experts(
         wide = torch.empty((tokens, width), dtype=torch.float32)
         y.add_(dense(silu_mul(dense(x, up)), down, out=wide))
     return y
-
-
-def norm_experts(
-    x: Tensor,
-    residual: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    gate_w: PackedWeight,
-    bias: Tensor | None,
-    w: PackedExperts,
-    *,
-    top_k: int,
-    groups: int,
-    groups_top: int,
-    scoring: str,
-    group_score: str,
-    normalise: bool,
-    scale: float,
-    write_index: Tensor | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Add x to the residual, normalise the sum, route by that and run its experts; return the sum too."""
-    ids, weights, normed, summed = norm_gate(
-        x,
-        residual,
-        norm_weight,
-        eps,
-        gate_w,
-        bias,
-        top_k=top_k,
-        groups=groups,
-        groups_top=groups_top,
-        scoring=scoring,
-        group_score=group_score,
-        normalise=normalise,
-        scale=scale,
-        write_index=write_index,
-    )
-    return experts(normed, ids, weights, w, out=out), summed
-
-
-def norm_experts_prepare(
-    gate: Tensor, *weights: Any, format: str = "native"
-) -> tuple[PackedWeight, PackedExperts]:
-    """Prepare the gate as `moe.gate` does, the experts as `moe.experts` does."""
-    return gate_prepare(gate), experts_prepare(*weights, format=format)

@@ -99,20 +99,6 @@ def dense(x: Tensor, w: DenseWeight, *, float32_out: bool = False, out: Tensor |
     return finish(result, source.dtype if float32_out else x.dtype, out)
 
 
-def norm_dense(
-    x: Tensor,
-    residual: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    w: DenseWeight,
-    *,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the product of the norm of x + residual, and the sum."""
-    normed, summed = add_rms(x, residual, norm_weight, eps)
-    return dense(normed, w, out=out), summed
-
-
 def heads_prepare(weight: Tensor) -> Tensor:
     """Keep the weight as it is."""
     return weight

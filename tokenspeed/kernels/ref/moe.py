@@ -8,7 +8,6 @@ capacity limit: no token is ever dropped. No sharding: expert ids index the weig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -198,47 +197,3 @@ def experts(
 def _gated(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     gate, up = (x @ w13.T).chunk(2, -1)
     return (torch.nn.functional.silu(gate) * up) @ w2.T
-
-
-def norm_experts(
-    x: Tensor,
-    residual: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    gate_w: Tensor,
-    bias: Tensor | None,
-    w: ExpertWeights,
-    *,
-    top_k: int,
-    groups: int,
-    groups_top: int,
-    scoring: str,
-    group_score: str,
-    normalise: bool,
-    scale: float,
-    write_index: Tensor | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Add x to the residual, normalise the sum, route by that and run its experts; return the sum too."""
-    ids, weights, normed, summed = norm_gate(
-        x,
-        residual,
-        norm_weight,
-        eps,
-        gate_w,
-        bias,
-        top_k=top_k,
-        groups=groups,
-        groups_top=groups_top,
-        scoring=scoring,
-        group_score=group_score,
-        normalise=normalise,
-        scale=scale,
-        write_index=write_index,
-    )
-    return experts(normed, ids, weights, w, out=out), summed
-
-
-def norm_experts_prepare(gate: Tensor, *weights: Any, format: str = "native") -> tuple[Tensor, ExpertWeights]:
-    """Prepare the gate as `moe.gate` does, the experts as `moe.experts` does."""
-    return gate_prepare(gate), experts_prepare(*weights, format=format)

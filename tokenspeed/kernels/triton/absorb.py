@@ -4,12 +4,9 @@
 In: q [T, H, Dn + Dr], latents, keys, places, and w_uk kept as [H, L, Dn]. Out: queries in the latent space and
 their rotated parts; the arena is changed at `write_index` alone. Two kernels:
 
-    composed  `linear.heads` and `rope.mla_write`, two launches
-    fused     one, up to `TOKENS_MAX` tokens: a block for each head and tile of its matrix (the first tile's block
-              rotates that head's queries too) and one for each token's latent; more tokens are composed
-
-The fused one is not chosen by itself before it has been held against its reference on a GPU in half precision
-(docs/log/0005); `rope.mla_absorb_write=fused` names it.
+    fused     one launch, up to `TOKENS_MAX` tokens: blocks for each head and tile of its matrix, and beside them those
+              of `rope.mla_write`; more tokens are composed
+    composed  `linear.heads` and `rope.mla_write`, two launches: 0.8 to 3.5 us more (docs/log/0009)
 """
 
 from __future__ import annotations
@@ -152,6 +149,6 @@ _NEEDS = Needs(sm=AtLeast((8, 0)), dtype={torch.bfloat16, torch.float16, torch.f
 _FUSED = Plain(mla_absorb_write, prepare, call_traits=("interleaved",))
 
 KERNELS = (
-    Kernel("rope.mla_absorb_write", "composed", _NEEDS, Band.FAST, build_composed),
-    Kernel("rope.mla_absorb_write", "fused", _NEEDS, Band.GENERIC, _FUSED),
+    Kernel("rope.mla_absorb_write", "composed", _NEEDS, Band.GENERIC, build_composed),
+    Kernel("rope.mla_absorb_write", "fused", _NEEDS, Band.FAST, _FUSED),
 )

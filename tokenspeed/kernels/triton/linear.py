@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`linear.dense`, `linear.norm_dense`, `linear.heads`: few tokens stream the weight (`stream.py`), many take the
-vendor's product. A norm is part of the product where that takes no matrix unit, a launch of its own elsewhere.
+"""`linear.dense` and `linear.heads`: few tokens stream the weight (`stream.py`), many take the vendor's product.
 
 In: weights once, activations every step (last dimension dense, the others at any stride). Out: new tensors or
 `out`. Dense weights stay as they come, rounded to int8 where the format says so; those of heads are transposed
@@ -19,9 +18,8 @@ from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import AtLeast, Needs, Traits
 from tokenspeed.kernels.ref.dense import quantise_fp8_block, quantise_int8, restored
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
-from tokenspeed.kernels.triton.launch import expect, power_of_2
-from tokenspeed.kernels.triton.pointwise import add_rms
-from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Norm, Tiling, Weight, multiply
+from tokenspeed.kernels.triton.launch import power_of_2
+from tokenspeed.kernels.triton.stream import FEW, TOKENS_MAX, Tiling, Weight, multiply
 
 FEW_ELEMENTS = 8192
 """Of a weight, that a block of four warps holds in registers: 16 KiB in flight."""
@@ -35,8 +33,8 @@ DEEP = 8192
 """Input channels from which streaming beats the vendor's product at 64 tokens too."""
 HEADS_ROWS = 16
 HEADS_DEPTHS = (256, 512)
-"""Per-head products of so many input channels are not cut along them: 4.0 us at 32 and 64 rows, where shares of 128
-channels that are added up afterwards take 6.3 and 7.5 (docs/log/0009)."""
+"""Per-head products of so many input channels are not cut along them: 4.1 and 3.8 us at 32 and 64 rows, where shares of
+128 channels that are added up afterwards take 6.3 and 7.5 (docs/log/0009)."""
 DEPTH_MAX = 512
 BLOCK_DEPTH = 128
 
@@ -69,9 +67,8 @@ def tiling(
 
 def heads_tiling(outputs: int, inputs: int, heads: int, tokens: int, cores: int) -> Tiling:
     """Cut the products of `heads` heads: blocks that have a row's whole depth, where there are enough of them."""
-    whole = Tiling(HEADS_ROWS, inputs)
     if tokens > FEW // 2 and inputs in HEADS_DEPTHS and 4 * heads * outputs >= 3 * cores * HEADS_ROWS:
-        return whole
+        return Tiling(HEADS_ROWS, inputs)
     return tiling(outputs, inputs, heads, tokens, cores)
 
 
@@ -91,10 +88,7 @@ class Dense:
         outputs, inputs = traits["out_dim"], traits["in_dim"]
         assert isinstance(outputs, int)
         assert isinstance(inputs, int)
-        self._format, self._dtype = (
-            str(traits["format"]),
-            torch.float32 if traits.get("float32_out") else None,
-        )
+        self._format, self._dtype = str(traits["format"]), torch.float32 if traits["float32_out"] else None
         depth_max = BLOCK_DEPTH if self._format == "fp8_block" else DEPTH_MAX
         self._tilings = by_tokens(
             lambda tokens: tiling(outputs, inputs, 1, tokens, device.cores, depth_max),
@@ -124,29 +118,6 @@ class Dense:
         if w.scale is not None:
             weight = restored(weight, w.scale, x.dtype)
         return _product(x, weight.T, w.bias, y)
-
-    def normed(
-        self,
-        x: Tensor,
-        residual: Tensor,
-        norm_weight: Tensor,
-        eps: float,
-        w: Weight,
-        *,
-        out: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the product of the norm of x + residual, and the sum."""
-        tokens, (outputs, inputs) = x.shape[0], w.matrices.shape[1:]
-        few = 0 < tokens < len(self._tilings) and not self._tilings[tokens].depth
-        if not few or tokens * self._tilings[tokens].rows > outputs:
-            normed, summed = add_rms(x, residual, norm_weight, eps)
-            return self(normed, w, out=out), summed
-        fits = x.shape == residual.shape == (tokens, inputs) and residual.is_contiguous() and x.stride(1) == 1
-        expect(fits, f"x and a contiguous residual [T, {inputs}]", x, residual)
-        y = x.new_empty((tokens, outputs), dtype=self._dtype) if out is None else out
-        norm = Norm(residual, norm_weight, eps, torch.empty_like(residual))
-        multiply(x[:, None], w, y[:, None], self._tilings[tokens], norm)
-        return y, norm.summed
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor) -> Tensor:
@@ -197,12 +168,6 @@ def build_dense(traits: Traits, device: Device) -> Implementation:
     return Implementation(dense, dense.prepare)
 
 
-def build_norm_dense(traits: Traits, device: Device) -> Implementation:
-    """Build `linear.norm_dense`."""
-    dense = Dense(traits, device)
-    return Implementation(dense.normed, dense.prepare)
-
-
 def build_heads(traits: Traits, device: Device) -> Implementation:
     """Build `linear.heads`."""
     heads = Heads(traits, device)
@@ -237,8 +202,6 @@ _VENDOR = Needs(sm=AtLeast((8, 0)), dtype=_FLOATS, format="native")
 KERNELS = (
     Kernel("linear.dense", "triton", _DENSE, Band.FAST, build_dense),
     Kernel("linear.dense", "triton_fp8", _SCALED, Band.FAST, build_dense),
-    Kernel("linear.norm_dense", "triton", _DENSE, Band.FAST, build_norm_dense),
-    Kernel("linear.norm_dense", "triton_fp8", _SCALED, Band.FAST, build_norm_dense),
     Kernel("linear.heads", "triton", Needs(sm=AtLeast((8, 0)), dtype=_FLOATS), Band.FAST, build_heads),
     Kernel(
         "linear.dense",

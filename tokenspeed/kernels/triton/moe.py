@@ -19,12 +19,10 @@ from tokenspeed.kernels.needs import AtLeast, AtMost, MultipleOf, Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel, Plain
 from tokenspeed.kernels.triton import moe_few, moe_few_fp8, moe_gate, moe_many, moe_weights, tuned
 
-OP, NORMED = "moe.experts", "moe.norm_experts"
+OP = "moe.experts"
 VERSION = 2
 """Of the plans: a change of a kernel's meaning or speed makes measured ones void."""
 EXPERTS_MAX = 512
-BESIDE = True
-"""Whether the first product of shared experts may run beside the gate."""
 SHAPE = ("dtype", "format", "experts", "shared", "top_k", "width", "ffn")
 """Traits a plan was measured for."""
 
@@ -45,53 +43,6 @@ def build(traits: Traits, device: Device) -> Implementation:
 
     prepare = functools.partial(moe_weights.prepare, format=str(shape["format"]))
     return Implementation(experts, prepare)
-
-
-def build_normed(traits: Traits, device: Device) -> Implementation:
-    """Build `moe.norm_experts`: what a few tokens' shared experts do first happens beside the gate."""
-    shape = {name: _plain(traits[name]) for name in SHAPE}
-    planned = functools.cache(functools.partial(plan_of, shape, device))
-    format, dtype, ffn = str(shape["format"]), traits["dtype"], int(shape["ffn"])
-    assert isinstance(dtype, torch.dtype)
-    beside = BESIDE and shape["shared"] and ffn % moe_gate.SHARED_CHANNELS == 0
-
-    def norm_experts(
-        x: Tensor,
-        residual: Tensor,
-        norm_weight: Tensor,
-        eps: float,
-        gate_w: Tensor,
-        bias: Tensor | None,
-        w: moe_weights.Stacked,
-        *,
-        top_k: int,
-        scale: float,
-        write_index: Tensor | None = None,
-        out: Tensor | None = None,
-        **routing: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Add x to the residual, normalise the sum, route by that and run its experts; return the sum too."""
-        tokens, y = x.shape[0], torch.empty_like(x) if out is None else out
-        plan = planned(tokens)
-        if not (beside and 0 < tokens <= moe_gate.FEW and isinstance(plan, moe_few.Plan)):
-            ids, weights, normed, summed = moe_gate.norm_gate(
-                x, residual, norm_weight, eps, gate_w, bias, top_k=top_k, scale=scale, write_index=write_index,
-                **routing,
-            )  # fmt: skip
-            return run(normed, ids, weights, w, plan, y), summed
-        norm = moe_gate.Norm(
-            residual, norm_weight, eps, torch.empty_like(residual), torch.empty_like(residual)
-        )
-        shared = moe_gate.Shared(w.w13, x.new_empty((tokens, top_k + w.shared, ffn)), w.shared)
-        options = moe_gate.options_of(gate_w.shape[0], top_k, bias=bias, **routing)
-        ids, weights = moe_gate.run_few(x, norm, gate_w, bias, top_k, scale, write_index, options, shared)
-        return moe_few.run(norm.normed, ids, weights, w, plan, y, shared.hidden), norm.summed
-
-    def prepare(gate: Tensor, *weights: Any) -> tuple[Tensor, moe_weights.Stacked]:
-        """Prepare the gate as `moe.gate` does, the experts as `moe.experts` does."""
-        return moe_gate.gate_prepare(gate, x_dtype=dtype), moe_weights.prepare(*weights, format=format)
-
-    return Implementation(norm_experts, prepare)
 
 
 def run(x: Tensor, ids: Tensor, weights: Tensor, w: moe_weights.Stacked, plan: Plan, y: Tensor) -> Tensor:
@@ -160,10 +111,10 @@ _FLOATS = {torch.bfloat16, torch.float16, torch.float32}
 _SM = AtLeast((8, 0))
 
 
-def _experts(op: str, name: str, sm: AtLeast, format: str, unit: int) -> Kernel:
+def _experts(name: str, sm: AtLeast, format: str, unit: int) -> Kernel:
     """Rows of weights begin at multiples of 16 bytes, as the copy engine wants: `unit` of their numbers."""
     return Kernel(
-        op,
+        OP,
         name,
         Needs(
             sm=sm,
@@ -174,11 +125,11 @@ def _experts(op: str, name: str, sm: AtLeast, format: str, unit: int) -> Kernel:
             ffn=MultipleOf(unit),
         ),
         Band.FAST,
-        build if op == OP else build_normed,
+        build,
     )
 
 
-INT8 = _experts(OP, "triton_int8", _SM, "int8", 16)
+INT8 = _experts("triton_int8", _SM, "int8", 16)
 """Held back: the chip has checked it for few tokens alone (docs/log/0004)."""
 
 KERNELS = (
@@ -199,6 +150,6 @@ KERNELS = (
     Kernel(
         "moe.route", "triton", Needs(sm=_SM, experts=AtMost(EXPERTS_MAX)), Band.FAST, Plain(moe_gate.route)
     ),
-    *(_experts(op, "triton", _SM, "native", 8) for op in (OP, NORMED)),
-    _experts(OP, "triton_fp8", AtLeast((8, 9)), "fp8_block", 16),
+    _experts("triton", _SM, "native", 8),
+    _experts("triton_fp8", AtLeast((8, 9)), "fp8_block", 16),
 )

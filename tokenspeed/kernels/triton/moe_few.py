@@ -113,9 +113,9 @@ def _gate_up(
     C: tl.constexpr, F: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr,
     SINGLE: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr, TOP_PAD: tl.constexpr,
     TOKENS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, FORMAT: tl.constexpr, EARLY: tl.constexpr, FIRST: tl.constexpr,
+    PRECISION: tl.constexpr, FORMAT: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    n = tl.program_id(1) + FIRST
+    n = tl.program_id(1)
     row = tl.program_id(0) * ROWS
     if EARLY:
         gdc_wait()
@@ -212,20 +212,13 @@ class Plan:
     down: Tile
 
 
-def run(
-    x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor, hidden: Tensor | None = None
-) -> Tensor:
-    """Run T <= TOKENS_MAX tokens through their experts and the shared ones; write and return y.
-
-    hidden [T, k + S, F], if given, has the shared experts' part in it already.
-    """
+def run(x: Tensor, ids: Tensor, weights: Tensor, w: Stacked, plan: Plan, y: Tensor) -> Tensor:
+    """Run T <= TOKENS_MAX tokens through their experts and the shared ones; write and return y."""
     tokens, width = x.shape
     stacked, _, ffn = w.w2.shape
     shared, top = w.shared, ids.shape[1]
     experts = stacked - shared
-    first = 0 if hidden is None else shared
-    if hidden is None:
-        hidden = x.new_empty((tokens, top + shared, ffn))
+    hidden = x.new_empty((tokens, top + shared, ffn))
     parts = x.new_empty((tokens, top + shared, width), dtype=torch.float32)
     tile = max(16, triton.next_power_of_2(tokens))
     sizes: dict[str, Any] = dict(  # noqa: C408
@@ -239,9 +232,9 @@ def run(
     runs = shared + min(tokens * top, experts)
     up, down = plan.up, plan.down
     assert triton.cdiv(width, down.rows) <= COUNTERS
-    _gate_up[(triton.cdiv(ffn, up.rows), runs - first)](
+    _gate_up[(triton.cdiv(ffn, up.rows), runs)](
         x, x.stride(0), ids, blocks(w.w13, up.rows, up.depth), or_any(w.scale13, x), hidden, tokens, **sizes,
-        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, EARLY=ahead, FIRST=first, num_warps=up.warps, **launch,
+        ROWS=up.rows, DEPTH=up.depth, STAGES=up.stages, EARLY=ahead, num_warps=up.warps, **launch,
     )  # fmt: skip
     _down[(triton.cdiv(width, down.rows), runs)](
         hidden, ids, weights, blocks(w.w2, down.rows, down.depth), or_any(w.scale2, x), parts, y,

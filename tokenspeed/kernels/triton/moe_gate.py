@@ -34,8 +34,6 @@ TILE_TOKENS = 16
 """Tokens of a program: the least the matrix units take."""
 FEW = 2
 """Tokens that a program has without the matrix unit (4: 6.9 us, 5.4 with it and a norm apart)."""
-SHARED_CHANNELS = 2
-"""Channels of a shared expert that a program makes: four rows of weights in registers."""
 SHARES_TOKENS = 1024
 """Up to so many tokens the programs are too few without cutting along C."""
 SHARES_MAX = 16
@@ -222,8 +220,8 @@ def _gate(
 @triton.jit(do_not_specialize=["tokens"])
 def _gate_few(
     x, x_stride, residual, gain, eps, normed, summed, w, bias, write_index, shares, arrivals, ids, weights,
-    tokens, scale, w13, hidden, NORMED: tl.constexpr, PADDED: tl.constexpr, C: tl.constexpr,
-    WIDTH: tl.constexpr, EARLY: tl.constexpr, F: tl.constexpr, S: tl.constexpr, CHANNELS: tl.constexpr,
+    tokens, scale, NORMED: tl.constexpr, PADDED: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr,
+    EARLY: tl.constexpr,
     E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
     TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
     E_PAD: tl.constexpr, TOP_PAD: tl.constexpr, G_PAD: tl.constexpr, RANKED: tl.constexpr,
@@ -231,59 +229,6 @@ def _gate_few(
     if EARLY:
         gdc_launch_dependents()
     program = tl.program_id(0)
-    if program < E:
-        _score(
-            program, x, x_stride, residual, gain, eps, normed, summed, w, bias, write_index, shares, arrivals,
-            ids, weights, tokens, scale, NORMED, PADDED, C, WIDTH, EARLY, E, TOP, G, G_TOP, SIGMOID, TOP2, BIASED,
-            NORMALISE, TOKENS, E_PAD, TOP_PAD, G_PAD, RANKED,
-        )  # fmt: skip
-    else:
-        if S > 0:  # a constant, which the compiler wants on its own
-            _run_shared(
-                program - E, x, x_stride, residual, gain, eps, w13, hidden, tokens, C, WIDTH, EARLY, E, TOP, TOKENS,
-                F, S, CHANNELS,
-            )  # fmt: skip
-
-
-@triton.jit
-def _run_shared(
-    program, x, x_stride, residual, gain, eps, w13, hidden, tokens, C: tl.constexpr, WIDTH: tl.constexpr,
-    EARLY: tl.constexpr, E: tl.constexpr, TOP: tl.constexpr, TOKENS: tl.constexpr, F: tl.constexpr,
-    S: tl.constexpr, CHANNELS: tl.constexpr,
-):  # fmt: skip
-    # CHANNELS channels of the shared experts' gated activation, of every token.
-    column = tl.arange(0, WIDTH)
-    inside = column < C
-    channel = program * CHANNELS
-    expert = channel // F
-    row = channel - expert * F + tl.arange(0, CHANNELS)
-    at = w13 + ((E + expert) * (2 * F) + row).to(tl.int64)[:, None] * C + column[None, :]
-    gate = tl.load(at, inside[None, :], 0.0).to(tl.float32)
-    up = tl.load(at + F * C, inside[None, :], 0.0).to(tl.float32)
-    gains = tl.load(gain + column, inside, 0.0).to(tl.float32)
-    if EARLY:
-        gdc_wait()
-    for token in tl.static_range(TOKENS):
-        there = inside & (token < tokens)
-        value = tl.load(x + token * x_stride + column, there, 0.0).to(tl.float32)
-        value += tl.load(residual + token * C + column, there, 0.0).to(tl.float32)
-        value *= tl.rsqrt(tl.sum(value * value, 0) / C + eps)
-        value = (value * gains).to(x.dtype.element_ty).to(tl.float32)
-        gated = tl.sum(gate * value[None, :], 1)
-        result = gated / (1.0 + tl.exp(-gated)) * tl.sum(up * value[None, :], 1)
-        tl.store(hidden + (token * (TOP + S) + TOP + expert) * F + row, result, token < tokens)
-
-
-@triton.jit
-def _score(
-    program, x, x_stride, residual, gain, eps, normed, summed, w, bias, write_index, shares, arrivals, ids,
-    weights, tokens, scale, NORMED: tl.constexpr, PADDED: tl.constexpr, C: tl.constexpr, WIDTH: tl.constexpr,
-    EARLY: tl.constexpr,
-    E: tl.constexpr, TOP: tl.constexpr, G: tl.constexpr, G_TOP: tl.constexpr, SIGMOID: tl.constexpr,
-    TOP2: tl.constexpr, BIASED: tl.constexpr, NORMALISE: tl.constexpr, TOKENS: tl.constexpr,
-    E_PAD: tl.constexpr, TOP_PAD: tl.constexpr, G_PAD: tl.constexpr, RANKED: tl.constexpr,
-):  # fmt: skip
-    # One expert's logits; the last program to have them chooses for all tokens.
     column = tl.arange(0, WIDTH)[None, :]
     inside = column < C
     row = tl.load(w + program * C + column, inside, 0.0).to(tl.float32)
@@ -379,19 +324,10 @@ def gate(
 ) -> tuple[Tensor, Tensor]:
     """Score x [T, C] against the gate and choose `top_k` experts of each token that is no padding."""
     tokens, experts = x.shape[0], w.shape[0]
-    options = options_of(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
+    options = _options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
     if 0 < tokens <= FEW:
-        return run_few(x, None, w, bias, top_k, scale, write_index, options)
+        return _run_few(x, None, w, bias, top_k, scale, write_index, options)
     return _run_tiles(x, w, bias, top_k, scale, write_index, options)
-
-
-@dataclass(frozen=True, slots=True)
-class Shared:
-    """The shared experts' first product, beside the gate: w13 [E + S, 2F, C] -> hidden [T, k + S, F], the last S."""
-
-    w13: Tensor
-    hidden: Tensor
-    experts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,18 +360,18 @@ def norm_gate(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Add x to the residual, normalise the sum, and do as `gate` with that; return it and the sum too."""
     tokens, experts = x.shape[0], w.shape[0]
-    options = options_of(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
+    options = _options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise)
     if not 0 < tokens <= FEW:
         normed, summed = add_rms(x, residual, norm_weight, eps)
         return *_run_tiles(normed, w, bias, top_k, scale, write_index, options), normed, summed
     fits = x.shape == residual.shape and residual.is_contiguous() and x.stride(1) == 1
     expect(fits, "x and a contiguous residual [T, C]", x, residual)
     norm = Norm(residual, norm_weight, eps, torch.empty_like(residual), torch.empty_like(residual))
-    routed = run_few(x, norm, w, bias, top_k, scale, write_index, options)
+    routed = _run_few(x, norm, w, bias, top_k, scale, write_index, options)
     return *routed, norm.normed, norm.summed
 
 
-def run_few(
+def _run_few(
     x: Tensor,
     norm: Norm | None,
     w: Tensor,
@@ -444,27 +380,19 @@ def run_few(
     scale: float,
     write_index: Tensor | None,
     options: dict[str, int | bool],
-    shared: Shared | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Choose for few tokens; with a norm before it and the first product of shared experts beside it, if given."""
     tokens, width = x.shape
     experts = w.shape[0]
     ids, weights = _chosen(x, top_k)
     before = (None, None, 0.0, None, None)
     if norm is not None:
         before = (norm.residual, norm.gain, norm.eps, norm.normed, norm.summed)
-    beside, programs, sizes = (None, None), experts, (1, 0, 1)
-    if shared is not None:
-        assert norm is not None
-        ffn = shared.hidden.shape[2]
-        beside, sizes = (shared.w13, shared.hidden), (ffn, shared.experts, SHARED_CHANNELS)
-        programs += shared.experts * ffn // SHARED_CHANNELS
     ahead = early(x.device)
-    _gate_few[(programs,)](
+    _gate_few[(experts,)](
         x, x.stride(0), *before, w, bias, write_index,
         torch.empty((tokens, experts), dtype=torch.float32, device=x.device), counters(x.device), ids, weights,
-        tokens, scale, *beside, norm is not None, write_index is not None, width, triton.next_power_of_2(width),
-        ahead, *sizes, **options | {"TOKENS": triton.next_power_of_2(tokens), "num_warps": 4},
+        tokens, scale, norm is not None, write_index is not None, width, triton.next_power_of_2(width), ahead,
+        **options | {"TOKENS": triton.next_power_of_2(tokens), "num_warps": 4},
         **({"launch_pdl": True} if ahead else {}),
     )  # fmt: skip
     return ids, weights
@@ -521,12 +449,12 @@ def route(
     weights = torch.empty((tokens, top_k), dtype=torch.float32, device=logits.device)
     _route[(triton.cdiv(tokens, TILE_TOKENS),)](
         logits, weights if bias is None else bias, ids, weights, tokens, scale,
-        **options_of(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise),
+        **_options(experts, top_k, groups, groups_top, scoring, group_score, bias, normalise),
     )  # fmt: skip
     return ids, weights
 
 
-def options_of(
+def _options(
     experts: int,
     top_k: int,
     groups: int,

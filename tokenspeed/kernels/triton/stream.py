@@ -11,8 +11,7 @@ dtype y has, written in place. G matrices each have their own input: heads; 1 fo
 
 Weights may be int8 with one scale a row, or e4m3 with one scale a block of 128 x 128 (then a tile lies within a
 block). Launched early (`launch.early`), a block that takes all its weights at once (`few`, and `tiles` of one
-step) asks for them before it waits for the kernel that makes x. `few` can normalise x first: every block does it
-for itself (x is a few KB), which costs less than a launch that does it once.
+step) asks for them before it waits for the kernel that makes x.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ TOKENS_LEAST, TOKENS_MAX = 16, 64
 
 @triton.jit
 def _few(
-    x, x_token, x_group, w, scale, bias, y, y_token, y_group, residual, gain, eps, summed, outs,
-    INS: tl.constexpr, T: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, FORMAT: tl.constexpr,
-    BIASED: tl.constexpr, NORMED: tl.constexpr, EARLY: tl.constexpr,
+    x, x_token, x_group, w, scale, bias, y, y_token, y_group, outs, INS: tl.constexpr,
+    T: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, FORMAT: tl.constexpr, BIASED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     if EARLY:
         cuda.gdc_launch_dependents()
@@ -50,18 +49,10 @@ def _few(
     if FORMAT == "fp8_block":
         blocks: tl.constexpr = (INS + 127) // 128
         of_block = tl.load(scale + tl.program_id(0) * ROWS // 128 * blocks + depth // 128, depth < INS, 0.0)
-    if NORMED:
-        gains = tl.load(gain + depth, depth < INS, 0.0).to(tl.float32)
     if EARLY:
         cuda.gdc_wait()
     for token in tl.static_range(T):
         value = tl.load(x + token * x_token + group * x_group + depth, depth < INS, 0.0).to(tl.float32)
-        if NORMED:
-            value += tl.load(residual + token * INS + depth, depth < INS, 0.0).to(tl.float32)
-            if tl.program_id(0) == token:
-                tl.store(summed + token * INS + depth, value, depth < INS)
-            value *= tl.rsqrt(tl.sum(value * value, 0) / INS + eps)
-            value = (value * gains).to(x.dtype.element_ty).to(tl.float32)
         if FORMAT == "fp8_block":
             value *= of_block
         total = tl.sum(weight * value[None, :], 1)
@@ -155,39 +146,19 @@ class Tiling:
     warps: int = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """What goes before a product: x + residual [T, I] goes to `summed`, its RMS norm into the product."""
-
-    residual: Tensor
-    gain: Tensor
-    eps: float
-    summed: Tensor
-
-
-def multiply(x: Tensor, w: Weight, y: Tensor, tiling: Tiling, norm: Norm | None = None) -> Tensor:
-    """Write x W^T + b into y [T, G, O] and return it. Only the form `few`, of one group, takes a norm."""
-    if not len(x):
-        return y
-    if tiling.depth:
-        assert norm is None
-        _run_tiles(x, w, y, tiling, early(x.device))
-    else:
-        _run_few(x, w, y, tiling, early(x.device), norm)
+def multiply(x: Tensor, w: Weight, y: Tensor, tiling: Tiling) -> Tensor:
+    """Write x W^T + b into y [T, G, O] and return it."""
+    if len(x):
+        (_run_tiles if tiling.depth else _run_few)(x, w, y, tiling, early(x.device))
     return y
 
 
-def _run_few(x: Tensor, w: Weight, y: Tensor, tiling: Tiling, ahead: bool, norm: Norm | None) -> None:
+def _run_few(x: Tensor, w: Weight, y: Tensor, tiling: Tiling, ahead: bool) -> None:
     groups, outputs, inputs = w.matrices.shape
-    grid = (triton.cdiv(outputs, tiling.rows), groups)
-    before = (None, None, 0.0, None)
-    if norm is not None:
-        assert grid[0] >= len(x)  # block t writes the sum of token t
-        before = (norm.residual, norm.gain, norm.eps, norm.summed)
-    _few[grid](
-        x, x.stride(0), x.stride(1), w.matrices, w.scale, w.bias, y, y.stride(0), y.stride(1), *before, outputs,
-        inputs, x.shape[0], tiling.rows, triton.next_power_of_2(inputs), w.format, w.bias is not None,
-        norm is not None, ahead, num_warps=tiling.warps, launch_pdl=ahead,
+    _few[(triton.cdiv(outputs, tiling.rows), groups)](
+        x, x.stride(0), x.stride(1), w.matrices, w.scale, w.bias, y, y.stride(0), y.stride(1), outputs, inputs,
+        x.shape[0], tiling.rows, triton.next_power_of_2(inputs), w.format, w.bias is not None, ahead,
+        num_warps=tiling.warps, launch_pdl=ahead,
     )  # fmt: skip
 
 
