@@ -553,6 +553,7 @@ void bind_values(nb::module_& m) {
         .value("SESSION_FINAL", Reason::session_final)
         .value("SESSION_CLOSED", Reason::session_closed)
         .value("SESSION_IDLE", Reason::session_idle)
+        .value("SESSION_SPARED", Reason::session_spared)
         .value("FETCHED", Reason::fetched)
         .value("FETCH_LATE", Reason::fetch_late)
         .value("QUARANTINED", Reason::quarantined);

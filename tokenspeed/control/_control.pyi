@@ -214,6 +214,8 @@ class Reason(enum.IntEnum):
 
     SESSION_IDLE = 68
 
+    SESSION_SPARED = 69
+
     FETCHED = 96
 
     FETCH_LATE = 97

@@ -117,7 +117,7 @@ void Scheduler::open_door() {
     const std::uint64_t now_us = holdings_.now_us;
     Roster<AtDoor>& door = holdings_.door;
     while (!door.empty() && !turns_wait_long()) {
-        if (holdings_.sessions.try_admit(first_at_door(), now_us)) {
+        if (holdings_.sessions.try_admit(first_at_door(), has_spare_time(), now_us)) {
             move_admitted();
         } else if (!holdings_.sessions.make_way(now_us)) {
             break;
@@ -136,6 +136,23 @@ void Scheduler::open_door() {
     }
 }
 
+bool Scheduler::has_spare_time() const {
+    return busy_share_ >= 0 && busy_share_ < policy::kBusyShare && holdings_.waiting.empty();
+}
+
+void Scheduler::note_busy(std::uint64_t step_us) {
+    constexpr std::uint64_t kSpanUs = 2'000'000;
+    constexpr double kShare = 0.3;
+    busy_us_ += step_us;
+    const std::uint64_t passed_us = holdings_.now_us - busy_since_us_;
+    if (passed_us >= kSpanUs && busy_us_ > 0) {
+        const double share = static_cast<double>(busy_us_) / static_cast<double>(passed_us);
+        busy_share_ = busy_share_ < 0 ? 1 : busy_share_ + kShare * (share - busy_share_);
+        busy_us_ = 0;
+        busy_since_us_ = holdings_.now_us;
+    }
+}
+
 bool Scheduler::turns_wait_long() const {
     if (holdings_.waiting.empty()) {
         return false;
@@ -146,13 +163,21 @@ bool Scheduler::turns_wait_long() const {
 
 SessionIndex Scheduler::first_at_door() const {
     const Roster<AtDoor>& door = holdings_.door;
-    for (std::int32_t i = 0; holdings_.sessions.returning() > 0 && i < door.size(); ++i) {
+    const Sessions& sessions = holdings_.sessions;
+    SessionIndex first = kNoSession;  // of the first whose tenant may have another; else of the very first
+    for (std::int32_t i = 0; i < door.size(); ++i) {
         const SessionIndex session = door[door.seat(i)].ledger->session();
-        if (holdings_.sessions.returns(session)) {
+        if (sessions.returning() > 0 && sessions.returns(session)) {
             return session;
         }
+        if (first == kNoSession && sessions.within_share(session)) {
+            first = session;
+        }
+        if (first != kNoSession && sessions.returning() == 0) {
+            return first;
+        }
     }
-    return door[door.seat(0)].ledger->session();
+    return first != kNoSession ? first : door[door.seat(0)].ledger->session();
 }
 
 void Scheduler::move_admitted() {
@@ -422,6 +447,7 @@ CommitStatus Scheduler::commit(StepId step, std::span<const std::int32_t> tokens
                       {step.value, static_cast<std::uint64_t>(tokens.size()), digest_of(0, tokens), now_us, step_us});
     InFlight& flight = flights.take_oldest();
     learn(flight, step_us);
+    note_busy(step_us);
     holdings_.retired_us = holdings_.now_us;
     noted_.assign({step.value});
     samples_committed_ = 0;

@@ -20,6 +20,9 @@ constexpr double kOvercommit = 1.1;
 // A family gives way when it has been idle longer than so many of 64 gaps, and this at least.
 constexpr std::uint32_t kGapShare = 62;
 constexpr std::uint64_t kIdleLeastUs = 15'000'000;
+// While the device has time to spare, recomputing what does not fit costs nobody anything: one more family each so
+// often, so that what the last one brought can be seen.
+constexpr std::uint64_t kSpareEveryUs = 2'000'000;
 constexpr std::uint32_t kGapsMost = 4096;  // then older ones count half
 
 double expected_at_first(const Options& options) {
@@ -33,6 +36,7 @@ double expected_at_first(const Options& options) {
 
 Sessions::Sessions(const Options& options, EventLog& log)
     : admission_(options.session_admission),
+      fair_(options.fair_share),
       sessions_max_(options.sessions_max),
       aging_us_(options.session_aging_us),
       idle_us_(options.session_idle_us),
@@ -160,7 +164,7 @@ std::int64_t Sessions::blocks_charged() const {
     return single_blocks_ + std::max(admitted_blocks_ - single_blocks_, expected);
 }
 
-bool Sessions::try_admit(SessionIndex index, std::uint64_t now_us) {
+bool Sessions::try_admit(SessionIndex index, bool spare, std::uint64_t now_us) {
     Session& root = root_of(index);
     if (root.admitted) {
         return true;
@@ -168,31 +172,58 @@ bool Sessions::try_admit(SessionIndex index, std::uint64_t now_us) {
     const bool single = root.id.value == 0;
     const std::int64_t needs =
         single ? root.family_blocks : std::max<std::int64_t>(root.family_blocks, blocks_expected());
-    const bool fits = blocks_charged() + needs <= budget_ || families_admitted_ == 0;
+    const bool fits = (blocks_charged() + needs <= budget_ && within_share(index)) || families_admitted_ == 0;
+    const bool spared = !fits && spare && within_share(index) && now_us >= spared_us_ + kSpareEveryUs;
     const bool aged = root.door_since_us != 0 && now_us >= root.door_since_us + aging_us_;
-    if (!fits && !aged) {
+    if (!fits && !spared && !aged) {
         return false;
     }
+    spared_us_ = spared ? now_us : spared_us_;
     returning_ -= root.returning ? 1 : 0;
     root.returning = false;
     root.admitted = true;
     root.door_since_us = 0;
-    admitted_blocks_ += root.family_blocks;
-    ++families_admitted_;
+    count(root, 1, root.family_blocks);
     if (single) {
-        single_blocks_ += root.family_blocks;
         ++singles_admitted_;
     } else {
         log_.add(EventKind::decision,
-                 {static_cast<std::uint64_t>(fits ? Reason::session_admitted : Reason::session_aged), root.id.value,
+                 {static_cast<std::uint64_t>(fits     ? Reason::session_admitted
+                                             : spared ? Reason::session_spared
+                                                      : Reason::session_aged), root.id.value,
                   static_cast<std::uint64_t>(blocks_charged())});
     }
     return true;
 }
 
+bool Sessions::within_share(SessionIndex index) const {
+    const Session& root = root_of(index);
+    const Holder holder = root.tenant.index() < holders_.size() ? holders_[root.tenant.index()] : Holder{};
+    const std::int64_t tenants = tenants_active_ + (holder.families == 0 ? 1 : 0);
+    if (!fair_ || tenants == 1 || holder.families == 0) {
+        return true;
+    }
+    const std::int64_t needs = std::max(holder.blocks, holder.families * blocks_expected());
+    return (needs + blocks_expected()) * tenants <= budget_;
+}
+
+void Sessions::count(const Session& root, std::int32_t families, std::int64_t blocks) {
+    if (root.tenant.index() >= holders_.size()) {
+        holders_.resize(root.tenant.index() + 1);
+    }
+    Holder& holder = holders_[root.tenant.index()];
+    tenants_active_ -= holder.families > 0 ? 1 : 0;
+    holder.families += families;
+    holder.blocks += blocks;
+    tenants_active_ += holder.families > 0 ? 1 : 0;
+    families_admitted_ += families;
+    admitted_blocks_ += blocks;
+    single_blocks_ += root.id.value == 0 ? blocks : 0;
+}
+
 bool Sessions::try_admit_aged(SessionIndex index, std::uint64_t now_us) {
     const Session& root = root_of(index);
-    return !root.admitted && now_us >= root.door_since_us + aging_us_ && try_admit(index, now_us);
+    return !root.admitted && now_us >= root.door_since_us + aging_us_ && try_admit(index, false, now_us);
 }
 
 bool Sessions::make_way(std::uint64_t now_us) {
@@ -230,10 +261,8 @@ void Sessions::release(SessionIndex index, Reason reason, std::uint64_t now_us) 
     Session& root = (*this)[index];
     unlink(index);
     root.admitted = false;
-    admitted_blocks_ -= root.family_blocks;
-    --families_admitted_;
+    count(root, -1, -root.family_blocks);
     if (root.id.value == 0) {
-        single_blocks_ -= root.family_blocks;
         --singles_admitted_;
         return;
     }
@@ -250,8 +279,9 @@ void Sessions::set_blocks(SessionIndex index, std::int32_t blocks) {
     Session& root = root_of(index);
     const std::int32_t more = blocks - session.blocks;
     root.family_blocks += more;
-    admitted_blocks_ += root.admitted ? more : 0;
-    single_blocks_ += root.admitted && root.id.value == 0 ? more : 0;
+    if (root.admitted) {
+        count(root, 0, more);
+    }
     session.blocks = blocks;
 }
 

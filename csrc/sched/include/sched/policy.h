@@ -48,6 +48,9 @@ constexpr std::int32_t context_at_worst(std::int32_t tokens_known, std::int32_t 
 // Share of the time between two tokens that decode rows may take at their worst: the rest is for prompts, or
 // no first token would ever come.
 constexpr double kDecodeShare = 0.9;
+// Up to this share of the device in use, it has time for a session more than there is KV for.
+constexpr double kBusyShare = 0.8;
+
 // While the first of those waiting has waited longer, no further session is admitted: there is KV for it, but not
 // enough of the device.
 constexpr std::uint64_t kTurnWaitMostUs = 4'000'000;

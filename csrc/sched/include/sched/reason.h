@@ -28,6 +28,7 @@ enum class Reason : std::uint8_t {
     session_aged = 65,   // admitted over the budget: it has waited for its aging bound
     session_final = 66,  // its caller said that its last request has ended
     session_closed = 67,
+    session_spared = 69,  // admitted over the budget: the device has time to spare
     session_idle = 68,  // it gives way to one that waits
     // KV between tiers
     fetched = 96,      // a waiting request's history comes up; blocks

@@ -136,6 +136,9 @@ class Scheduler {
     [[nodiscard]] SessionIndex first_at_door() const;
     // Do turns of admitted sessions wait so long that more sessions would only make it longer?
     [[nodiscard]] bool turns_wait_long() const;
+    // Was the device idle often enough of late, where that was measured, to compute something twice?
+    [[nodiscard]] bool has_spare_time() const;
+    void note_busy(std::uint64_t step_us);
     void move_admitted();
     // End the requests that have not begun by their deadline.
     void expire();
@@ -171,6 +174,9 @@ class Scheduler {
     std::uint64_t steps_ = 0;
     std::int64_t sequence_ = 0;
     std::uint64_t aging_looked_us_ = 0;
+    double busy_share_ = -1;  // of the device, of late; negative: not known
+    std::uint64_t busy_us_ = 0;
+    std::uint64_t busy_since_us_ = 0;
     double finish_gap_us_ = 1e6;  // between two ends of requests
     std::uint64_t finished_us_ = 0;
     std::vector<RowWork> works_;           // scratch of a commit

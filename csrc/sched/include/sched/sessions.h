@@ -73,8 +73,11 @@ class Sessions {
     [[nodiscard]] bool admitted(SessionIndex index) const { return !admission_ || root_of(index).admitted; }
     // The family waits at the door from now on.
     void wait(SessionIndex index, std::uint64_t now_us);
-    // Admit the family if it fits; or if it has waited for as long as any may.
-    bool try_admit(SessionIndex index, std::uint64_t now_us);
+    // Admit the family if it fits; or, if the device has time to `spare`, now and then one that does not; or if it
+    // has waited for as long as any may.
+    bool try_admit(SessionIndex index, bool spare, std::uint64_t now_us);
+    // May its tenant have another family, beside the tenants that have some?
+    [[nodiscard]] bool within_share(SessionIndex index) const;
     // Admit it if it has; true where that is new.
     bool try_admit_aged(SessionIndex index, std::uint64_t now_us);
     // Release the family that has been idle longest, if that is long enough.
@@ -129,6 +132,7 @@ class Sessions {
     void unlink(SessionIndex index);
 
     bool admission_;
+    bool fair_;
     std::int32_t sessions_max_;
     std::uint64_t aging_us_;
     std::uint64_t idle_us_;
@@ -148,6 +152,14 @@ class Sessions {
     std::int32_t resting_count_ = 0;
     std::int64_t admitted_blocks_ = 0;  // of admitted families
     std::int64_t single_blocks_ = 0;    // of these, of requests without a session
+    struct Holder {
+        std::int32_t families = 0;
+        std::int64_t blocks = 0;
+    };
+    void count(const Session& root, std::int32_t families, std::int64_t blocks);
+    std::vector<Holder> holders_;   // by tenant: what is admitted
+    std::int64_t tenants_active_ = 0;  // that have some
+    std::uint64_t spared_us_ = 0;   // when the last was admitted beyond the budget
     std::int32_t families_admitted_ = 0;
     std::int32_t singles_admitted_ = 0;
     std::int32_t returning_ = 0;
