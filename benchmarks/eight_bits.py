@@ -39,7 +39,7 @@ FORMATS: dict[str, dict[str, Any]] = {
 
 def logits(directory: Path, ids: Tensor, device: torch.device, **options: Any) -> Tensor:
     """Logits [T, V] of every token, in float32 where `options` do not say otherwise."""
-    settings = {"dtype": "float32", **options}
+    settings: dict[str, Any] = {"dtype": "float32", **options}
     model = models.build(models.read_config(directory), device=device, block_tokens=BLOCK_TOKENS, **settings)
     weights.load(model, directory)
     blocks = -(-len(ids) // BLOCK_TOKENS)

@@ -51,7 +51,7 @@ from tokenspeed.kernels.compiling import ALL, Share
 from tokenspeed.sampling import Sampler
 
 _log = get_logger("engine")
-FP8_SM: Final = (8, 9)
+FP8_SM: Final[tuple[int, int]] = (8, 9)
 """GPUs from this compute capability on convert and multiply 8-bit floats."""
 NULL_DEVICE: Final = DeviceFacts(
     "null", "no device", cores=1, memory_total_bytes=1 << 50, memory_available_bytes=1 << 50
@@ -217,7 +217,8 @@ def _build(
 def _held(
     config: EngineConfig, hf_config: dict[str, Any], device: torch.device
 ) -> tuple[str | None, str, tuple[Choice, ...]]:
-    able = (kernels.describe(device).sm or (0, 0)) >= FP8_SM
+    sm = kernels.describe(device).sm
+    able = sm is not None and sm >= FP8_SM
     return resolve_held(config, stored_fp8=models.is_fp8_block(hf_config), able_fp8=able)
 
 

@@ -154,11 +154,10 @@ def _compare(
         if fault := _difference(*pair, dtype, tolerance):
             yield f"output {i} {fault}"
     for name in inputs.mutates:
-        for written in zip(
-            *(_planes(args[name]) for args in (got.args, want.args, inputs.args)), strict=True
-        ):
-            allowed = STEP if written[2].dtype is E4M3 else tolerance
-            if fault := _difference(*written[:2], written[2].dtype, allowed):
+        planes = (_planes(args[name]) for args in (got.args, want.args, inputs.args))
+        for got_plane, want_plane, before in zip(*planes, strict=True):
+            allowed = STEP if before.dtype is E4M3 else tolerance
+            if fault := _difference(got_plane, want_plane, before.dtype, allowed):
                 yield f"{name} {fault}"
     free = {*inputs.mutates, *inputs.scratch, way.removeprefix(OUT)}
     for name, value in inputs.args.items():

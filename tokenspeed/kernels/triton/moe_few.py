@@ -59,7 +59,7 @@ def _nth_chosen(ids, n, pairs, E: tl.constexpr, E_PAD: tl.constexpr, PAIRS_PAD: 
 
 
 @triton.jit
-def _expert_of(
+def expert_of(
     ids, n, tokens, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr, SINGLE: tl.constexpr,
     E_PAD: tl.constexpr, PAIRS_PAD: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +75,7 @@ def _expert_of(
 
 
 @triton.jit
-def _places(
+def places_of(
     ids, expert, tokens, E: tl.constexpr, TOP: tl.constexpr, TOP_PAD: tl.constexpr, TOKENS: tl.constexpr
 ):
     # Which of its choices the expert is to each token; -1 where the token did not choose it.
@@ -120,9 +120,9 @@ def _gate_up(
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
+    expert = expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
     if expert >= 0:
-        place = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+        place = places_of(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
         token = tl.arange(0, TOKENS)
         depth = tl.arange(0, DEPTH)
         source = x + token[:, None] * x_stride + depth[None, :]
@@ -146,7 +146,7 @@ def _gate_up(
 
 
 @triton.jit
-def _add_parts(
+def add_parts(
     parts, ids, y, channel, tokens, C: tl.constexpr, E: tl.constexpr, S: tl.constexpr, TOP: tl.constexpr
 ):
     # Every token's sum over its choices, in their order, of these channels; a few tokens at a time.
@@ -175,8 +175,8 @@ def _down(
     n = tl.program_id(1)
     block = tl.program_id(0)
     row = block * ROWS
-    expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
-    place = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+    expert = expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
+    place = places_of(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -201,7 +201,7 @@ def _down(
     arrived = tl.atomic_add(counters + block, 1, sem="acq_rel")
     if arrived == tl.num_programs(1) - 1:
         tl.store(counters + block, 0)
-        _add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
+        add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
 
 
 @dataclass(frozen=True, slots=True)

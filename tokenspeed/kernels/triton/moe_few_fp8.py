@@ -26,7 +26,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from tokenspeed.kernels.triton.launch import early
-from tokenspeed.kernels.triton.moe_few import Plan, Tile, _add_parts, _expert_of, _places
+from tokenspeed.kernels.triton.moe_few import Plan, Tile, add_parts, expert_of, places_of
 from tokenspeed.kernels.triton.moe_weights import Stacked, blocks
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
@@ -86,9 +86,9 @@ def _gate_up_fp8(
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
-    expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
+    expert = expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
     if expert >= 0:
-        places = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+        places = places_of(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
         chose = tl.sum((places >= 0).to(tl.int32), 0)
         depth = tl.arange(0, DEPTH)
         gate_row = expert * (2 * F) + row
@@ -124,8 +124,8 @@ def _down_fp8(
     n = tl.program_id(1)
     block = tl.program_id(0)
     row = block * ROWS
-    expert = _expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
-    places = _places(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
+    expert = expert_of(ids, n, tokens, E, S, TOP, SINGLE, E_PAD, PAIRS_PAD)
+    places = places_of(ids, expert, tokens, E, TOP, TOP_PAD, TOKENS)
     if EARLY:
         gdc_wait()
     channel = row + tl.arange(0, ROWS)
@@ -154,7 +154,7 @@ def _down_fp8(
     arrived = tl.atomic_add(counters + block, 1, sem="acq_rel")
     if arrived == tl.num_programs(1) - 1:
         tl.store(counters + block, 0)
-        _add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
+        add_parts(parts, ids, y, channel, tokens, C, E, S, TOP)
 
 
 @triton.jit

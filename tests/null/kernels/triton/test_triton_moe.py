@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton comes with CUDA builds of torch alo
 
 from tests.null.kernels.hopper.sm90 import SHARED_BYTES_MAX, machine_code
 from tokenspeed.kernels import Device
-from tokenspeed.kernels.triton import moe, moe_few, moe_gate, moe_many, moe_weights, tuned
+from tokenspeed.kernels.triton import moe, moe_few, moe_few_fp8, moe_gate, moe_many, moe_weights, tuned
 
 MOONLIGHT = {"C": 2048, "F": 1408, "E": 64, "S": 2, "TOP": 6}
 SHAPE = {
@@ -52,9 +52,7 @@ def box(format: str, tile: moe_few.Tile | moe_many.Tile) -> str:
     return f"tensordesc<{held}[{tile.rows},{tile.depth}]>"
 
 
-@pytest.mark.parametrize(
-    ("tokens", "format"), [(1, "native"), (64, "native"), (16, "int8"), (16, "fp8_block")]
-)
+@pytest.mark.parametrize(("tokens", "format"), [(1, "native"), (64, "native"), (16, "int8")])
 def test_few_tokens_stream_weights_by_bulk_copies_into_warpgroup_products(
     tmp_path: Path, tokens: int, format: str
 ) -> None:
@@ -77,6 +75,31 @@ def test_few_tokens_stream_weights_by_bulk_copies_into_warpgroup_products(
         assert code.count("HGMMA") > 0
         assert code.count("HMMA") == 0
         assert code.count("UTMALDG") > 0
+
+
+@pytest.mark.parametrize("tokens", [16, 64])
+def test_few_tokens_convert_8_bit_weights_on_the_way_to_the_product(tmp_path: Path, tokens: int) -> None:
+    """From shared memory as they are, converted in registers, multiplied: nothing is written back in 16 bits."""
+    plan = moe.plan_of({**SHAPE, "format": "fp8_block"}, Device(type="cpu"), tokens)
+    assert isinstance(plan, moe_few.Plan)
+    common = {**MOONLIGHT, "SINGLE": False, "E_PAD": 64, "PAIRS_PAD": 8 * tokens, "TOP_PAD": 8, "TOKENS": tokens,
+              "SLOTS": tokens // 2 if tokens > 32 else 16, "EARLY": True}  # fmt: skip
+    for kernel, weight, tile in (
+        (moe_few_fp8._gate_up_fp8, "w13", plan.up),
+        (moe_few_fp8._down_fp8, "w2", plan.down),
+    ):
+        code = machine_code(
+            kernel, {**INPUTS, "hidden": "*fp16", weight: box("fp8_block", tile)}, {**common, **cut(tile)}, tmp_path,
+            tile.warps,
+        )  # fmt: skip
+        assert code.spills <= 16  # a scalar; of fragments nothing
+        assert 2 * code.shared_bytes <= SHARED_BYTES_MAX
+        assert code.count("HMMA") > 0
+        assert code.count("HGMMA") == 0
+        assert code.count("UTMALDG") > 0
+        halves = tile.rows * 128 * (2 if weight == "w13" else 1) // (64 * tile.warps)  # two numbers a thread
+        assert code.count("F2FP.F16.E4M3.UNPACK_B") == halves
+        assert code.count("LDSM.16.M88.4") >= halves // 8
 
 
 @pytest.mark.parametrize("format", ["native", "fp8_block"])
