@@ -304,7 +304,9 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     given = _listed(prompts, "prompts", "a text, a list of token ids, or a list of either")
     if given and isinstance(given[0], Integral):
         return [given]
-    return [p if isinstance(p, str) else _listed(p, "a prompt", "a text or a list of token ids") for p in given]
+    return [
+        p if isinstance(p, str) else _listed(p, "a prompt", "a text or a list of token ids") for p in given
+    ]
 
 
 def _as_conversations(messages: Any) -> list[list[Any]]:

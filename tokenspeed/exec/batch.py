@@ -28,11 +28,13 @@ from numpy.typing import NDArray
 
 from tokenspeed import kernels
 from tokenspeed.control import Plan
+from tokenspeed.kernels.api.attention import SharedBlocks
 from tokenspeed.layers.step import StepInputs
 
 CPU: Final = torch.device("cpu")
 CONTEXTS_BOUND: Final = 4  # full contexts' worth of table entries that one step may bring without allocating
 _ALIGN_BYTES: Final = 64
+_NONE: Final = np.empty(0, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Batch:
         self._rows_table = torch.zeros(limits.rows * limits.blocks_per_row, dtype=torch.int32, device=device)
         self.last_tokens = torch.zeros(limits.slots + 1, dtype=torch.int64, device=device)
         """[slots + 1] the token each slot sampled last; the spare slot's is that of padding."""
-        self._padded: dict[int, Laid] = {}  # by rows
+        self._padded: dict[tuple[int, bool], Laid] = {}  # by rows, and whether they share blocks
         self._token_numbers = np.arange(limits.tokens, dtype=np.int64)
         self._settle = kernels.bind("step.settle", kernels.describe(device), blocks=limits.blocks_per_row)
 
@@ -95,20 +97,28 @@ class Batch:
             self._settle_on_host(host, laid)
         return laid
 
-    def lay_padded(self, plan: Plan, rows: int) -> Laid:
-        """What a graph of `rows` rows reads, filled with a plan that only decodes: each time the same tensors."""
+    def lay_padded(self, plan: Plan, rows: int, *, shared: bool = False) -> Laid:
+        """What a graph of `rows` rows reads, filled with a plan that only decodes: each time the same tensors.
+
+        With `shared`, what it reads of the blocks that rows share too.
+        """
         host = self._short.next_host()
         changes = self._change_table(plan, host)
         host.pad(self._fill(host, plan)[0], rows, spare_slot=self.limits.slots)
+        if shared:
+            groups = plan.group_rows, plan.group_sizes, plan.group_blocks
+            host.share(rows, *groups, self.limits.block_tokens, self.limits.blocks_per_row)
         self._send(self._short, host, changes)
-        return self._laid_padded(host, rows)
+        return self._laid_padded(host, rows, shared=shared)
 
-    def lay_padding(self, rows: int) -> Laid:
+    def lay_padding(self, rows: int, *, shared: bool = False) -> Laid:
         """A step of padding alone, such as a graph of `rows` rows is recorded with."""
         host = self._short.next_host()
         host.pad(0, rows, spare_slot=self.limits.slots)
+        if shared:
+            host.share(rows, _NONE, _NONE, _NONE, self.limits.block_tokens, self.limits.blocks_per_row)
         self._send(self._short, host, 0)
-        return self._laid_padded(host, rows)
+        return self._laid_padded(host, rows, shared=shared)
 
     def settle(self, laid: Laid) -> None:
         """Put each slot's last token where the plan could only say -1, and gather the rows' tables."""
@@ -130,11 +140,13 @@ class Batch:
                 0, tensors["change_at"][:changes], tensors["change_to"][:changes]
             )
 
-    def _laid_padded(self, host: _Staging, rows: int) -> Laid:
-        if rows not in self._padded:  # made once: a dozen views cost as much as all else
+    def _laid_padded(self, host: _Staging, rows: int, *, shared: bool) -> Laid:
+        if (rows, shared) not in self._padded:  # made once: a dozen views cost as much as all else
             at, width = self._short.device, self.limits.blocks_per_row
-            self._padded[rows] = self._laid(at, host, (rows, rows, rows, rows), width)
-        laid = self._padded[rows]
+            laid = self._laid(at, host, (rows, rows, rows, rows), width)
+            laid.inputs.shared = _shared(at, rows) if shared else None
+            self._padded[rows, shared] = laid
+        laid = self._padded[rows, shared]
         laid.inputs.row_starts_np = host.row_starts[: rows + 1]
         laid.inputs.context_lens_np = host.context_lens[:rows]
         return laid
@@ -220,6 +232,25 @@ class Batch:
         np.take(self._table_host[:, : out.shape[1]], staging.slots[:rows], axis=0, out=out)
 
 
+def _shared(at: _Staging, rows: int) -> SharedBlocks:
+    """Views of what `share` has written."""
+    tensors, groups = at.tensors, groups_max(rows)
+    return SharedBlocks(
+        order=tensors["order"][:rows],
+        row_starts=tensors["group_starts"][: groups + 1],
+        context_lens=tensors["group_lens"][:groups],
+        table_at=tensors["group_at"][:groups],
+        own_lens=tensors["own_lens"][:rows],
+        own_at=tensors["own_at"][:rows],
+        place_of=tensors["place_of"][:rows],
+    )
+
+
+def groups_max(rows: int) -> int:
+    """Groups that so many rows can be in: a group has two at least."""
+    return max(1, rows // 2)
+
+
 class _Stagings:
     """What one kind of step is staged in: host memory, two of it where a copy may still be reading one."""
 
@@ -258,6 +289,13 @@ class _Staging:
             "sample_positions": (limits.rows, torch.int64),
             "row_starts": (limits.rows + 1, torch.int32),
             "context_lens": (limits.rows, torch.int32),
+            "group_at": (groups_max(limits.rows), torch.int64),
+            "own_at": (limits.rows, torch.int64),
+            "order": (limits.rows, torch.int32),
+            "group_starts": (groups_max(limits.rows) + 1, torch.int32),
+            "group_lens": (groups_max(limits.rows), torch.int32),
+            "own_lens": (limits.rows, torch.int32),
+            "place_of": (limits.rows, torch.int32),
             "change_at": (changes, torch.int64),
             "change_to": (changes, torch.int32),
         }
@@ -284,6 +322,13 @@ class _Staging:
         self.sample_positions: NDArray[np.int64] = arrays["sample_positions"]
         self.row_starts: NDArray[np.int32] = arrays["row_starts"]
         self.context_lens: NDArray[np.int32] = arrays["context_lens"]
+        self.group_at: NDArray[np.int64] = arrays["group_at"]
+        self.own_at: NDArray[np.int64] = arrays["own_at"]
+        self.order: NDArray[np.int32] = arrays["order"]
+        self.group_starts: NDArray[np.int32] = arrays["group_starts"]
+        self.group_lens: NDArray[np.int32] = arrays["group_lens"]
+        self.own_lens: NDArray[np.int32] = arrays["own_lens"]
+        self.place_of: NDArray[np.int32] = arrays["place_of"]
         self.change_at: NDArray[np.int64] = arrays["change_at"]
         self.change_to: NDArray[np.int32] = arrays["change_to"]
 
@@ -296,3 +341,32 @@ class _Staging:
         self.slots[padding] = self.sample_slots[padding] = spare_slot
         self.sample_index[padding] = np.arange(rows, rows_padded)
         self.row_starts[rows : rows_padded + 1] = np.arange(rows, rows_padded + 1)
+
+    def share(
+        self,
+        rows: int,
+        members: NDArray[np.int32],
+        sizes: NDArray[np.int32],
+        blocks: NDArray[np.int32],
+        block_tokens: int,
+        width: int,
+    ) -> None:
+        """Say which of `rows` rows, with tables of `width` blocks, begin with the same blocks: `members` are rows,
+        group after group, of `sizes` each, `blocks` in common.
+        """
+        self.own_at[:rows] = np.arange(0, rows * width, width)
+        self.own_lens[:rows] = self.context_lens[:rows]
+        self.place_of[:rows] = -1
+        self.order[:rows] = 0
+        self.order[: len(members)] = members
+        groups = len(sizes)
+        self.group_starts[0] = self.group_at[groups:] = self.group_lens[groups:] = 0
+        self.group_starts[1 : groups + 1] = np.cumsum(sizes)
+        self.group_starts[groups + 1 :] = len(members)
+        if groups:
+            self.group_at[:groups] = self.own_at[members[self.group_starts[:groups]]]
+            self.group_lens[:groups] = blocks * block_tokens
+            common = np.repeat(blocks, sizes)
+            self.place_of[members] = np.arange(len(members))
+            self.own_at[members] += common
+            self.own_lens[members] -= common * block_tokens

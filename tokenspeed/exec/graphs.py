@@ -37,6 +37,11 @@ def sizes_up_to(rows_max: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def sharing_sizes(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Those of `sizes` that are recorded once more for rows that share blocks: fewer, for few steps do."""
+    return tuple(size for size in sizes if size > 1 and (size & (size - 1) == 0 or size == max(sizes)))
+
+
 class WaitsError(Exception):
     """Work that cannot be recorded, because somewhere it waits for the device."""
 

@@ -43,11 +43,13 @@ class Bound(functools.partial[Any]):
     """An op bound to its kernel for one layer: call it with the op's arguments, nothing is looked up.
 
     `prepare` turns the layer's weights into what the call takes, `schedule` makes what the layers of one step
-    share (None where there is nothing), `choice` says which kernel this is and why.
+    share (None where there is nothing), `shares` says whether both take the blocks that rows share, `choice` which
+    kernel this is and why.
     """
 
     prepare: Callable[..., Any]
     schedule: Callable[..., Any]
+    shares: bool
     choice: Choice
 
 
@@ -86,6 +88,7 @@ def build(choice: Choice) -> Bound:
     bound = Bound(implementation.call)
     bound.prepare = implementation.prepare or _nothing_to_prepare(choice.op)
     bound.schedule = implementation.schedule or _nothing_to_share
+    bound.shares = implementation.shares
     bound.choice = choice
     return bound
 

@@ -53,6 +53,8 @@ class Implementation:
     prepare: Callable[..., Any] | None = None
     schedule: Callable[..., Any] | None = None
     """What the layers of a step share; its result is passed to `call` as `schedule`."""
+    shares: bool = False
+    """Blocks that rows share are worth telling it of: `call` and `schedule` take `shared`."""
 
 
 Build = Callable[[Traits, Device], Implementation]

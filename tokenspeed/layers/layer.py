@@ -57,6 +57,11 @@ class Module(Protocol):
 class Layer:
     """One call and its weights, declared at construction; tensors come with `install`."""
 
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether its kernel gains by knowing which rows begin with the same blocks."""
+        return False
+
     def __init__(self, build: Build, name: str, weights: Sequence[Weight] = ()) -> None:
         self.build = build
         self.name = name

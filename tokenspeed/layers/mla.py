@@ -143,6 +143,10 @@ class MLAttend(Layer):
             "linear.heads", build.device, **heads, in_dim=shape.latent, out_dim=shape.value
         )
 
+    @property
+    def shares_blocks(self) -> bool:
+        return self._decode.shares
+
     def install(self, tensors: Sequence[Tensor]) -> None:
         """Take the latent's norm [L] and kv_b [H (Dn + Dv), L], which is split here."""
         self._norm, kv_b = tensors
@@ -190,9 +194,12 @@ class MLAttend(Layer):
             arena,
             self._absorb,
         )
-        schedule = context.once("attention.mla_decode", lambda: self._decode.schedule(lens))
+        shared = {"shared": inputs.shared} if inputs.shared is not None and self.shares_blocks else {}
+        schedule = context.once("attention.mla_decode", lambda: self._decode.schedule(lens, **shared))
         table = inputs.block_table[:rows]
-        attended = self._decode(q_latent, q_rope, arena, table, lens, self._scale, schedule=schedule)
+        attended = self._decode(
+            q_latent, q_rope, arena, table, lens, self._scale, schedule=schedule, **shared
+        )
         return self._heads_out(attended, self._raise)
 
     def _extend_absorbed(
@@ -213,7 +220,8 @@ class MLAttend(Layer):
             self._absorb,
         )
         schedule = context.once(
-            "attention.mla_decode of extending rows", lambda: self._decode.schedule(lens, row_tokens_max)
+            "attention.mla_decode of extending rows",
+            lambda: self._decode.schedule(lens, row_tokens_max, _extending_starts(context)),
         )
         attended = self._decode(
             q_latent,

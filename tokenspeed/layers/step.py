@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenspeed.kernels.api.attention import SharedBlocks
+
 
 @dataclass(slots=True)
 class StepInputs:
@@ -38,6 +40,8 @@ class StepInputs:
     """[S] int64: the token whose logits each sampled row wants."""
     row_starts_np: NDArray[np.int32]
     context_lens_np: NDArray[np.int32]
+    shared: SharedBlocks | None = None
+    """Blocks that decode rows share, where kernels are to be told."""
 
 
 class Arena(Protocol):

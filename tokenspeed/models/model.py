@@ -125,6 +125,11 @@ class Model:
         """The layers that hold weights, in loading order."""
         return chain.from_iterable(module.leaves() for module in self._modules)
 
+    @property
+    def shares_blocks(self) -> bool:
+        """Whether decode steps gain by `StepInputs.shared`."""
+        return any(layer.shares_blocks for layer in self.loadables())
+
     def finish(self) -> None:
         """Compute what is not loaded (angles) and lower the program; called once, when weights are in."""
         self._rotary.make(self.device)

@@ -29,10 +29,17 @@ class PlainPlan:
     table_slots: NDArray[np.int32] = field(default_factory=_i32)
     table_indexes: NDArray[np.int32] = field(default_factory=_i32)
     table_blocks: NDArray[np.int32] = field(default_factory=_i32)
+    group_rows: NDArray[np.int32] = field(default_factory=_i32)
+    group_sizes: NDArray[np.int32] = field(default_factory=_i32)
+    group_blocks: NDArray[np.int32] = field(default_factory=_i32)
 
     @property
     def rows(self) -> int:
         return len(self.slots)
+
+    @property
+    def samples(self) -> int:
+        return int(self.sampled.sum())
 
 
 def _plain_plan(
@@ -40,6 +47,7 @@ def _plain_plan(
     *,
     step: int = 0,
     deltas: list[tuple[int, int, int]] | None = None,
+    groups: list[tuple[list[int], int]] | None = None,
 ) -> PlainPlan:
     """A plan of rows (slot, start, new tokens, sampled); single-token rows that are sampled come first."""
     slots, starts, tokens, sampled = zip(*rows, strict=True)
@@ -56,6 +64,9 @@ def _plain_plan(
         _i32(*(token for new in tokens for token in new)),
         decode_rows,
         *(_i32(*column) for column in columns),
+        _i32(*(row for members, _ in groups or () for row in members)),
+        _i32(*(len(members) for members, _ in groups or ())),
+        _i32(*(blocks for _, blocks in groups or ())),
     )
 
 

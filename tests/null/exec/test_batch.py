@@ -168,3 +168,32 @@ def test_more_changes_than_foreseen_arrive_too(plain_plan: Any, monkeypatch: pyt
     deltas = [(1, index, 100 - index) for index in range(90)]
     inputs = lay(batch, plain_plan([(1, 350, [1, 2, 3], True)], deltas=deltas))
     assert inputs.block_table.tolist() == [[100 - index for index in range(89)]]
+
+
+def test_what_rows_share_is_laid_out_apart_from_what_each_has_alone(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=True)
+    width = LIMITS.blocks_per_row
+    assert batch.lay_padded(plain_plan([(0, 30, [7], True)]), 2).inputs.shared is None
+    rows = [(slot, start, [-1], True) for slot, start in enumerate((30, 17, 31, 9, 22))]
+    plan = plain_plan(rows, groups=[([4, 0], 5), ([2, 1], 3)])
+    shared = batch.lay_padded(plan, 6, shared=True).inputs.shared
+    assert shared is not None
+    assert shared.order.tolist() == [4, 0, 2, 1, 0, 0]
+    assert shared.row_starts.tolist() == [0, 2, 4, 4]
+    assert shared.context_lens.tolist() == [20, 12, 0]  # the third group is none
+    assert shared.table_at.tolist() == [4 * width, 2 * width, 0]
+    assert shared.own_lens.tolist() == [31 - 20, 18 - 12, 32 - 12, 10, 23 - 20, 0]
+    assert shared.own_at.tolist() == [5, width + 3, 2 * width + 3, 3 * width, 4 * width + 5, 5 * width]
+    assert shared.place_of.tolist() == [1, 3, 2, -1, 0, -1]
+
+
+def test_padding_shares_nothing_and_lies_where_sharing_does(plain_plan: Any) -> None:
+    batch = Batch(LIMITS, CPU, mirrored=True)
+    rows = [(slot, 30, [-1], True) for slot in range(4)]
+    sharing = batch.lay_padded(plain_plan(rows, groups=[([3, 1, 0], 2)]), 4, shared=True).inputs.shared
+    padding = batch.lay_padding(4, shared=True).inputs.shared
+    assert padding is sharing
+    assert padding is not None
+    assert padding.row_starts.tolist() == [*padding.context_lens.tolist(), 0] == [0, 0, 0]
+    assert padding.place_of.tolist() == [-1] * 4
+    assert padding.own_lens.tolist() == [0] * 4

@@ -184,6 +184,28 @@ def test_a_step_that_also_prefills_is_computed() -> None:
     assert recorder.runs == [1] * 11  # 12 tokens, the first of them by the prompt's step
 
 
+def test_steps_that_share_many_blocks_run_recordings_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, plain_plan: Any
+) -> None:
+    model = model_of(DEEPSEEK)
+    monkeypatch.setattr(type(model), "shares_blocks", True)
+    monkeypatch.setattr("tokenspeed.exec.executor.SHARED_BLOCKS_LEAST", 3)
+    executor = executor_of(model)
+    recorder = Replayed()
+    assert executor.record(recorder, (1, 2, 3, 4)).sizes == (1, 2, 3, 4)
+    assert recorder.recorded == 4 + 2  # 2 and 4 rows once more
+    given: list[bool] = []
+    compute = executor._compute
+    monkeypatch.setattr(
+        executor, "_compute", lambda laid: given.append(laid.inputs.shared is not None) or compute(laid)
+    )
+    rows = [(slot, 3, [5], True) for slot in range(3)]
+    for step, groups in enumerate(([], [([0, 2], 2)], [([0, 1, 2], 2)], [([0, 2], 3)])):
+        executor.retire(executor.launch(plain_plan(rows, step=step, groups=groups)))
+    assert given == [False, False, True, True]
+    assert recorder.runs == [3, 3, 4, 4]
+
+
 def test_padding_writes_nothing_and_is_nobodys_last_token() -> None:
     model = model_of(LLAMA)
     with kernels.overriding():

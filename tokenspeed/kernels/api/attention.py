@@ -9,6 +9,8 @@ trait `kv` is fp8, an arena is what `kernels.fp8` defines: `Latents` in the plac
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from tokenspeed.kernels.api.traits import (
@@ -31,6 +33,31 @@ from tokenspeed.kernels.draw import Draw, Table
 from tokenspeed.kernels.fp8 import Heads, Latents, quantised
 from tokenspeed.kernels.ref import attention as ref
 from tokenspeed.kernels.spec import Cost, Inputs, Op, Plain, Point, Sizes, Tolerance, Traits
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBlocks:
+    """Rows of a decode step that begin with the same blocks, in G groups (a group without context is none).
+
+    Its tensors say how to attend to what a group shares once for all its rows, and to what each row has alone;
+    log-sums join the two. `*_at` are places in a block table [R, B], flat.
+    """
+
+    order: Tensor
+    """[R] int32: rows, group after group; what follows the last group means nothing."""
+    row_starts: Tensor
+    """[G + 1] int32: where each group begins in `order`."""
+    context_lens: Tensor
+    """[G] int32: tokens that each group shares, whole blocks."""
+    table_at: Tensor
+    """[G] int64: where the table of a row of each group begins."""
+    own_lens: Tensor
+    """[R] int32: tokens of each row that its group does not share."""
+    own_at: Tensor
+    """[R] int64: where the first block of these stands."""
+    place_of: Tensor
+    """[R] int32: where each row stands in `order`, -1 where it is in no group."""
+
 
 DECODE = (
     Sizes(contexts=(1,)),
@@ -203,7 +230,9 @@ MLA_DECODE = Op(
         "YaRN factor included) -> [T, H, L], still latent. row_starts [R + 1] int32 says which tokens are "
         "whose (default: T / R each), row_tokens_max how many the longest row may have (default: T); lse "
         "[T, H] float32 is filled with the log of the sum of exp(score) (-inf in padding); schedule is what "
-        "`Bound.schedule(context_lens, row_tokens_max=1)` returned for this step (default: made at the call)."
+        "`Bound.schedule(context_lens, row_tokens_max=1, row_starts=None)` returned for this step (default: made "
+        "at the call). A kernel that `shares` also takes the blocks that rows begin with together, as `shared`, a "
+        "`SharedBlocks`, in both: it reads them once, and the result is the same."
     ),
     source="DeepSeek-V2, arXiv 2405.04434, section 2.1.",
     traits=(DTYPE, HEADS, LATENT, ROPE, BLOCK_TOKENS, KV),

@@ -24,7 +24,7 @@ latent's columns (0-255; 256-511 and the rope part), which are filled and freed 
 
 A tile is key and value at once; no half is copied or transposed. `left_*`/`right_*` gates say that a half is
 full or free, `ready`/`taken` hand the weights over. With several row blocks the products bound the time, not
-the memory: `LAG` (off, right but never timed) then keeps the right half of a tile back until the next tile's
+the memory: from `LAG_BLOCKS` on, `LAG` then keeps the right half of a tile back until the next tile's
 scores are done (`scored`), so that the tensor cores have work during the softmax.
 
 Merge. A row cut by lanes leaves normalised partials in a workspace, two places a lane, for at most one row is
@@ -39,10 +39,7 @@ are zeroed in shared memory, for 0 x NaN is NaN.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 import triton
@@ -60,11 +57,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from tokenspeed.kernels.api.attention import SharedBlocks
 from tokenspeed.kernels.api.traits import BF16, whole
 from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.needs import Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
-from tokenspeed.kernels.triton import mla
 from tokenspeed.kernels.workspace import COUNTERS, counters
 
 LOG2_E = 1.4426950408889634
@@ -80,8 +77,12 @@ Measured: 792 (58 MB) do not, they are read twice: 391 us where no tile is asked
 """
 TILES_LEAST = 1
 """A lane takes at least so many tiles."""
-LAG = False
-"""With several row blocks, whether the right half of the output lags a tile behind."""
+LAG_BLOCKS = 8
+"""From so many row blocks on, the right half of the output lags a tile behind. Measured: 1 to 10% faster with
+eight, within 5% either way with two and four (docs/log/0003).
+"""
+SHARING_HEADS = 97
+"""From so many heads on a single row is bound by its products, and rows that read blocks together gain nothing."""
 RECORD = 8
 """int32 of a lane in a schedule."""
 ROWS_LEAST, LANES_MOST = 128, 256
@@ -96,31 +97,40 @@ NEVER = gl.constexpr(-1e30)
 SHARED = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=2)
 
 
-@triton.jit(do_not_specialize=["rows", "lanes", "least"])
-def _schedule(context_lens, records, rows, lanes, least, ROWS: tl.constexpr, LANES: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "blocks", "resident", "programs", "least"])
+def _schedule(
+    context_lens, row_starts, records, rows, blocks, resident, programs, least,
+    HEADS: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     """Write a record a lane: first row, first tile in it, tiles in all; tiles and lanes of the whole; context of
-    the first row; how many rows have none.
+    the first row; how many rows have none; row blocks of the longest row, `blocks` at most.
     """
     row_at, lane = tl.arange(0, ROWS), tl.arange(0, LANES)
     lens = tl.load(context_lens + row_at, mask=row_at < rows, other=0)
+    if row_starts is not None:
+        tokens = tl.load(row_starts + row_at + 1, mask=row_at < rows, other=0)
+        tokens -= tl.load(row_starts + row_at, mask=row_at < rows, other=0)
+        longest = tl.max(tl.where(lens > 0, tokens, 0), 0)
+        blocks = tl.maximum(tl.minimum(tl.cdiv(longest * HEADS, M), blocks), 1)
     tiles = tl.cdiv(lens, 64)
     ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
-    used = tl.minimum(tl.maximum(total // least, 1), lanes)
+    used = tl.minimum(tl.maximum(total // least, 1), tl.maximum(resident // blocks, 1))
     at = tl.minimum(lane, used) * total // used
     left = tl.minimum(lane + 1, used) * total // used - at
     before = ends[:, None] <= at[None, :]
     row = tl.sum(before.to(tl.int32), 0)
     row_begin = tl.max(tl.where(before, ends[:, None], 0), 0)
     nothing = tl.zeros((LANES,), tl.int32)
-    place, there = records + lane * 8, lane < lanes
+    place, there = records + lane * 8, lane < programs
     tl.store(place, row, mask=there)
     tl.store(place + 1, at - row_begin, mask=there)
     tl.store(place + 2, left, mask=there)
     tl.store(place + 3, nothing + total, mask=there)
     tl.store(place + 4, nothing + used, mask=there)
     tl.store(place + 5, tl.load(context_lens + row, mask=row < rows, other=0), mask=there)
-    tl.store(place + 6, nothing + tl.sum((row_at < rows) & (lens == 0), 0), mask=there)
+    tl.store(place + 6, nothing + tl.sum(((row_at < rows) & (lens == 0)).to(tl.int32), 0), mask=there)
+    tl.store(place + 7, nothing + blocks, mask=there)
 
 
 @gluon.jit
@@ -165,7 +175,7 @@ def _load(
     HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr, AHEAD: gl.constexpr,
 ):  # fmt: skip
     """Bring the tiles of this lane, half by half, as the consumers free the places."""
-    arena, latents, ropes, block_table, table_row = pages
+    arena, latents, ropes, block_table, table_row, table_at = pages
     block = run[3]
     row, begin, left, context = work
     left_kv, right_kv, rope_kv = tiles_kv
@@ -176,7 +186,10 @@ def _load(
         context = _context_of(batch, row + 1)
         _, tokens = _tokens_of(batch, row)
         if block * M < tokens * HEADS:
-            entry = row * table_row + begin
+            if table_at is None:
+                entry = row * table_row + begin
+            else:
+                entry = gl.load(table_at + row) + begin
             for i in range(count):
                 token = gl.load(block_table + entry) * TILE
                 stage = step % STAGES
@@ -201,23 +214,32 @@ def _load(
 
 
 @gluon.jit
+def _query_of(order, first, tokens, place):
+    """Where the queries of a row's tokens lie."""
+    token = first + place
+    if order is not None:
+        token = gl.load(order + token, mask=place < tokens, other=0)
+    return token.to(gl.int64)
+
+
+@gluon.jit
 def _load_queries(queries, held, first, tokens, block, HEADS: gl.constexpr, M: gl.constexpr):
     """Bring a row block's folded queries to shared memory; places past the last are zero."""
-    q_latent, q_rope, latent_token, latent_head, rope_token, rope_head = queries
+    q_latent, q_rope, latent_token, latent_head, rope_token, rope_head, order = queries
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
     narrow: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     m = block * M + gl.arange(0, M, layout=gl.SliceLayout(1, wide))
     d = gl.arange(0, HALF, layout=gl.SliceLayout(0, wide))
     there = (m < tokens * HEADS)[:, None]
-    source = (
-        q_latent + ((first + m // HEADS).to(gl.int64) * latent_token + (m % HEADS) * latent_head)[:, None]
-    )
+    token = _query_of(order, first, tokens, m // HEADS)
+    source = q_latent + (token * latent_token + (m % HEADS) * latent_head)[:, None]
     half = gl.load(source + d[None, :], mask=there, other=0.0)
     other_half = gl.load(source + HALF + d[None, :], mask=there, other=0.0)
     m = block * M + gl.arange(0, M, layout=gl.SliceLayout(1, narrow))
     d = gl.arange(0, ROPE, layout=gl.SliceLayout(0, narrow))
     there = (m < tokens * HEADS)[:, None]
-    source = q_rope + ((first + m // HEADS).to(gl.int64) * rope_token + (m % HEADS) * rope_head)[:, None]
+    token = _query_of(order, first, tokens, m // HEADS)
+    source = q_rope + (token * rope_token + (m % HEADS) * rope_head)[:, None]
     rope = gl.load(source + d[None, :], mask=there, other=0.0)
     held[0].store(half)
     held[1].store(other_half)
@@ -266,7 +288,7 @@ def _store_half(
 @gluon.jit
 def _attend_left(
     queries, batch, run, work, answer, held, tiles_kv, gates, hands, scale_log2,
-    HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr, LAG: gl.constexpr,
+    HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr, LAG: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     """All scores, the softmax, and the left half of the output."""
     lane, lanes, total_tiles, block, _ = run
@@ -291,7 +313,11 @@ def _attend_left(
         if (block * M < tokens * HEADS) & (count > 0):
             _load_queries(queries, held, first, tokens, block, HEADS, M)
             folded = block * M + gl.arange(0, M, layout=s_rows)
-            sees = seen_to - tokens + 1 + folded // HEADS
+            clear = seen_to  # tokens that all new ones see
+            sees = seen_to + folded * 0
+            if CAUSAL:
+                clear = seen_to - tokens + 1
+                sees = clear + folded // HEADS
             n = gl.arange(0, TILE, layout=gl.SliceLayout(0, s_layout))
             peak = gl.full([M], NEVER, gl.float32, layout=s_rows)
             total = gl.zeros([M], gl.float32, layout=s_rows)
@@ -311,7 +337,7 @@ def _attend_left(
                 if LAG:
                     mbarrier.arrive(scored)
                 key = (begin + i) * TILE
-                if key + TILE > seen_to - tokens + 1:
+                if key + TILE > clear:
                     scores = gl.where((key + n)[None, :] < sees[:, None], scores, -float("inf"))
                 if key + TILE > seen_to:
                     _clear_tail(left_kv.index(stage), seen_to - key)
@@ -356,11 +382,11 @@ def _attend_left(
 def _clear_empty(answer, batch, run, HEADS: gl.constexpr, M: gl.constexpr):
     """Write zeros for the rows without context, which lanes share."""
     out, lse, _, _, _ = answer
-    lane, _, _, block, _ = run
+    lane, _, _, block, blocks = run
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
     m = gl.arange(0, M, layout=gl.SliceLayout(1, layout))
     d = gl.arange(0, 512, layout=gl.SliceLayout(0, layout))
-    for row in range(lane, batch[2], gl.num_programs(0)):
+    for row in range(lane, batch[2], gl.maximum(gl.num_programs(0) // blocks, 1)):
         if _context_of(batch, row) == 0:
             first, tokens = _tokens_of(batch, row)
             valid = block * M + m < tokens * HEADS
@@ -525,18 +551,20 @@ def _settle(answer, batch, run, work, half: gl.constexpr, HEADS: gl.constexpr, M
 
 @gluon.jit(do_not_specialize=["rows", "each"])
 def _decode64(
-    q_latent, q_rope, arena, latents, ropes, block_table, context_lens, row_starts, records, out, lse, sums,
-    stats, counts, rows, each, scale_log2, latent_token, latent_head, rope_token, rope_head, table_row,
-    HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr, LAG: gl.constexpr, AHEAD: gl.constexpr,
+    q_latent, q_rope, arena, latents, ropes, block_table, context_lens, row_starts, order, table_at, records,
+    out, lse, sums, stats, counts, rows, each, scale_log2, latent_token, latent_head, rope_token, rope_head,
+    table_row, HEADS: gl.constexpr, STAGES: gl.constexpr, M: gl.constexpr, LAG: gl.constexpr,
+    AHEAD: gl.constexpr, CAUSAL: gl.constexpr,
 ):  # fmt: skip
     gdc_wait()
     gdc_launch_dependents()
-    lane, block = gl.program_id(0), gl.program_id(1)
+    blocks = gl.load(records + 7)
+    lane, block = gl.program_id(0) // blocks, gl.program_id(0) % blocks
     record = records + lane * 8
     work = gl.load(record), gl.load(record + 1), gl.load(record + 2), gl.load(record + 5)
-    run = lane, gl.load(record + 4), gl.load(record + 3), block, gl.num_programs(1)
-    pages = arena, latents, ropes, block_table, table_row
-    queries = q_latent, q_rope, latent_token, latent_head, rope_token, rope_head
+    run = lane, gl.load(record + 4), gl.load(record + 3), block, blocks
+    pages = arena, latents, ropes, block_table, table_row, table_at
+    queries = q_latent, q_rope, latent_token, latent_head, rope_token, rope_head, order
     batch = context_lens, row_starts, rows, each
     answer = out, lse, sums, stats, counts
 
@@ -566,6 +594,8 @@ def _decode64(
     mbarrier.init(taken, count=1)
     fence_async_shared()
 
+    # What the compiler spills nothing with; the first partition has what is left of 504.
+    LOADER_REGISTERS: gl.constexpr = 48 if LAG else 40
     held = left_q, right_q, rope_q
     tiles_kv = left_kv, right_kv, rope_kv
     gates = left_full, right_full, left_free, right_free
@@ -574,7 +604,7 @@ def _decode64(
         [
             (_attend_left, (
                 queries, batch, run, work, answer, held, tiles_kv, gates, hands, scale_log2,
-                HEADS, STAGES, M, LAG,
+                HEADS, STAGES, M, LAG, CAUSAL,
             )),
             (_attend_right, (
                 batch, run, work, answer, right_kv, gates, hands, record + 6, HEADS, STAGES, M, LAG,
@@ -582,46 +612,73 @@ def _decode64(
             (_load, (pages, batch, run, work, tiles_kv, gates, HEADS, STAGES, M, AHEAD)),
         ],
         [4, 1],
-        [208, 48],
+        [208, LOADER_REGISTERS],
     )  # fmt: skip
+
+
+@triton.jit
+def _join(out, lse, shared, shared_lse, place_of, HEADS: tl.constexpr, LATENT: tl.constexpr):
+    """Add to a row's own part what its group found in the shared blocks: a program is a head of a row."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    gdc_wait()
+    gdc_launch_dependents()
+    place = tl.load(place_of + row).to(tl.int64)
+    if place >= 0:
+        d = tl.arange(0, LATENT)
+        own, its = tl.load(lse + row * HEADS + head), tl.load(shared_lse + place * HEADS + head)
+        peak = tl.maximum(own, its)
+        own, its = tl.exp(own - peak), tl.exp(its - peak)
+        at = out + (row * HEADS + head) * LATENT + d
+        of_shared = tl.load(shared + (place * HEADS + head) * LATENT + d).to(tl.float32)
+        joined = (tl.load(at).to(tl.float32) * own + of_shared * its) / (own + its)
+        tl.store(at, joined.to(out.dtype.element_ty))
+
+
+@dataclass(frozen=True, slots=True)
+class Schedules:
+    """The lanes of a step in which rows share blocks: of the groups, and of what each row has alone."""
+
+    groups: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class MLADecode:
-    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors.
-
-    Called, it leaves ragged rows and log-sums to `portable`, whose signature it shares; `attend` has both, but
-    the chip has not shown them right yet (docs/log/0003).
-    """
+    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors."""
 
     heads: int
     cores: int
-    portable: Callable[..., Tensor]
 
     def blocks(self, row_tokens_max: int) -> int:
         """Row blocks that hold the folded rows of a row of so many tokens."""
         return -(-row_tokens_max * self.heads // FOLDED)
 
-    def schedule(self, context_lens: Tensor, row_tokens_max: int = 1) -> Tensor:
-        """Give every lane its run of key tiles: [lanes, 8] int32, for all layers of a step."""
-        rows = context_lens.shape[0]
-        lanes = max(1, min(self.cores, LANES_MOST) // self.blocks(row_tokens_max))
-        records = torch.empty((lanes, RECORD), dtype=torch.int32, device=context_lens.device)
+    def schedule(
+        self,
+        context_lens: Tensor,
+        row_tokens_max: int = 1,
+        row_starts: Tensor | None = None,
+        shared: SharedBlocks | None = None,
+    ) -> Tensor | Schedules:
+        """Give every lane its run of key tiles: [programs, 8] int32, for all layers of a step."""
+        if shared is None:
+            return self._lanes(context_lens, row_tokens_max, row_starts)
+        of_groups = self._lanes(shared.context_lens, shared.order.shape[0], shared.row_starts)
+        return Schedules(of_groups, self._lanes(shared.own_lens, row_tokens_max, row_starts))
+
+    def _lanes(self, context_lens: Tensor, row_tokens_max: int, row_starts: Tensor | None) -> Tensor:
+        rows, blocks = context_lens.shape[0], self.blocks(row_tokens_max)
+        resident = min(self.cores, LANES_MOST)  # more do not run at once, and those that share a row must
+        programs = max(resident, blocks)
+        records = torch.empty((programs, RECORD), dtype=torch.int32, device=context_lens.device)
         _schedule[(1,)](
-            context_lens, records, rows, lanes, TILES_LEAST,
-            ROWS=max(ROWS_LEAST, triton.next_power_of_2(rows)), LANES=LANES_MOST,
+            context_lens, row_starts, records, rows, blocks, resident, programs, TILES_LEAST, HEADS=self.heads,
+            M=FOLDED, ROWS=max(ROWS_LEAST, triton.next_power_of_2(rows)),
+            LANES=max(LANES_MOST, triton.next_power_of_2(programs)),
         )  # fmt: skip
         return records
 
     def __call__(
-        self, *tensors: Any, row_starts: Tensor | None = None, lse: Tensor | None = None, **options: Any
-    ) -> Tensor:
-        """Attend with equally many tokens a row here, with anything else in the portable kernel."""
-        if row_starts is None and lse is None:
-            return self.attend(*tensors, **options)
-        return self.portable(*tensors, row_starts=row_starts, lse=lse, **options)
-
-    def attend(
         self,
         q_latent: Tensor,
         q_rope: Tensor,
@@ -633,7 +690,8 @@ class MLADecode:
         row_starts: Tensor | None = None,
         row_tokens_max: int | None = None,
         lse: Tensor | None = None,
-        schedule: Tensor | None = None,
+        schedule: Tensor | Schedules | None = None,
+        shared: SharedBlocks | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         """Attend in the latent space; without a schedule, make one (a second launch)."""
@@ -643,26 +701,71 @@ class MLADecode:
             out = torch.empty((tokens, heads, latent), dtype=q_latent.dtype, device=q_latent.device)
         if not tokens:
             return out
-        each = tokens // rows
-        tokens_max = each if row_starts is None else row_tokens_max or tokens
+        tokens_max = tokens // rows if row_starts is None else row_tokens_max or tokens
         if schedule is None:
-            schedule = self.schedule(context_lens, tokens_max)
-        lanes, blocks = schedule.shape[0], self.blocks(tokens_max)
+            schedule = self.schedule(context_lens, tokens_max, row_starts, shared)
+        queries = q_latent, q_rope
+        if shared is None:
+            assert isinstance(schedule, Tensor)
+            self._attend(
+                queries, arena, block_table, context_lens, scale, out,
+                row_starts=row_starts, tokens_max=tokens_max, lse=lse, records=schedule,
+            )  # fmt: skip
+            return out
+        assert isinstance(schedule, Schedules)
+        assert row_starts is None
+        assert tokens == rows
+        if lse is None:
+            lse = torch.empty((tokens, heads), dtype=torch.float32, device=out.device)
+        of_groups, of_groups_lse = torch.empty_like(out), torch.empty_like(lse)
+        self._attend(
+            queries, arena, block_table, shared.context_lens, scale, of_groups,
+            row_starts=shared.row_starts, tokens_max=tokens, lse=of_groups_lse, records=schedule.groups,
+            order=shared.order, table_at=shared.table_at, causal=False,
+        )  # fmt: skip
+        self._attend(
+            queries, arena, block_table, shared.own_lens, scale, out,
+            row_starts=None, tokens_max=tokens_max, lse=lse, records=schedule.rows, table_at=shared.own_at,
+        )  # fmt: skip
+        _join[(rows, heads)](
+            out, lse, of_groups, of_groups_lse, shared.place_of, heads, latent, num_warps=2, launch_pdl=True
+        )
+        return out
+
+    def _attend(
+        self,
+        queries: tuple[Tensor, Tensor],
+        arena: Tensor,
+        block_table: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        out: Tensor,
+        *,
+        row_starts: Tensor | None,
+        tokens_max: int,
+        lse: Tensor | None,
+        records: Tensor,
+        order: Tensor | None = None,
+        table_at: Tensor | None = None,
+        causal: bool = True,
+    ) -> None:
+        q_latent, q_rope = queries
+        rows = context_lens.shape[0]
+        programs, blocks = records.shape[0], self.blocks(tokens_max)
         if 2 * rows * blocks > COUNTERS:
             raise ValueError(f"{rows} rows in {blocks} row blocks exceed {COUNTERS} counters")
         flat = arena.view(-1, arena.shape[2])
-        places = 4 * lanes * blocks * FOLDED if lanes > 1 else 1
+        places = 4 * programs * FOLDED
         sums = torch.empty((places, HALF.value), dtype=torch.float32, device=out.device)
         stats = torch.empty(places, dtype=torch.float32, device=out.device)
-        _decode64[(lanes, blocks)](
+        _decode64[(programs,)](
             q_latent, q_rope, arena, TensorDescriptor.from_tensor(flat, [TILE.value, HALF.value], SHARED),
             TensorDescriptor.from_tensor(flat, [TILE.value, ROPE.value], SHARED), block_table, context_lens,
-            row_starts, schedule, out, lse, sums, stats, counters(out.device), rows, each, scale * LOG2_E,
-            q_latent.stride(0), q_latent.stride(1), q_rope.stride(0), q_rope.stride(1), block_table.stride(0),
-            HEADS=heads, STAGES=STAGES, M=FOLDED, LAG=LAG and blocks > 1, AHEAD=ahead(lanes), num_warps=4,
-            launch_pdl=True,
+            row_starts, order, table_at, records, out, lse, sums, stats, counters(out.device), rows,
+            q_latent.shape[0] // rows, scale * LOG2_E, q_latent.stride(0), q_latent.stride(1), q_rope.stride(0),
+            q_rope.stride(1), block_table.stride(0), HEADS=self.heads, STAGES=STAGES, M=FOLDED,
+            LAG=blocks >= LAG_BLOCKS, AHEAD=ahead(programs // blocks), CAUSAL=causal, num_warps=4, launch_pdl=True,
         )  # fmt: skip
-        return out
 
 
 def ahead(lanes: int) -> int:
@@ -671,9 +774,8 @@ def ahead(lanes: int) -> int:
 
 
 def _build(traits: Traits, device: Device) -> Implementation:
-    portable = partial(mla.mla_decode, traits=traits, programs=device.cores)
-    decode = MLADecode(whole(traits, "heads"), device.cores, portable)
-    return Implementation(decode, schedule=decode.schedule)
+    decode = MLADecode(whole(traits, "heads"), device.cores)
+    return Implementation(decode, schedule=decode.schedule, shares=decode.heads < SHARING_HEADS)
 
 
 KERNELS: tuple[Kernel, ...] = (
