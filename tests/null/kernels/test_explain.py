@@ -26,7 +26,9 @@ attention.mla_decode(q_latent, q_rope, arena, block_table, context_lens, scale, 
     included) -> [T, H, L], still latent. row_starts [R + 1] int32 says which tokens are whose (default: T /
     R each), row_tokens_max how many the longest row may have (default: T); lse [T, H] float32 is filled
     with the log of the sum of exp(score) (-inf in padding); schedule is what `Bound.schedule(context_lens,
-    row_tokens_max=1)` returned for this step (default: made at the call).
+    row_tokens_max=1, row_starts=None)` returned for this step (default: made at the call). A kernel that
+    `shares` also takes the blocks that rows begin with together, as `shared`, a `SharedBlocks`, in both: it
+    reads them once, and the result is the same.
   source: DeepSeek-V2, arXiv 2405.04434, section 2.1.
 
 device  a laptop, 8 cores, 16 GiB, avx2 fma

@@ -595,7 +595,7 @@ def _decode64(
     fence_async_shared()
 
     # What the compiler spills nothing with; the first partition has what is left of 504.
-    LOADER_REGISTERS: gl.constexpr = 48 if LAG else 40
+    RIGHT_REGISTERS: gl.constexpr = 216 if LAG else 208
     held = left_q, right_q, rope_q
     tiles_kv = left_kv, right_kv, rope_kv
     gates = left_full, right_full, left_free, right_free
@@ -612,7 +612,7 @@ def _decode64(
             (_load, (pages, batch, run, work, tiles_kv, gates, HEADS, STAGES, M, AHEAD)),
         ],
         [4, 1],
-        [208, LOADER_REGISTERS],
+        [RIGHT_REGISTERS, 40],
     )  # fmt: skip
 
 
