@@ -496,6 +496,7 @@ void bind_plan(nb::module_& m) {
     TS_ARRAY(21, frozen_blocks, "int32", "[F] blocks that will not be written again (options.stamps)");
     TS_ARRAY(22, frozen_names, "uint64", "[F] what each is found by");
     TS_ARRAY(23, cached_names, "uint64", "[U] what the cached blocks of bound requests are found by, in order");
+    TS_ARRAY(24, miss_reasons, "uint8", "[A] MissReason: why no more of each was found; from cached_tokens on");
 #undef TS_ARRAY
 }
 
@@ -565,6 +566,12 @@ void bind_values(nb::module_& m) {
         .value("FAILED", CopyResult::failed, "nothing is known of the target; the source is as it was")
         .value("DONE", CopyResult::done)
         .value("CORRUPT", CopyResult::corrupt, "the source does not hold what was stored");
+    nb::enum_<MissReason>(m, "MissReason", nb::is_arithmetic(), "Why a prompt was not found further.")
+        .value("NONE", MissReason::none)
+        .value("NEW", MissReason::fresh, "nobody of this session has said it before")
+        .value("REWRITTEN", MissReason::rewritten, "it differs from what the session said there")
+        .value("VOLATILE_LINE", MissReason::volatile_line, "it differs where it differed the last time")
+        .value("EVICTED", MissReason::evicted, "it was computed once, and had to give way");
     nb::class_<TierStats>(m, "TierStats", "Blocks of a lower tier, by what they are.")
         .def_ro("blocks_total", &TierStats::blocks_total)
         .def_ro("blocks_free", &TierStats::blocks_free)

@@ -242,6 +242,23 @@ class CopyResult(enum.IntEnum):
     CORRUPT = 2
     """the source does not hold what was stored"""
 
+class MissReason(enum.IntEnum):
+    """Why a prompt was not found further."""
+
+    NONE = 0
+
+    NEW = 1
+    """nobody of this session has said it before"""
+
+    REWRITTEN = 2
+    """it differs from what the session said there"""
+
+    VOLATILE_LINE = 3
+    """it differs where it differed the last time"""
+
+    EVICTED = 4
+    """it was computed once, and had to give way"""
+
 class TierStats:
     """Blocks of a lower tier, by what they are."""
 
@@ -517,6 +534,10 @@ class Plan:
     @property
     def cached_names(self) -> numpy.typing.NDArray[numpy.uint64]:
         """[U] what the cached blocks of bound requests are found by, in order"""
+
+    @property
+    def miss_reasons(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """[A] MissReason: why no more of each was found; from cached_tokens on"""
 
 class Outcome:
     """What a commit told: K rows of (request, token, finish)."""

@@ -22,7 +22,7 @@ import numpy as np
 from tokenspeed.base.errors import RequestError
 from tokenspeed.base.log import get_logger
 from tokenspeed.base.sampling import SamplingParams, TokenLogprob
-from tokenspeed.control import Finish, IdleClass, Outcome, Plan, Scheduler, SubmitStatus
+from tokenspeed.control import Finish, IdleClass, MissReason, Outcome, Plan, Scheduler, SubmitStatus
 from tokenspeed.engine import admission, wire
 from tokenspeed.engine.constraints import Constraints
 from tokenspeed.exec.protocol import Reports, RowMasks, StepResult
@@ -41,6 +41,13 @@ _REFUSAL: Final[dict[SubmitStatus, wire.Refusal]] = {
     SubmitStatus.DUPLICATE: "duplicate",
     SubmitStatus.EMPTY: "empty",
 }
+_MISS: Final[dict[int, wire.CacheMiss | None]] = {
+    MissReason.NONE: None,
+    MissReason.NEW: "new",
+    MissReason.REWRITTEN: "rewritten",
+    MissReason.VOLATILE_LINE: "volatile_line",
+    MissReason.EVICTED: "evicted",
+}
 _FAULT: Final = "the model produced values that are not finite; this request was ended, others go on"
 
 
@@ -52,6 +59,7 @@ class _Open:
     prompt_tokens: int
     arrival_us: int
     cached_tokens: int | None = None  # None before it first runs
+    cache_miss: wire.CacheMiss | None = None
     queue_us: int = 0
     retractions: int = 0
     announced: bool = False  # its first delta has left
@@ -134,8 +142,8 @@ class Desk:
         if plan is None:
             self._drain_expired()
             return None
-        for request_id, cached in zip(
-            plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), strict=True
+        for request_id, cached, miss in zip(
+            plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), plan.miss_reasons.tolist(), strict=True
         ):
             request = self._open.get(request_id)
             if request is None:
@@ -144,6 +152,7 @@ class Desk:
                 request.retractions += 1
             else:
                 request.cached_tokens = cached
+                request.cache_miss = _MISS[miss]
                 request.queue_us = now_us - request.arrival_us
                 self._prompt_tokens += request.prompt_tokens
                 self._prompt_tokens_cached += cached
@@ -341,10 +350,11 @@ class Desk:
     def _delta(
         self, request_id: int, request: _Open, token: int, finish: int, logprob: TokenLogprob | None
     ) -> wire.Delta:
-        cached = queue_us = error = None
+        cached = queue_us = error = cache_miss = None
         if not request.announced and request.cached_tokens is not None:
             request.announced = True
             cached, queue_us = request.cached_tokens, request.queue_us
+            cache_miss = request.cache_miss
         if request.complete and finish:
             finish = Finish.STOP
         elif request.failed or finish == Finish.ERROR:
@@ -358,4 +368,6 @@ class Desk:
             ids = token.to_bytes(4, "little")
             chosen = None if logprob is None else [logprob]
         retractions = request.retractions
-        return wire.Delta(request_id, ids, chosen, _FINISH[finish], cached, error, queue_us, retractions)
+        return wire.Delta(
+            request_id, ids, chosen, _FINISH[finish], cached, error, queue_us, retractions, cache_miss
+        )

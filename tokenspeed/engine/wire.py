@@ -36,6 +36,7 @@ Refusal = Literal[
 ]
 Idle = Literal["unknown", "tool", "turn"]
 Identity = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+CacheMiss = Literal["new", "rewritten", "volatile_line", "evicted"]
 RequestId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
@@ -124,6 +125,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     """From arrival to the first step that ran it; on a request's first delta."""
     retractions: int = 0
     """Times so far that it was sent back because blocks ran out, and resumed."""
+    cache_miss: CacheMiss | None = None
+    """Why no more than `cached_tokens` was reused, so from which token on; on a request's first delta."""
 
 
 class Deltas(Message):

@@ -14,6 +14,7 @@ namespace tokenspeed {
 Holdings::Holdings(const Options& options)
     : log(options.log_bytes, options.seed, options.journal),
       retention(options.sessions_max),
+      misses(options.sessions_max, options.blocks_total),
       pool(KvKind::full_attention, options.blocks_total, options.block_tokens),
       tree(pool),
       slots(options.slots_max),

@@ -36,6 +36,7 @@ void PlanBuffer::clear() {
     frozen_blocks.clear();
     frozen_names.clear();
     cached_names.clear();
+    miss_reasons.clear();
 }
 
 void PlanBuffer::add_delta(SlotId slot, std::int32_t index, BlockId block) {

@@ -356,6 +356,12 @@ void Planner::announce(PlanBuffer& plan, const Ledger& ledger, const Residence& 
     plan.bound_slots.push(slot.value);
     plan.bound_request_ids.push(ledger.id().value);
     plan.cached_tokens.push(cached);
+    const auto known = ledger.block_hashes();
+    const std::int32_t most = policy::hit_blocks_max(ledger.tokens_known(), options_.block_tokens);
+    const Misses::Miss miss = holdings_.misses.judge(
+        ledger.terms().session, known.first(std::min(static_cast<std::size_t>(most), known.size())),
+        cached / options_.block_tokens);
+    plan.miss_reasons.push(static_cast<std::uint8_t>(miss.reason));
     if (options_.stamps) {
         const auto hashes = ledger.block_hashes().first(static_cast<std::size_t>(cached / options_.block_tokens));
         std::ranges::transform(hashes, plan.cached_names.extend(hashes.size()).begin(), &Hash128::high);

@@ -18,6 +18,7 @@
 #include "sched/event_log.h"
 #include "sched/fair_share.h"
 #include "sched/in_flight.h"
+#include "sched/misses.h"
 #include "sched/options.h"
 #include "sched/reason.h"
 #include "sched/retention.h"
@@ -144,6 +145,7 @@ struct Holdings {
 
     EventLog log;
     Retention retention;
+    Misses misses;
     // Order matters: what holds leases dies before what they lease from.
     Pool pool;
     PrefixTree tree;

@@ -37,6 +37,7 @@ struct PlanBuffer {
     Bounded<std::int32_t> bound_slots;
     Bounded<std::uint64_t> bound_request_ids;
     Bounded<std::int32_t> cached_tokens;
+    Bounded<std::uint8_t> miss_reasons;  // MissReason: why no more was found
     // decode rows that begin with the same blocks: G groups, their rows one group after another
     Bounded<std::int32_t> group_rows;
     Bounded<std::int32_t> group_sizes;   // rows of each group, at least 2
@@ -86,6 +87,7 @@ struct PlanBuffer {
         each(frozen_blocks, stamps);
         each(frozen_names, stamps);
         each(cached_names, stamps);
+        each(miss_reasons, rows);
     }
 
     void clear();
