@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <string>
 #include <vector>
 
+#include "sched/accounts.h"
+#include "sched/cost_model.h"
 #include "sched/event_log.h"
 #include "sched/policy.h"
 #include "test.h"
@@ -368,4 +371,120 @@ TEST(options_say_what_is_wrong) {
     Options options = options_of();
     options.tokens_per_step_max = 3;
     EXPECT(options.fault() == "tokens_per_step_max is 3; the least is 4");
+}
+
+TEST(the_cost_model_learns_prices_and_survives_late_steps) {
+    const StepCost truth{.base_us = 5000, .row_us = 200, .context_us = 0.05, .token_us = 40, .pair_us = 0.001};
+    CostModel model(options_of());
+    std::uint64_t dice = 1;
+    const auto draw = [&dice](std::int64_t most) {
+        dice = dice * 6364136223846793005U + 1442695040888963407U;
+        return static_cast<std::int64_t>((dice >> 33U) % static_cast<std::uint64_t>(most));
+    };
+    const auto work_of = [&](bool prefill) {
+        Work work;
+        for (std::int64_t rows = 1 + draw(16); rows > 0; --rows) {
+            work.add_decode(1000 + draw(90'000));
+        }
+        if (prefill) {
+            work.add_chunk(draw(60'000), 1 + draw(4000));
+        }
+        return work;
+    };
+    for (int i = 0; i < 4000; ++i) {
+        const Work work = work_of(i % 3 == 0);
+        const double step_us = truth(work) * (i % 100 == 7 ? 3 : 1);
+        model.learn(work, step_us, step_us);
+    }
+    double worst = 0;
+    for (int i = 0; i < 200; ++i) {
+        const Work work = work_of(i % 2 == 0);
+        worst = std::max(worst, std::abs(model.predict(work) / truth(work) - 1));
+        EXPECT(model.upper(work) >= model.predict(work));
+    }
+    EXPECT(worst < 0.05);
+}
+
+TEST(exact_prices_give_the_longest_chunk_that_fits) {
+    Options options = options_of();
+    options.cost = {.base_us = 1000, .row_us = 50, .context_us = 0.01, .token_us = 10, .pair_us = 0.0005};
+    options.cost_exact = true;
+    const CostModel model(options);
+    Work work;
+    work.add_decode(10'000);
+    for (const double budget_us : {1200.0, 2500.0, 40'000.0, 900'000.0}) {
+        const std::int32_t length = model.tokens_within(work, 5000, budget_us);
+        Work with = work;
+        with.add_chunk(5000, length);
+        Work longer = work;
+        longer.add_chunk(5000, length + 1);
+        EXPECT((length == 0 || model.upper(with) <= budget_us) && model.upper(longer) > budget_us);
+    }
+}
+
+TEST(a_pace_keeps_every_window_however_far_ahead_a_request_ran) {
+    for (const std::int32_t floor_mtps : {20'000, 40'000, 70'000}) {
+        Pace pace = Pace::of(floor_mtps);
+        const std::uint64_t promised_ns = 1'000'000'000'000U / static_cast<std::uint64_t>(floor_mtps);
+        const std::uint64_t window = std::min<std::uint64_t>(64, 2'000'000'000U / promised_ns);
+        std::vector<std::uint64_t> came_ns;
+        std::uint64_t now_ns = 1'000'000;
+        for (int token = 0; token < 600; ++token) {
+            pace.advance(now_ns);
+            came_ns.push_back(now_ns);
+            // a fast stretch, then as late as may be, over and over
+            now_ns = token / 50 % 2 == 0 ? now_ns + promised_ns / 10 : std::max(now_ns + 1, pace.due_after(0, 0));
+        }
+        for (std::size_t i = 0; i + window < came_ns.size(); ++i) {
+            EXPECT(came_ns[i + window] - came_ns[i] <= window * promised_ns);
+        }
+    }
+}
+
+TEST(time_is_divided_among_rows_to_the_last_nanosecond) {
+    const std::vector<RowWork> rows{{1000, 1, true}, {90'000, 1, true}, {64, 500, false}};
+    std::vector<std::int64_t> shares(rows.size());
+    divide(1'000'003, {.base_us = 10, .row_us = 1, .context_us = 0.01, .token_us = 1, .pair_us = 0.001}, rows, shares);
+    EXPECT(std::accumulate(shares.begin(), shares.end(), std::int64_t{0}) == 1'000'003);
+    EXPECT(shares[1] > shares[0] && std::ranges::all_of(shares, [](std::int64_t each) { return each > 0; }));
+}
+
+TEST(a_stranger_waits_at_the_door_and_a_turn_does_not) {
+    Options options = options_of();
+    options.session_admission = true;
+    options.session_tokens = 100;  // 25 of 32 blocks
+    Request first = request(9, 2);
+    first.terms.session = SessionId{1};
+    Request stranger = request(9, 2, "b");
+    stranger.terms.session = SessionId{2};
+    Request turn = request(13, 2);
+    turn.terms.session = SessionId{1};
+    turn.terms.final = true;
+    Started world(options, {first, stranger, turn});
+    EXPECT(world.scheduler.stats().at_door == 1 && world.scheduler.stats().waiting == 2);
+    while (world.emitted(2).size() < 2) {
+        EXPECT(world.step());
+    }
+    EXPECT(world.emitted(1).empty());
+    world.run_out();  // the last turn was final: the stranger enters
+    EXPECT(world.emitted(1).size() == 2);
+    const Session* const session = world.scheduler.session(SessionId{1});
+    EXPECT(session != nullptr && session->account.requests == 2 && session->account.tokens_output == 4);
+}
+
+TEST(a_request_that_has_not_begun_by_its_deadline_ends_before_work) {
+    Options options = options_of();
+    Scheduler scheduler(options);
+    const std::vector<std::int32_t> prompt{1, 2, 3};
+    Submission submission{.id = RequestId{1}, .prompt = prompt, .ask = {2, 0, {}}, .salt = {}};
+    submission.terms.deadline_us = 500;
+    submission.now_us = 100;
+    EXPECT(scheduler.submit(submission) == SubmitStatus::accepted);
+    world::Owned<PlanBuffer> plan(options);
+    world::Owned<OutcomeBuffer> outcome(options);
+    EXPECT(!scheduler.plan(plan.buffer, 501));
+    scheduler.drain(outcome.buffer);
+    EXPECT(values(outcome.buffer.finishes) ==
+           std::vector<std::uint8_t>{static_cast<std::uint8_t>(FinishReason::deadline)});
+    scheduler.check();
 }

@@ -238,6 +238,21 @@ std::vector<Small> small_worlds() {
     worlds.push_back({"overlap prefix host", tiered, {a, stranger}});
     tiered.disk_blocks = 2;
     worlds.push_back({"overlap prefix host disk", tiered, {a, ask({1, 2, 3}, 1)}});
+    // Sessions at the door: two strangers who do not fit together, and a second turn of the first.
+    Options door = small_options(true, true);
+    door.session_admission = door.fair_share = true;
+    door.session_tokens = 4;
+    door.door_max = 3;
+    Request first = a;
+    first.terms.session = SessionId{1};
+    Request second = longer;
+    second.terms.session = SessionId{2};
+    second.terms.tenant = TenantId{7};
+    first.terms.final = second.terms.final = true;  // no time passes here: nobody would give way
+    Request last = same;
+    last.terms.session = SessionId{1};
+    last.terms.final = true;
+    worlds.push_back({"door", door, {first, second, last}});
     Options unit = small_options(true, true);
     unit.block_tokens = 1;
     unit.blocks_total = 3;
