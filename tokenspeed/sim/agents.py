@@ -45,7 +45,7 @@ POLL_US: Final = 250_000
 """How long the loop sleeps at most while a request is open and nothing runs."""
 RETRY_US: Final = 1_000_000
 LANES_APART: Final = 64
-"""A lane plays every 64th session of the order (its own place first): it plays the same ones however many others there are."""
+"""A lane plays every 64th session of the order, the same ones however many other lanes there are."""
 STAGGER_US: Final = 20_000_000
 """Lanes begin within this time."""
 

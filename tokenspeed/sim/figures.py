@@ -77,7 +77,7 @@ def _promises(rows: dict[str, list[Row]]) -> Iterator[str]:
         "Jain's index over sessions, worst run", 0.9, min(m["jain"] for m in _measures(ours)), least=True
     )
     yield _line("longest wait of any turn", AGING_S, max(m["wait_max_s"] for m in _measures(ours)), " s")
-    ample = [row["measures"] for row in ours if row["case"]["pool"] >= 1]
+    ample = [row["measures"] for row in exact + noisy if row["case"]["pool"] >= 1]
     gap = max(m["hit_bound_share"] - m["hit_share"] for m in ample)
     yield _line("hit rate below the endless cache's, pool >= 1.0, worst run", 0.01, gap, share=True)
     yield from _against_belady(rows["retention"])
@@ -113,7 +113,8 @@ def _ratios(exact: Sequence[Row]) -> Iterator[str]:
             ]
             if found:
                 name = "host tier" if policies == "tiers" else "no host tier"
-                verdict = "met" if min(found) >= 1.8 else "missed"
+                met = min(found) >= 1.8, mean(found) >= 1.8
+                verdict = "met" if met[0] else "met in the mean" if met[1] else "missed"
                 yield (
                     f"| turns an hour at N = {most} over policies off, pool {pool:g}, {name} | >= 1.8x | "
                     f"{mean(found):.2f}x ({min(found):.2f} to {max(found):.2f}) | {verdict} |"
@@ -151,23 +152,28 @@ def _against_belady(rows: Sequence[Row]) -> Iterator[str]:
 
 def _tenants(rows: Sequence[Row]) -> Iterator[str]:
     """What the others lose when the last tenant has ten times the sessions."""
-    for policies in ("off", "tiers"):
-        one, ten = (
-            mean(
-                mean(
-                    rate
-                    for tenant, rate in row["measures"]["turns_per_hour_of_lane"].items()
-                    if tenant != "1"
-                )
-                for row in rows
-                if row["case"]["policies"] == policies and (row["case"]["tenants"].count(row["case"]["tenants"][-1]) > 2) is heavy
-            )
-            for heavy in (False, True)
+    for policies, name in (("off", "policies off"), ("tiers", "ours")):
+        rates: dict[bool, list[float]] = {False: [], True: []}
+        for row in rows:
+            tenants = row["case"]["tenants"]
+            if row["case"]["policies"] == policies:
+                of_lane = list(row["measures"]["turns_per_hour_of_lane"].values())
+                rates[tenants.count(tenants[-1]) > tenants.count(tenants[0])].append(mean(of_lane[:-1]))
+        cost = max(0.0, 1 - mean(rates[True]) / mean(rates[False]))
+        worst = max(1 - ten / one for one, ten in zip(rates[False], rates[True], strict=True))
+        verdict = (
+            ""
+            if policies == "off"
+            else "met"
+            if worst <= 0.1
+            else "met in the mean"
+            if cost <= 0.1
+            else "missed"
         )
-        cost = max(0.0, 1 - ten / one)
-        name = "policies off" if policies == "off" else "ours"
-        verdict = "" if policies == "off" else "met" if cost <= 0.1 else "missed"
-        yield f"| turns an hour that a tenant of 10x load costs each other, {name} | <= 10% | {cost:.1%} | {verdict} |"
+        yield (
+            f"| turns an hour that a tenant of 10x load costs the others, {name} | <= 10% | "
+            f"{cost:.1%} (worst seed {worst:.1%}) | {verdict} |"
+        )
 
 
 def _grid(rows: Sequence[Row]) -> Iterator[str]:
@@ -187,6 +193,9 @@ def _grid(rows: Sequence[Row]) -> Iterator[str]:
         shown: list[str] = []
         for floor in floors:
             m = [row["measures"] for row in some if row["case"]["floor_tps"] == floor]
+            if not m:
+                shown.append("")
+                continue
             windows, below = sum(each["windows"] for each in m), sum(each["windows_violating"] for each in m)
             ttft = mean(each["ttft_p95_s"] for each in m)
             shown.append(
