@@ -28,7 +28,9 @@ second, small launch that has started early (programmatic dependent launch): nob
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton
@@ -51,6 +53,7 @@ from tokenspeed.kernels.device import Device
 from tokenspeed.kernels.fp8 import Latents
 from tokenspeed.kernels.needs import Needs, Traits
 from tokenspeed.kernels.spec import Band, Implementation, Kernel
+from tokenspeed.kernels.triton import mla
 
 LOG2_E = 1.4426950408889634
 STAGES = 2
@@ -434,10 +437,11 @@ def _merge(
 
 @dataclass(frozen=True, slots=True)
 class MLADecode:
-    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors."""
+    """The op for one layer: `heads` query heads on a GPU of `cores` multiprocessors. Ragged rows are `portable`'s."""
 
     heads: int
     cores: int
+    portable: Callable[..., Tensor] | None = None
 
     def cut(self, row_tokens: int) -> tuple[int, int, int]:
         """(folded rows of a row block, row blocks, lanes) of rows of so many tokens."""
@@ -447,8 +451,11 @@ class MLADecode:
         together = 2 if n == 16 else 1
         return n, blocks, max(1, together * self.cores // blocks)
 
-    def schedule(self, context_lens: Tensor, row_tokens_max: int = 1) -> Tensor:
+    def schedule(
+        self, context_lens: Tensor, row_tokens_max: int = 1, row_starts: Tensor | None = None
+    ) -> Tensor:
         """Give every lane its run of key tiles: [lanes, 8] int32, for all layers of a step."""
+        del row_starts  # ragged rows are cut where they are run
         rows, lanes = context_lens.shape[0], self.cut(row_tokens_max)[2]
         records = torch.empty((lanes, RECORD), dtype=torch.int32, device=context_lens.device)
         _schedule[(triton.cdiv(lanes, LANES),)](
@@ -470,11 +477,18 @@ class MLADecode:
         context_lens: Tensor,
         scale: float,
         *,
+        row_starts: Tensor | None = None,
+        row_tokens_max: int | None = None,
         lse: Tensor | None = None,
         schedule: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
         """Attend in the latent space; without a schedule, make one (a launch more)."""
+        if row_starts is not None and self.portable is not None:
+            return self.portable(
+                q_latent, q_rope, arena, block_table, context_lens, scale, row_starts=row_starts,
+                row_tokens_max=row_tokens_max, lse=lse, out=out,
+            )  # fmt: skip
         tokens, heads, latent = q_latent.shape
         rows = context_lens.shape[0]
         if out is None:
@@ -507,7 +521,8 @@ class MLADecode:
 
 
 def _build(traits: Traits, device: Device) -> Implementation:
-    decode = MLADecode(whole(traits, "heads"), device.cores)
+    portable = partial(mla.mla_decode, traits=traits, programs=device.cores)
+    decode = MLADecode(whole(traits, "heads"), device.cores, portable)
     return Implementation(decode, schedule=decode.schedule)
 
 
