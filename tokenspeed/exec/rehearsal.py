@@ -4,8 +4,8 @@
 In: how to build the model with fewer layers, and the limits of its steps. Out: how many kernels were compiled,
 side by side (`kernels.compiling`): those met by going through steps with a twin, the fewest layers that have
 every shape of the model, random weights. Its steps are those of prefill, a whole chunk at the end of the longest
-context and shorter prompts, of decode with each number of rows that is recorded, and all sampling. What they
-miss is compiled when it is first launched, as ever.
+context and shorter prompts, of prompts beside rows that decode, of decode with each number of rows that is
+recorded, and all sampling. What they miss is compiled when it is first launched, as ever.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,12 +25,25 @@ from tokenspeed.exec.arena import Arena
 from tokenspeed.exec.batch import Batch, BatchLimits
 from tokenspeed.exec.executor import DeviceExecutor
 from tokenspeed.kernels import compiling
+from tokenspeed.layers.step import StepInputs
 from tokenspeed.models import Model
 from tokenspeed.sampling import Sampler
 
 _PROMPTS: Final = (1 << 30, 1021, 128, 17)
 """New tokens of the steps that stand for prefill: a whole chunk, and numbers that do and do not divide by 16,
 for which Triton compiles apart.
+"""
+_MIXED: Final = (
+    (0, (130, 17), 33),
+    (1, (17,), 32),
+    (1, (512,), 33),
+    (3, (500,), 48),
+    (3, (1024, 30), 33),
+    (16, (256,), 48),
+    (16, (64, 17, 240), 33),
+)
+"""(rows that decode, new tokens of each prompt, blocks of the longest context) of steps that hold both: numbers that do
+and do not divide by 16, again.
 """
 _BLOCKS: Final = 2
 _SAMPLED_MAX: Final = 256
@@ -78,9 +92,43 @@ def compile_kernels(
                 torch.OutOfMemoryError
             ):  # what steps take is measured later, and refused with advice
                 twin.forward(probe.largest_step(step, twin.device), arena)
+        for decoding, prompts, blocks in _MIXED:
+            rows = decoding + len(prompts)
+            if (
+                rows <= limits.rows
+                and decoding + sum(prompts) <= limits.tokens
+                and blocks <= limits.blocks_per_row
+            ):
+                twin.forward(_mixed_step(decoding, prompts, blocks, limits, twin.device), arena)
         executor.record(Rehearsal(), graphs.sizes_up_to(rows_max))
         sampler.rehearse(min(limits.rows, _SAMPLED_MAX))
     return len(gathered.jobs)
+
+
+def _mixed_step(
+    decoding: int, prompts: tuple[int, ...], blocks: int, limits: BatchLimits, device: torch.device
+) -> StepInputs:
+    """Rows that decode and prompts, all at the end of a context of so many blocks: zeros, and one block for all."""
+    lengths = np.array([1] * decoding + list(prompts), np.int32)
+    rows, tokens, context = len(lengths), int(lengths.sum()), blocks * limits.block_tokens
+    row_starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
+    contexts = np.maximum(lengths, context).astype(np.int32)
+    places = [np.arange(end - length, end) for end, length in zip(contexts, lengths, strict=True)]
+    positions = torch.from_numpy(np.concatenate(places)).to(device)
+    width = -(-int(contexts.max()) // limits.block_tokens)
+    return StepInputs(
+        token_ids=torch.zeros(tokens, dtype=torch.int64, device=device),
+        positions=positions,
+        write_index=positions % limits.block_tokens,
+        decode_rows=decoding,
+        rows=rows,
+        row_starts=torch.from_numpy(row_starts).to(device),
+        context_lens=torch.from_numpy(contexts).to(device),
+        block_table=torch.zeros(rows, width, dtype=torch.int32, device=device),
+        sample_index=torch.from_numpy(row_starts[1:] - 1).to(device, torch.int64),
+        row_starts_np=row_starts,
+        context_lens_np=contexts,
+    )
 
 
 def twin_of(model: Model, shorter: Callable[[int], Model]) -> Model:
