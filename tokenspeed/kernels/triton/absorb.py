@@ -6,7 +6,7 @@ their rotated parts; the arena is changed at `write_index` alone. Two kernels:
 
     fused     one launch, up to `TOKENS_MAX` tokens: blocks for each head and tile of its matrix, and beside them those
               of `rope.mla_write`; more tokens are composed
-    composed  `linear.heads` and `rope.mla_write`, two launches: 0.8 to 3.5 us more (docs/log/0009)
+    composed  `linear.heads` and `rope.mla_write`, two launches: 0.8 to 3.5 us more (docs/log/0010)
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ DEEP = 8192
 HEADS_ROWS = 16
 HEADS_DEPTHS = (256, 512)
 """Per-head products of so many input channels are not cut along them: 4.1 and 3.8 us at 32 and 64 rows, where shares of
-128 channels that are added up afterwards take 6.3 and 7.5 (docs/log/0009)."""
+128 channels that are added up afterwards take 6.3 and 7.5 (docs/log/0010)."""
 DEPTH_MAX = 512
 BLOCK_DEPTH = 128
 
