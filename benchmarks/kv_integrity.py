@@ -33,7 +33,9 @@ class Bench:
 
     def __init__(self, device: torch.device, *, blocks: int, layers: int) -> None:
         self.blocks = blocks
-        self.arena = Arena([MLA(512, 64)] * layers, blocks=blocks, block_tokens=64, dtype=torch.bfloat16, device=device)
+        self.arena = Arena(
+            [MLA(512, 64)] * layers, blocks=blocks, block_tokens=64, dtype=torch.bfloat16, device=device
+        )
         for tensor in self.arena.tensors():
             tensor.normal_()
         self.checksums = Checksums(self.arena)
@@ -82,7 +84,9 @@ class Bench:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--faults", type=int, default=10_000)
     parser.add_argument("--checks", type=int, default=1_000_000)
@@ -106,7 +110,9 @@ def main() -> int:
     for kind in KINDS:
         print(f"{kind:<16} {found[kind]:>6} of {planted[kind]} found")
     rate = checks * bench.checksums.block_bytes / seconds / 1e9
-    print(f"{checks} checks of sound blocks: {false} false; {seconds / checks * 1e6:.1f} us a block, {rate:.2f} GB/s")
+    print(
+        f"{checks} checks of sound blocks: {false} false; {seconds / checks * 1e6:.1f} us a block, {rate:.2f} GB/s"
+    )
     if options.out is not None:
         result = {
             "question": (__doc__ or "").splitlines()[0],

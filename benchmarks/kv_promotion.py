@@ -38,7 +38,11 @@ class Bench:
     def __init__(self, device: torch.device, *, tokens: int, layers: int, stamps: bool) -> None:
         self.device, self.count = device, -(-tokens // BLOCK_TOKENS)
         self.arena = Arena(
-            [MLA(512, 64)] * layers, blocks=self.count, block_tokens=BLOCK_TOKENS, dtype=torch.bfloat16, device=device
+            [MLA(512, 64)] * layers,
+            blocks=self.count,
+            block_tokens=BLOCK_TOKENS,
+            dtype=torch.bfloat16,
+            device=device,
         )
         for tensor in self.arena.tensors():
             tensor.normal_()
@@ -121,7 +125,9 @@ def measure(bench: Bench, rounds: int) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=27)
@@ -130,7 +136,9 @@ def main() -> int:
     options = parser.parse_args()
     result: dict[str, object] = {}
     for stamps in (False, True):
-        bench = Bench(torch.device(options.device), tokens=options.tokens, layers=options.layers, stamps=stamps)
+        bench = Bench(
+            torch.device(options.device), tokens=options.tokens, layers=options.layers, stamps=stamps
+        )
         size = bench.count * bench.sums.block_bytes
         measured = measure(bench, options.rounds)
         bench.mover.close()
@@ -142,7 +150,9 @@ def main() -> int:
     if options.out is not None:
         about = {"question": (__doc__ or "").splitlines()[0], "commit": commit(), "machine": machine()}
         taken = {"taken": datetime.now(UTC).isoformat(timespec="seconds"), "command": sys.argv[1:]}
-        options.out.write_bytes(msgspec.json.format(msgspec.json.encode({**about, **taken, "stamps": result})) + b"\n")
+        options.out.write_bytes(
+            msgspec.json.format(msgspec.json.encode({**about, **taken, "stamps": result})) + b"\n"
+        )
     return 0
 
 

@@ -91,7 +91,9 @@ class CacheConfig:
     host_kv_bytes: int = option(
         0, "keep idle KV in so much host memory, too (pinned on a GPU); 0: none", low=0, unit="bytes"
     )
-    disk_kv_dir: str | None = option(None, "keep idle KV in a file in this directory, too; it outlives the engine")
+    disk_kv_dir: str | None = option(
+        None, "keep idle KV in a file in this directory, too; it outlives the engine"
+    )
     disk_kv_bytes: int = option(16 << 30, "size of that file, at most", low=1 << 20, unit="bytes")
     kv_integrity: str = option(
         "off",

@@ -178,7 +178,9 @@ def resolve_graphs(config: EngineConfig, device: DeviceFacts) -> tuple[int, Choi
 
 def _resolve_sessions(config: SchedulerConfig, kv_tokens: int) -> tuple[bool, Choice]:
     if config.session_admission != "auto":
-        return config.session_admission == "on", Choice("session admission", config.session_admission, "asked for")
+        return config.session_admission == "on", Choice(
+            "session admission", config.session_admission, "asked for"
+        )
     several = kv_tokens >= SESSIONS_LEAST * SESSION_TOKENS
     reason = f"the KV cache holds {kv_tokens / SESSION_TOKENS:.1f} sessions of {SESSION_TOKENS} tokens"
     return several, Choice("session admission", "on" if several else "off", reason)

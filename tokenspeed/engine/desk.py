@@ -143,7 +143,10 @@ class Desk:
             self._drain_expired()
             return None
         for request_id, cached, miss in zip(
-            plan.bound_request_ids.tolist(), plan.cached_tokens.tolist(), plan.miss_reasons.tolist(), strict=True
+            plan.bound_request_ids.tolist(),
+            plan.cached_tokens.tolist(),
+            plan.miss_reasons.tolist(),
+            strict=True,
         ):
             request = self._open.get(request_id)
             if request is None:

@@ -98,7 +98,11 @@ class Slab:
                 slots.append(slot)
                 hashes += record.hash
                 parents += record.parent
-        return np.array(slots, np.int32), np.frombuffer(bytes(hashes), "<u8"), np.frombuffer(bytes(parents), "<u8")
+        return (
+            np.array(slots, np.int32),
+            np.frombuffer(bytes(hashes), "<u8"),
+            np.frombuffer(bytes(parents), "<u8"),
+        )
 
     def write(self, slot: int, payload: np.ndarray, record: Record) -> None:
         """Fill a slot; payload: uint8 [block_bytes]. Raises `OSError`."""

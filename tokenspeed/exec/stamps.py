@@ -40,7 +40,9 @@ class Checksums:
         ]
         self.sizes = [tensor[0].nbytes for tensor in self.tensors]
         self.block_bytes = sum(self.sizes)
-        words = max(size // tensor.element_size() for size, tensor in zip(self.sizes, self.tensors, strict=True))
+        words = max(
+            size // tensor.element_size() for size, tensor in zip(self.sizes, self.tensors, strict=True)
+        )
         generator = torch.Generator().manual_seed(_ODDS_SEED)
         odds = torch.randint(-(1 << 62), 1 << 62, (words + len(self.sizes),), generator=generator) * 2 + 1
         self._odds = odds[:words].to(self.tensors[0].device)

@@ -124,7 +124,8 @@ class Mover:
         if not parts:
             return None
         return Reports(
-            np.concatenate([part.copy_ids for part in parts]), np.concatenate([part.results for part in parts])
+            np.concatenate([part.copy_ids for part in parts]),
+            np.concatenate([part.results for part in parts]),
         )
 
     def close(self) -> None:
@@ -141,7 +142,8 @@ class Mover:
             while (batch := self._asked.get()) is not None:
                 try:
                     results = self._copy(batch)
-                except (OSError, RuntimeError) as error:  # a full disk, a device out of memory: recompute instead
+                # A full disk, a device out of memory: recompute instead.
+                except (OSError, RuntimeError) as error:
                     way = f"{batch.source.name} to {batch.target.name}"
                     _log.warning("%d blocks from %s: %s", len(batch.copy_ids), way, error)
                     results = np.full(len(batch.copy_ids), CopyResult.FAILED, np.uint8)

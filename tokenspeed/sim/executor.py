@@ -197,7 +197,9 @@ class SimExecutor:
             self._faulted(row.occupant.request_id)
         faults = tuple(index for index, row in flight.failed.items() if not row.sampled)
         tokens = np.array(flight.tokens, dtype=np.int32)
-        return StepResult(flight.step, tokens, faults=faults, corrupt=flight.corrupt, device_us=flight.device_us)
+        return StepResult(
+            flight.step, tokens, faults=faults, corrupt=flight.corrupt, device_us=flight.device_us
+        )
 
     def close(self) -> None:
         """Nothing runs beside the steps."""

@@ -78,7 +78,9 @@ class SimCopies:
                 self._trace.reached[f"copies {result.name.lower()}, or late"] += 1
             copy = _Copy(copy_id, source, target, content, result)
             heapq.heappush(self._under_way, (self._clock.now_us() + took_us, copy_id, copy))
-            self._trace.reached[f"copies {Tier(source[0]).name.lower()} to {Tier(target[0]).name.lower()}"] += 1
+            self._trace.reached[
+                f"copies {Tier(source[0]).name.lower()} to {Tier(target[0]).name.lower()}"
+            ] += 1
 
     def reports(self, *, wait: bool) -> Reports | None:
         """What has come to its end; with `wait`, the clock moves to the next end where there is one."""

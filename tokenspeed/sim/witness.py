@@ -224,7 +224,14 @@ class Witness(Scheduler):
             raise ViolationError(
                 "leak", f"{stats.retractions} retractions counted, {self._rebinds} requests bound again"
             )
-        names = ("retractions", "evictions", "blocks_deduplicated", "results_late", "blocks_promoted", "scrubs")
+        names = (
+            "retractions",
+            "evictions",
+            "blocks_deduplicated",
+            "results_late",
+            "blocks_promoted",
+            "scrubs",
+        )
         for name in names:
             self._trace.reached[name.replace("_", " ")] += getattr(stats, name)
         self.flush_prefix()

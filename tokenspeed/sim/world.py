@@ -100,4 +100,3 @@ def _live(scenario: Scenario, clock: FakeClock, trace: Trace) -> None:
     if executor.flights:
         raise ViolationError("leak", f"{executor.flights} steps in flight at rest")
     witness.rest()
-

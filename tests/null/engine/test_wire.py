@@ -18,7 +18,9 @@ from tokenspeed.obs.sample import CoreSample, SessionAccount
 SAMPLING = SamplingParams(0.5, seed=3, tokens_max=9, stop_ids=(1, 2), logit_bias={5: -1.0}, logprobs=2)
 LOGPROB = TokenLogprob(1, -0.5, [(1, -0.5), (2, -3.0)], 1)
 REQUESTS = [
-    wire.Generate(7, wire.ids_bytes(np.arange(5)), SAMPLING, b"salt", 1, 2**63 - 1, 12, None, 3, 4, 70_000, 5, True, 6),
+    wire.Generate(
+        7, wire.ids_bytes(np.arange(5)), SAMPLING, b"salt", 1, 2**63 - 1, 12, None, 3, 4, 70_000, 5, True, 6
+    ),
     wire.Abort([1, 2**63 - 1]),
     wire.Flush(),
     wire.Rest(9, "tool", 8),
