@@ -16,7 +16,7 @@ from tokenspeed.sim.search import Cut, run_span
 SEEDS = 200
 
 
-def ignore_failed_chunk(desk: Desk, request_id: int) -> None:
+def ignore_failed_chunk(desk: Desk, request_id: int, error: str) -> None:
     """A row that failed in the middle of a prompt ends nothing."""
 
 
