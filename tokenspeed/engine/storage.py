@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def _remove_others(folder: Path, own: Path) -> None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[bool]:
+def _lock(path: Path) -> Generator[bool]:
     """Whether nobody else has the file open as a slab."""
     file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -107,7 +107,7 @@ class Slab:
     def write(self, slot: int, payload: np.ndarray, record: Record) -> None:
         """Fill a slot; payload: uint8 [block_bytes]. Raises `OSError`."""
         self.blank(slot)
-        _write_whole(self._file, memoryview(payload), self._payload_at(slot))
+        _write_whole(self._file, payload.data, self._payload_at(slot))
         _write_whole(self._file, memoryview(_pack(record)), PAGE + slot * RECORD_BYTES)
 
     def read(self, slot: int, payload: np.ndarray) -> Record | None:
@@ -115,7 +115,7 @@ class Slab:
         record = _unpack(os.pread(self._file, RECORD_BYTES, PAGE + slot * RECORD_BYTES))
         if record is None:
             return None
-        view, done = memoryview(payload), 0
+        view, done = payload.data, 0
         while done < len(view):
             count = os.preadv(self._file, [view[done:]], self._payload_at(slot) + done)
             if count == 0:

@@ -157,6 +157,8 @@ class Clients:
                         self.oracle.leave(request_id, "cancelled", must=False)
             case wire.Flush():
                 self._trace.note("flush")
+            case wire.Rest() | wire.Close() | wire.Ask():
+                pass  # of sessions and accounts, which the oracle does not judge
             case wire.Stop():
                 self.oracle.close()
 
