@@ -32,6 +32,12 @@ constexpr std::array<Gaps::Share, 5> kTurnPrior{
 constexpr std::array<Gaps::Share, 5> kUnknownPrior{
     {{200, 110}, {10'000, 90}, {140'000, 28}, {1'000'000, 16}, {40'000'000, 6}}};
 
+Gaps prior(std::span<const Gaps::Share> shares, std::uint32_t never) {
+    Gaps gaps;
+    gaps.begin(shares, never);
+    return gaps;
+}
+
 }  // namespace
 
 std::size_t Gaps::bin(Ticks gap) {
@@ -117,11 +123,13 @@ std::uint64_t Gaps::digest(std::uint64_t seed) const {
 }
 
 Retention::Retention(std::int32_t sessions_max) : sessions_max_(static_cast<std::size_t>(sessions_max)) {
-    gaps(kRestUnknown).begin(kUnknownPrior, 6);
-    gaps(kTurn).begin(kTurnPrior, 26);
-    for (std::size_t each = static_cast<std::size_t>(kTool); each < kRestClasses; ++each) {
-        gaps_[each].begin(kToolPrior, 4);
-    }
+    // Weighed once: a search through small worlds makes thousands of schedulers a second.
+    static const Gaps unknown = prior(kUnknownPrior, 6);
+    static const Gaps turn = prior(kTurnPrior, 26);
+    static const Gaps tool = prior(kToolPrior, 4);
+    gaps(kRestUnknown) = unknown;
+    gaps(kTurn) = turn;
+    std::fill(gaps_.begin() + static_cast<std::ptrdiff_t>(kTool), gaps_.end(), tool);
     tools_.reserve(kToolsMost);
     places_.reserve(sessions_max_);
 }
